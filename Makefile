@@ -1,0 +1,44 @@
+# Run `make` for the list of verbs. Everything runs from .venv, which the first verb sets up.
+SHELL := /bin/sh
+PYTHON ?= python3
+PROFILE ?= digits
+ARGS ?=
+BIN := .venv/bin
+
+.PHONY: help reproduce lab test clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+reproduce: .venv/.ready ## run the series and rebuild its figures: PROFILE=digits, ARGS= further options
+	$(BIN)/python -m paperlib reproduce --profile $(PROFILE) $(ARGS)
+
+# A kernel of the same name in the user's own folders must not win over the one of .venv.
+lab: .venv/.ready ## open the notebooks in JupyterLab
+	PATH="$(CURDIR)/$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab notebooks/
+
+test: .venv/.ready ## check style and types, then run the tests: ARGS= further pytest options
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest $(ARGS)
+
+# What was computed (data/store) and what is published (data/published, figures) stays.
+clean: ## remove build outputs and tool caches
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(wildcard paperlib tests notebooks) \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+# .creating marks a first installation that has not ended. pip can leave half a package behind when it is interrupted,
+# so the next run then starts afresh. The stamp comes last: no stamp, no finished installation.
+.venv/.ready: pyproject.toml requirements.lock
+	@if [ -e .venv/.creating ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "error: '$(PYTHON)' is not Python 3.11 or newer; name one that is, as in: make PYTHON=python3.12" >&2; exit 1; }; \
+	  echo "setting up .venv: about 2 minutes on a fast connection, 6.4 GB on Linux (PyTorch brings CUDA)"; \
+	  $(PYTHON) -m venv --clear .venv && touch .venv/.creating || exit 1; \
+	else \
+	  echo "bringing .venv up to date with pyproject.toml and requirements.lock"; \
+	fi
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[notebooks,test]"
+	@rm -f .venv/.creating
+	@touch $@

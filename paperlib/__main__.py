@@ -1,0 +1,178 @@
+"""The command line: ``python -m paperlib VERB``."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+from collections.abc import Sequence
+
+from paperlib.errors import MissingError, PaperlibError
+from paperlib.profiles import load_profile, profile_names
+from paperlib.progress import say
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 on success, 1 with one clear line on an error, 130 when interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.verb(options)
+    except PaperlibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def reproduce(options: argparse.Namespace) -> None:
+    """Compute every stage, execute the notebooks by papermill, draw the figures, bind the reading copy."""
+    from paperlib.series import reproduce as run
+
+    run(options.profile, seed=options.seed, only=_listed(options.only), fresh=options.fresh)
+
+
+def run(options: argparse.Namespace) -> None:
+    """The same computations without notebooks or Jupyter."""
+    from paperlib.study import Study
+
+    profile = load_profile(options.profile)
+    for seed in _seeds(options.seeds, profile.run.seeds[:1]):
+        study = Study(profile, seed, replay=False)
+        names = _matching(options.stage, list(study.stages))
+        if options.list:
+            for name in names:
+                say(f"{'done   ' if study.find(name) else 'missing'} {name}")
+            continue
+        if options.fresh:
+            study.forget(names)
+        study.compute(names)
+        say(f"seed {seed}: {len(names)} stages are there")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """One system under one attack, on the command line's terms."""
+    from paperlib.evaluation import CLEAN, evaluate, fgsm_spec, pgd_spec
+    from paperlib.profiles import budget_text
+    from paperlib.report.tables import percent
+    from paperlib.study import Study, load_system
+    from paperlib.training.trainer import hash_seed
+
+    profile = load_profile(options.profile)
+    eps = _budget(options.eps, profile.evaluation.eps)
+    step = _budget(options.step_size, eps * profile.evaluation.step / profile.evaluation.eps)
+    steps = options.steps or profile.evaluation.steps
+    spec = {
+        "clean": CLEAN,
+        "fgsm": fgsm_spec(eps),
+        "pgd": pgd_spec(eps, steps, step, options.restarts),
+    }[options.attack]
+    model = load_system(options.system, profile, options.seed)
+    study = Study(profile, options.seed)
+    split = study.data.test.first(options.images or profile.evaluation.images).to(study.device)
+    seed = hash_seed(options.seed, "evaluate", spec.name)
+    outcome = evaluate(model, split, spec, seed=seed, batch_size=profile.evaluation.batch_size, label=options.system)
+    row = outcome.record()
+    say(
+        f"{options.system} on {study.data.label}, {spec.kind} eps {budget_text(spec.eps)}, {spec.steps} steps of "
+        f"{budget_text(spec.step)}, {spec.restarts} restart(s), seed {options.seed}: "
+        f"{percent(row['accuracy'], row['interval'])} ({row['correct']} of n = {row['n']})"
+    )
+
+
+def publish(options: argparse.Namespace) -> None:
+    """Copy this machine's records into data/published/PROFILE."""
+    from paperlib.study import publish as write
+
+    profile = load_profile(options.profile)
+    write(profile, _seeds(options.seeds, profile.run.seeds))
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """What is there, what is missing, what to do."""
+    from paperlib.doctor import examine
+
+    examine(load_profile(options.profile))
+
+
+def refresh(options: argparse.Namespace) -> None:
+    """Execute the committed notebooks in replay mode and store their outputs, normalised."""
+    from paperlib.series import refresh as write
+
+    write(options.profile, only=_listed(options.only))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m paperlib", description="The executable companion of arXiv 2512.20821.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, function: object, *, seed: bool = False, seeds: bool = False) -> argparse.ArgumentParser:
+        text = (function.__doc__ or "").strip()
+        sub = verbs.add_parser(name, help=text, description=text)
+        sub.add_argument("--profile", default="digits", help=f"one of {', '.join(profile_names())}, or a TOML file")
+        if seed:
+            sub.add_argument("--seed", type=int, default=0)
+        if seeds:
+            sub.add_argument("--seeds", default="", metavar="0,1,2")
+        sub.set_defaults(verb=function)
+        return sub
+
+    sub = verb("reproduce", reproduce, seed=True)
+    sub.add_argument("--only", default="", metavar="03,06", help="notebooks to execute, by number or name")
+    sub.add_argument("--fresh", action="store_true", help="forget what this machine has computed and start over")
+    sub = verb("run", run, seeds=True)
+    sub.add_argument("--stage", nargs="+", default=[], metavar="NAME", help="stages or patterns such as 'train:*'")
+    sub.add_argument("--fresh", action="store_true", help="compute again what is there")
+    sub.add_argument("--list", action="store_true", help="only say which stages are there")
+    sub = verb("evaluate", evaluate, seed=True)
+    sub.add_argument("system")
+    sub.add_argument("--attack", choices=("clean", "fgsm", "pgd"), default="pgd")
+    sub.add_argument("--eps", default="", help='such as "8/255"; the profile\'s by default')
+    sub.add_argument("--step-size", default="")
+    sub.add_argument("--steps", type=int, default=0)
+    sub.add_argument("--restarts", type=int, default=1)
+    sub.add_argument("--images", type=int, default=0)
+    verb("publish", publish, seeds=True)
+    verb("doctor", doctor)
+    sub = verb("refresh", refresh)
+    sub.add_argument("--only", default="", metavar="03,06")
+    return parser
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seeds(text: str, default: Sequence[int]) -> list[int]:
+    try:
+        return [int(part) for part in _listed(text)] or list(default)
+    except ValueError as error:
+        raise PaperlibError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error
+
+
+def _budget(text: str, default: object) -> object:
+    from fractions import Fraction
+
+    from paperlib.checks import as_budget
+
+    if not text:
+        return default
+    as_budget(text)
+    return Fraction(text)
+
+
+def _matching(patterns: Sequence[str], names: list[str]) -> list[str]:
+    if not patterns:
+        return names
+    chosen = []
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise MissingError(f"no stage matches {pattern!r}; see: python -m paperlib run --list")
+        chosen += [name for name in found if name not in chosen]
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,441 @@
+"""Data sets as tensors: read once, split once, kept in memory or on the device, pixels in [0, 1].
+
+| name      | where the images come from                                                                    |
+|-----------|-----------------------------------------------------------------------------------------------|
+| `digits`  | 1,797 real 8x8 grey digits that ship with scikit-learn                                         |
+| `cifar10` | 60,000 colour images of 32x32: torchvision's files, or class-named images in a folder or archive |
+| `svhn`    | 99,289 colour images of 32x32 house numbers: torchvision's two `.mat` files                    |
+
+`PAPERLIB_DATA` names a folder or an archive; without it the files are looked for in, or downloaded into, `data/raw`.
+CIFAR-10 read from JPEG or PNG files is labelled `cifar10-jpeg` or `cifar10-png`, so that its results never mix with
+the original's. Nothing is ever extracted to disk. The original's files are pickles: torchvision opens them only after
+their MD5 has matched the known one, and nothing else is unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import http.client
+import io
+import lzma
+import os
+import socket
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from paperlib import paths
+from paperlib.checks import check_images, check_labels
+from paperlib.errors import DataError, InputError
+from paperlib.profiles import DataConfig, Profile, canonical
+from paperlib.progress import Say, say, track
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+DIGIT_CLASSES = tuple("0123456789")
+BATCHES = "cifar-10-batches-py"  # the folder torchvision makes
+MAX_BYTES = 1 << 20  # of one image file; no 32x32 image needs more
+BROKEN = (OSError, EOFError, zlib.error)  # what damaged files of any kind raise
+CACHED = ("train.images", "train.labels", "test.images", "test.labels")
+HELP_CIFAR10 = (
+    f"set PAPERLIB_DATA to a folder that holds {BATCHES}/, or train/<class>/*.png and test/<class>/*.png, "
+    "or to a .tar.xz, .tar.gz, .tar or .zip of such images; unset it to download the original"
+)
+HELP_SVHN = (
+    "set PAPERLIB_DATA to a folder that holds train_32x32.mat and test_32x32.mat from "
+    "http://ufldl.stanford.edu/housenumbers; unset it to download them"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images (N, C, H, W) float32 in [0, 1] and labels (N,) int64, in an order whose every prefix is class-balanced."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same images on ``device``; shares memory if they are there already."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def first(self, n: int) -> Split:
+        """The first ``n`` images, a class-balanced sample. Raises DataError if there are fewer."""
+        if not 0 <= n <= len(self):
+            raise DataError(f"asked for the first {n} of {len(self)} images")
+        return Split(self.images[:n], self.labels[:n])
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three splits and what identifies them. Treat the tensors as read-only: they may be shared within the process."""
+
+    label: str  # "digits", "cifar10", "cifar10-jpeg", "cifar10-png" or "svhn"; stands beside every result
+    train: Split
+    validation: Split
+    test: Split
+    classes: tuple[str, ...]
+    fingerprint: str  # label and 16 hex digits of a SHA-256 over the classes and all three splits
+    mean: tuple[float, ...]  # of each channel of the training images, to six decimals
+    std: tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data on ``device``."""
+        splits = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return dataclasses.replace(self, **splits)
+
+
+class _Place(NamedTuple):
+    split: str
+    label: str
+    file: str
+
+
+class _Arrays(NamedTuple):
+    images: NDArray[np.uint8]  # (N, C, H, W)
+    labels: NDArray[np.int64]  # (N,)
+
+    def at(self, index: NDArray[np.int64]) -> _Arrays:
+        return _Arrays(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a reader delivers, before it is split: bytes from 0 to ``white``."""
+
+    label: str
+    classes: tuple[str, ...]
+    train: _Arrays
+    test: _Arrays | None  # None where there is no official test split
+    white: int = 255
+
+
+_loaded: dict[tuple[object, ...], Dataset] = {}  # the data set loaded last, so that a second notebook need not wait
+
+
+def load_dataset(profile: Profile, device: torch.device | str = "cpu", say: Say = say) -> Dataset:
+    """The data of ``profile``, split and on ``device``.
+
+    CIFAR-10 and SVHN keep their official test split; digits has none, so one is cut off. The order of the images is
+    seeded by ``data.split_seed`` and not the official one: the first n of any split are a class-balanced sample.
+
+    Raises:
+        DataError: missing or damaged files, or more images asked for than there are; says what to do.
+    """
+    config = dataclasses.replace(profile.data, crop=0, flip=False)
+    source = paths.data_source()
+    key = (config, *(() if config.name == "digits" else (source, _stamp(source))))
+    if key not in _loaded:
+        read = {"digits": _read_digits, "cifar10": _read_cifar10, "svhn": _read_svhn}[config.name]
+        dataset = _split(read(source, say), config)
+        _loaded.clear()
+        _loaded[key] = dataset
+    return _loaded[key].to(device)
+
+
+def make_dataset(label: str, classes: tuple[str, ...], train: Split, validation: Split, test: Split) -> Dataset:
+    """Check three splits and add the fingerprint and the statistics. Raises InputError, or DataError by class."""
+    splits = {"train": train, "validation": validation, "test": test}
+    for name, split in splits.items():
+        check_images(split.images, f"{name} images")
+        check_labels(split.labels, split.images, f"{name} labels")
+        seen = set(split.labels.tolist())
+        if wrong := seen ^ set(range(len(classes))):
+            raise DataError(
+                f"{label}: {len(split)} {name} images, with classes {sorted(wrong)} absent or unknown; each of "
+                f"{len(classes)} classes must be there, so ask for at least {len(classes)} images"
+            )
+    tensors = [tensor for split in splits.values() for tensor in (split.images, split.labels)]
+    fingerprint = f"{label}:{_digest(tensors, canonical([label, classes])).hexdigest()[:16]}"
+    channels = [train.images[:, c].double() for c in range(train.images.shape[1])]
+    mean = tuple(round(float(c.mean()), 6) for c in channels)
+    std = tuple(round(float(c.std(correction=0)), 6) for c in channels)
+    return Dataset(label, train, validation, test, classes, fingerprint, mean, std)
+
+
+def augment(images: Tensor, *, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Random shifts and mirrorings of a batch (N, C, H, W), one draw per image.
+
+    Each image is padded with ``crop`` zero pixels on every side and cut back to its size at a random place; with
+    ``flip`` it is then mirrored left to right with probability one half. Pixels are copied, so they stay in [0, 1].
+    Random numbers are drawn on the generator's device and moved, so a CPU generator gives the same result everywhere.
+    With nothing to do, the batch itself is returned and nothing is drawn.
+
+    Raises:
+        InputError: ``images`` has not four axes, or ``crop`` is negative.
+    """
+    if images.ndim != 4 or crop < 0:
+        raise InputError(f"augment: expected images (N, C, H, W) and crop >= 0, got {tuple(images.shape)}, crop={crop}")
+    count, _, height, width = images.shape
+
+    def draw(high: int) -> Tensor:
+        return torch.randint(high, (count,), generator=generator, device=generator.device).to(images.device)
+
+    if crop:
+        # A view (N, C, 2 crop + 1, 2 crop + 1, H, W) of all windows; indexing copies one window of each image.
+        windows = torch.nn.functional.pad(images, (crop,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+        top, left = draw(2 * crop + 1), draw(2 * crop + 1)
+        images = windows[torch.arange(count, device=images.device), :, top, left]
+    if flip:
+        images = torch.where(draw(2).bool()[:, None, None, None], images.flip(3), images)
+    return images
+
+
+def _split(source: _Source, config: DataConfig) -> Dataset:
+    def rng(part: int) -> np.random.Generator:
+        return np.random.default_rng([config.split_seed, part])  # so that one split's size leaves the others alone
+
+    if source.test is None and config.test == 0:
+        raise DataError(f"data.test=0: {source.label} has no test split of its own; say how many images it gets")
+    test, rest = _take(source.test or source.train, config.test, "test", rng(0))
+    validation, rest = _take(source.train if source.test else rest, config.validation, "validation", rng(1))
+    train, _ = _take(rest, config.train, "train", rng(2))
+    splits = [
+        Split(torch.from_numpy(part.images).float().div_(source.white), torch.from_numpy(part.labels))
+        for part in (train, validation, test)
+    ]
+    return make_dataset(source.label, source.classes, *splits)
+
+
+def _take(pool: _Arrays, asked: int, name: str, rng: np.random.Generator) -> tuple[_Arrays, _Arrays]:
+    """``asked`` images (0 means all) in class-balanced random order, and the rest."""
+    if asked > len(pool.labels):
+        raise DataError(f"data.{name}={asked}: only {len(pool.labels)} images are there to choose from")
+    order = _balanced_order(pool.labels, rng)
+    count = asked or len(order)
+    return pool.at(order[:count]), pool.at(np.sort(order[count:]))
+
+
+def _balanced_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """A random order whose every prefix shares its seats among the classes as the whole does.
+
+    The k-th of m images of a class stands at (k + 1/2) / m: Webster's rule of apportionment, under which a larger
+    sample contains the smaller one. The first image of each class stands at 0, so that no class is left out.
+    """
+    order = rng.permutation(len(labels))
+    place = np.zeros(len(labels))
+    for c in np.unique(labels):
+        members = np.flatnonzero(labels[order] == c)
+        place[members[1:]] = (np.arange(1, len(members)) + 0.5) / len(members)
+    return order[np.argsort(place, kind="stable")]
+
+
+def _stamp(source: Path) -> tuple[object, ...]:
+    """A cheap sign of change: sizes and times of a file, or of a folder's own entries."""
+    entries = [source, *(sorted(source.iterdir()) if source.is_dir() else ())]
+    return tuple((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries if e.exists())
+
+
+def _read_digits(source: Path, say: Say) -> _Source:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = bunch.images.astype(np.uint8)[:, None]
+    return _Source("digits", DIGIT_CLASSES, _Arrays(images, bunch.target.astype(np.int64)), None, white=16)
+
+
+def _read_cifar10(source: Path, say: Say) -> _Source:
+    source = source.parent if source.name == BATCHES else source
+    if source.is_file() or (not (source / BATCHES).is_dir() and any((source / s).is_dir() for s in ("train", "test"))):
+        return _read_images(source, say)
+
+    def read(train: bool, download: bool) -> _Arrays:
+        from torchvision.datasets import CIFAR10
+
+        data = CIFAR10(source, train=train, download=download)
+        return _Arrays(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.asarray(data.targets, np.int64))
+
+    return _read_torchvision("cifar10", CIFAR10_CLASSES, source / BATCHES, read, HELP_CIFAR10, say)
+
+
+def _read_svhn(source: Path, say: Say) -> _Source:
+    def read(train: bool, download: bool) -> _Arrays:
+        from torchvision.datasets import SVHN
+
+        data = SVHN(source, split="train" if train else "test", download=download)
+        return _Arrays(np.ascontiguousarray(data.data), data.labels.reshape(-1))
+
+    return _read_torchvision("svhn", DIGIT_CLASSES, source / "train_32x32.mat", read, HELP_SVHN, say)
+
+
+def _read_torchvision(
+    name: str, classes: tuple[str, ...], sign: Path, read: Callable[[bool, bool], _Arrays], advice: str, say: Say
+) -> _Source:
+    """Both splits by ``read(train, download)``; a folder the user named is never downloaded into."""
+    own, where = bool(os.environ.get("PAPERLIB_DATA")), paths.shown(sign.parent)
+    if not sign.exists():
+        if own:
+            raise DataError(f"{name}: {sign.name} is not in {where}; {advice}")
+        say(f"{name}: downloading into {where}")
+    timeout = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(60)  # torchvision sets none, and a silent network would hang for ever
+        return _Source(name, classes, read(True, not own), read(False, not own))
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise DataError(f"{name}: could not be {'read' if own else 'downloaded'}: {error}; {advice}") from error
+    except RuntimeError as error:  # torchvision's word for an MD5 that differs
+        raise DataError(f"{name}: files in {where} are missing or damaged (their MD5 differs); {advice}") from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _read_images(source: Path, say: Say) -> _Source:
+    """Class-named images of 32x32 from a folder or an archive, decoded once and then cached by content."""
+    folder = list(_folder_files(source)) if source.is_dir() else []
+    identity = hashlib.sha256(b"1")
+    for _, path in folder:
+        identity.update(canonical([path.parts[-3:], path.stat().st_size, path.stat().st_mtime_ns]).encode())
+    if source.is_file():
+        with source.open("rb") as file:
+            identity.update(hashlib.file_digest(file, "sha256").digest())
+    cache = paths.home() / "data" / "cache" / f"cifar10-{identity.hexdigest()[:16]}.safetensors"
+    found = _load_cache(cache, say)
+    if found is None:
+        say(f"cifar10: decoding the images in {paths.shown(source)}")
+        found = _decode(folder if source.is_dir() else list(_archive_files(source)), paths.shown(source), say)
+        _save_cache(found, cache, say)
+    return found
+
+
+def _place(name: str) -> _Place | None:
+    """Where an image belongs, by the end of its path under at most one top folder; None for anything else."""
+    parts = PurePosixPath(name).parts  # without "./"
+    if len(parts) not in (3, 4) or parts[-3] not in ("train", "test") or parts[-1].startswith("."):
+        return None
+    return _Place(*parts[-3:]) if parts[-1].lower().endswith((".png", ".jpg", ".jpeg")) else None
+
+
+def _folder_files(folder: Path) -> Iterator[tuple[_Place, Path]]:
+    for path in folder.glob("*/*/*"):
+        if place := _place(path.relative_to(folder).as_posix()):
+            yield place, path
+
+
+def _archive_files(path: Path) -> Iterator[tuple[_Place, bytes]]:
+    """Place and content of every image, straight from the stream. Raises DataError naming the last member read."""
+    name = "its start"
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    if place := _place(info.filename):
+                        name = info.filename
+                        yield place, _bounded(archive.open(info), name)
+            return
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if (place := _place(member.name)) and (file := tar.extractfile(member)):
+                    name = member.name
+                    yield place, _bounded(file, name)
+            rest = tar.fileobj
+            if rest is None or rest.tell() == tar.offset:  # cut off between two members
+                raise EOFError("no end-of-archive mark")
+            while rest.read(MAX_BYTES):  # to the end, where the checksums of .xz and .gz are compared
+                pass
+    except (*BROKEN, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, RuntimeError) as error:
+        reason = f"truncated, damaged or not an archive, noticed after {name} ({error})"
+        raise DataError(f"cifar10: {paths.shown(path)} is {reason}; fetch it again, or {HELP_CIFAR10}") from error
+
+
+def _bounded(file: IO[bytes], name: str) -> bytes:
+    content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise DataError(f"cifar10: {name} holds more than {MAX_BYTES} bytes, too many for an image of 32x32")
+    return content
+
+
+def _decode(files: Sequence[tuple[_Place, bytes | Path]], where: str, say: Say) -> _Source:
+    """Decode in name order. Raises DataError for an unknown or absent class, or naming the image."""
+    ordered = sorted(files, key=lambda file: file[0])
+    if len({place for place, _ in files}) != len(files) or not files:
+        raise DataError(f"cifar10: {where} holds {'an image twice' if files else 'no images'}; {HELP_CIFAR10}")
+    for split in ("train", "test"):
+        names, wanted = {place.label for place, _ in files if place.split == split}, set(CIFAR10_CLASSES)
+        if names != wanted:
+            wrong = f"unknown {sorted(names - wanted)}, missing {sorted(wanted - names)}"
+            raise DataError(f"cifar10: the class folders of {split}/ in {where} do not match: {wrong}")
+    images, kinds = np.empty((len(ordered), 3, 32, 32), np.uint8), set()
+    with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter lock
+        decoded = track(pool.map(_decode_image, ordered), len(ordered), f"decoding {where}", say)
+        for i, (pixels, kind) in enumerate(decoded):
+            images[i] = pixels.transpose(2, 0, 1)
+            kinds.add(kind)
+    labels = np.array([CIFAR10_CLASSES.index(place.label) for place, _ in ordered], np.int64)
+    both = _Arrays(images, labels)
+    train, test = (
+        both.at(np.flatnonzero([place.split == split for place, _ in ordered])) for split in ("train", "test")
+    )
+    return _Source("cifar10-jpeg" if "JPEG" in kinds else "cifar10-png", CIFAR10_CLASSES, train, test)
+
+
+def _decode_image(file: tuple[_Place, bytes | Path]) -> tuple[NDArray[np.uint8], str]:
+    from PIL import Image
+
+    place, content = file
+    stream = io.BytesIO(content) if isinstance(content, bytes) else content
+    try:
+        with Image.open(stream, formats=("JPEG", "PNG")) as image:
+            if image.size != (32, 32):  # known from the header, before any pixel is decoded
+                raise DataError(f"cifar10: {'/'.join(place)} is {image.width}x{image.height} pixels, expected 32x32")
+            return np.asarray(image.convert("RGB")), str(image.format)
+    except (*BROKEN, ValueError, SyntaxError, struct.error) as error:
+        raise DataError(f"cifar10: {'/'.join(place)} cannot be decoded ({error})") from error
+
+
+def _load_cache(path: Path, say: Say) -> _Source | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            parts, about = [file.get_tensor(name) for name in CACHED], file.metadata()
+        if about["sha256"] != _digest(parts).hexdigest():
+            raise SafetensorError("its checksum differs")
+        arrays = [part.numpy() for part in parts]
+        return _Source(about["label"], CIFAR10_CLASSES, _Arrays(*arrays[:2]), _Arrays(*arrays[2:]))
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
+        say(f"cifar10: the cache {path.name} is damaged ({error}) and will be made again")
+        return None
+
+
+def _save_cache(source: _Source, path: Path, say: Say) -> None:
+    parts = [torch.from_numpy(part) for part in (*source.train, *(source.test or ()))]
+    about = {"label": source.label, "sha256": _digest(parts).hexdigest()}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(zip(CACHED, parts, strict=True)), temporary, about)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        say(f"cifar10: the decoded images could not be cached ({error}); the next load decodes them again")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _digest(tensors: Iterable[Tensor], start: str = "") -> hashlib._Hash:
+    """SHA-256 of the exact bytes, shapes and types of ``tensors``."""
+    digest = hashlib.sha256(start.encode())
+    for tensor in tensors:
+        digest.update(canonical([str(tensor.dtype), *tensor.shape]).encode())
+        digest.update(memoryview(tensor.cpu().contiguous().numpy()).cast("B"))  # type: ignore[arg-type]
+    return digest

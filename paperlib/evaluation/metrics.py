@@ -1,0 +1,60 @@
+"""Numbers with their uncertainty: Wilson intervals, and paired comparison of two systems on the same images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Z95 = 1.959963984540054
+
+
+def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, as fractions (Wilson 1927). ``n`` of 0 gives (0, 1)."""
+    if n == 0:
+        return 0.0, 1.0
+    p, z2 = correct / n, z * z
+    # (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n)
+    centre, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    # At 0 and n the exact ends are 0 and 1; rounding must not push them past p.
+    return max(0.0, min(p, (centre - half) / (1 + z2 / n))), min(1.0, max(p, (centre + half) / (1 + z2 / n)))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two systems on the same n images. The difference is first minus second, as a fraction."""
+
+    n: int
+    only_first: int  # images only the first system gets right
+    only_second: int
+    difference: float
+    low: float
+    high: float
+    p_value: float  # McNemar's exact test
+
+
+def paired(first: Tensor, second: Tensor) -> Paired:
+    """Compare two outcomes (N,) bool, True where the system is right, image by image.
+
+    The interval is Agresti and Min's (2005) adjusted Wald interval for matched pairs, the p-value McNemar's exact test.
+
+    Raises:
+        ValueError: outcomes of different images (unequal lengths).
+    """
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"paired comparison needs outcomes on the same images, got {first.shape} and {second.shape}")
+    n = len(first)
+    b, c = int((first & ~second).sum()), int((~first & second).sum())
+    # Agresti-Min: add 1/2 to each of the four cells, then Wald.
+    b_, c_, n_ = b + 0.5, c + 0.5, n + 2
+    centre = (b_ - c_) / n_
+    half = Z95 * math.sqrt(b_ + c_ - (b_ - c_) ** 2 / n_) / n_
+    return Paired(n, b, c, (b - c) / max(n, 1), max(-1.0, centre - half), min(1.0, centre + half), _mcnemar(b, c))
+
+
+def _mcnemar(b: int, c: int) -> float:
+    # Under the null the discordant pairs are fair coin tosses: p = 2 P(X <= min(b, c)), X ~ Binomial(b + c, 1/2).
+    m = b + c
+    tail = sum(math.comb(m, k) for k in range(min(b, c) + 1))
+    return min(1.0, 2 * tail / 2**m) if m else 1.0

@@ -1,0 +1,84 @@
+"""The soft-gated mixture: every expert answers every image, and a gate weighs the answers (arXiv 2512.20821)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.models.resnet import ResNet
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How a mixture came to its answer."""
+
+    logits: Tensor  # (N, classes), the answer
+    expert_logits: Tensor  # (N, experts, classes)
+    gate_weights: Tensor  # (N, experts), non-negative, each row sums to 1
+
+
+class Gate(ResNet):
+    """A small residual network on the pixels: (N, C, H, W) in [0, 1] to one score per expert (N, experts).
+
+    Three stages of 1x, 2x and 4x ``width`` channels. The paper does not describe its gate; this is our choice, the
+    shape of ADVMoE's router (3 blocks a stage, width 16) with a size that follows the profile.
+    """
+
+    def __init__(
+        self, experts: int, width: int, blocks: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__(experts, width, (blocks,) * 3, mean, std)
+        # An even start: phase 2 begins as the uniform average of the pre-trained experts.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+class UniformGate(nn.Module):
+    """The gate that knows nothing: equal scores for all experts, whatever the image."""
+
+    def __init__(self, experts: int) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), self.experts)
+
+
+class Mixture(nn.Module):
+    """Nine networks as one classifier: pixels (N, C, H, W) in [0, 1] to logits (N, classes).
+
+    Args:
+        experts: networks from pixels to logits (N, classes).
+        gate: network from pixels to one score per expert (N, experts).
+        mixing: ``"probabilities"`` returns the log of the mixed probabilities, ``"logits"`` the mixed logits. Which of
+            the two the paper means is not known; probabilities is our default.
+    """
+
+    def __init__(self, experts: Iterable[nn.Module], gate: nn.Module, mixing: str = "probabilities") -> None:
+        super().__init__()
+        if mixing not in ("probabilities", "logits"):
+            raise ValueError(f"mixing={mixing!r}: expected 'probabilities' or 'logits'")
+        self.experts = nn.ModuleList(experts)
+        self.gate = gate
+        self.mixing = mixing
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.evidence(x).logits
+
+    def evidence(self, x: Tensor) -> Evidence:
+        """The answer together with what each expert said and how the gate weighed it."""
+        expert_logits = torch.stack([expert(x) for expert in self.experts], dim=1)
+        # w(x) = softmax(g(x)): "fractional activation", no expert is ever switched off.
+        log_weights = torch.log_softmax(self.gate(x), dim=1)
+        weights = log_weights.exp()
+        if self.mixing == "logits":
+            # z(x) = sum_i w_i(x) z_i(x)
+            logits = (weights.unsqueeze(2) * expert_logits).sum(dim=1)
+        else:
+            # z(x) = log sum_i w_i(x) softmax(z_i(x)), computed in log space so that nothing underflows
+            log_probabilities = torch.log_softmax(expert_logits, dim=2)
+            logits = torch.logsumexp(log_weights.unsqueeze(2) + log_probabilities, dim=1)
+        return Evidence(logits, expert_logits, weights)

@@ -1,0 +1,79 @@
+"""ResNet-18 for small images: torchvision's residual blocks behind the CIFAR stem, with normalisation inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+
+class Normalize(nn.Module):
+    """Pixels of [0, 1] to zero mean and unit variance per channel, so that attacks never see normalised space."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class ResNet(nn.Module):
+    """Residual network of basic blocks (He et al. 2016): pixels (N, C, H, W) in [0, 1] to logits (N, outputs).
+
+    The stem is the 3x3 stride-1 convolution used for CIFAR. Stage ``i`` has ``blocks[i]`` basic blocks of
+    ``width * 2**i`` channels; every stage but the first halves the resolution. ResNet-18 is ``blocks=(2, 2, 2, 2)``
+    with ``width=64``.
+    """
+
+    def __init__(
+        self, outputs: int, width: int, blocks: Sequence[int], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.stem = nn.Sequential(*_conv_bn(len(mean), width, kernel=3), nn.ReLU(inplace=True))
+        stages: list[nn.Module] = []
+        channels = width
+        for i, depth in enumerate(blocks):
+            stages.append(_stage(channels, width * 2**i, depth, stride=1 if i == 0 else 2))
+            channels = width * 2**i
+        self.stages = nn.Sequential(*stages)
+        self.head = nn.Linear(channels, outputs)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, x: Tensor) -> Tensor:
+        """Average-pooled features (N, width * 2**(stages - 1))."""
+        return self.stages(self.stem(self.normalize(x))).mean(dim=(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def resnet18(classes: int, width: int, mean: Sequence[float], std: Sequence[float]) -> ResNet:
+    """An expert of the paper; its width is 64 there."""
+    return ResNet(classes, width, (2, 2, 2, 2), mean, std)
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers the model learns."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return conv, nn.BatchNorm2d(outputs)
+
+
+def _stage(inputs: int, outputs: int, depth: int, stride: int) -> nn.Sequential:
+    change = stride != 1 or inputs != outputs
+    shortcut = nn.Sequential(*_conv_bn(inputs, outputs, kernel=1, stride=stride)) if change else None
+    first = BasicBlock(inputs, outputs, stride, shortcut)
+    return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(depth - 1)))

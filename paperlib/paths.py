@@ -1,0 +1,55 @@
+"""Where everything lives: one place resolves paths, so no notebook ever depends on the folder it is run from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _setting(name: str, default: Path) -> Path:
+    return Path(os.environ[name]).expanduser().resolve() if os.environ.get(name) else default
+
+
+def home() -> Path:
+    """Folder that receives what is computed (store, figures, build): ``PAPERLIB_HOME``, else the repository."""
+    return _setting("PAPERLIB_HOME", ROOT)
+
+
+def store_dir() -> Path:
+    """Artefacts computed on this machine."""
+    return home() / "data" / "store"
+
+
+def figures_dir(profile: str) -> Path:
+    """Figures and tables of one profile."""
+    return home() / "figures" / profile
+
+
+def build_dir(profile: str) -> Path:
+    """Executed notebooks and the reading copy of one profile."""
+    return home() / "build" / profile
+
+
+def published_dir(profile: str) -> Path:
+    """Records committed for everybody: ``PAPERLIB_PUBLISHED``, else ``data/published``."""
+    return _setting("PAPERLIB_PUBLISHED", ROOT / "data" / "published") / profile
+
+
+def data_source() -> Path:
+    """The user's data, a folder or an archive: ``PAPERLIB_DATA``, else ``data/raw``."""
+    return _setting("PAPERLIB_DATA", ROOT / "data" / "raw")
+
+
+def notebooks_dir() -> Path:
+    """The numbered series."""
+    return ROOT / "notebooks"
+
+
+def shown(path: Path) -> str:
+    """``path`` as a reader should see it: relative to the repository or the current folder where possible."""
+    for base in (ROOT, Path.cwd()):
+        if path.is_relative_to(base):
+            return path.relative_to(base).as_posix() or "."
+    return path.name

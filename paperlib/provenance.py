@@ -1,0 +1,77 @@
+"""Where a number comes from: versions, commit, device, time. Never a path, a host or a user."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from paperlib.paths import ROOT
+
+# The rooms whose code decides a number; the rest only stores, draws or tells.
+ROOMS = ("checks.py", "data.py", "models", "attacks", "training", "evaluation", "stages.py")
+
+
+def provenance(device: torch.device, threads: int) -> dict[str, Any]:
+    """What every record carries beside its numbers."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device_name(device),
+        "threads": threads,
+        "versions": versions(),
+        "commit": commit(),
+        "source": source_digest(),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """``cpu`` with its instruction set, or the accelerator's model name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The libraries that can change a number."""
+    names = ("torch", "torchvision", "numpy", "safetensors")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # e.g. a vendor's build without metadata
+            found[name] = "unknown"
+    return found
+
+
+@functools.cache
+def commit() -> str:
+    """The git commit of the code, with ``+`` where files that decide numbers have changed since; else ``unknown``."""
+    try:
+        revision = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--", *(f"paperlib/{room}" for room in ROOMS))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return revision + ("+" if changed else "")
+
+
+@functools.cache
+def source_digest() -> str:
+    """A hash of the code that decides numbers, for checkouts without git (12 hex digits)."""
+    digest = hashlib.sha256()
+    for room in ROOMS:
+        path = ROOT / "paperlib" / room
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()

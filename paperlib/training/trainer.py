@@ -1,0 +1,241 @@
+"""One adversarial trainer for every recipe: draw a strike, perturb the batch, learn, validate, keep the best."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks import attack
+from paperlib.data import Dataset, Split, augment
+from paperlib.errors import NotFiniteError, StoreError
+from paperlib.profiles import DataConfig, TrainConfig
+from paperlib.progress import Say, say
+from paperlib.files import read_tensors, write_tensors
+from paperlib.training.threats import Threat
+
+# An FGSM-trained network that beats FGSM but not PGD has collapsed: it masks its gradient (catastrophic overfitting).
+COLLAPSE_GAP = 0.20
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The attack on the validation split that picks the checkpoint; budgets in pixels of [0, 1]."""
+
+    eps: float
+    step_size: float
+    steps: int
+    select: str  # "clean" or "pgd": the accuracy that picks the checkpoint
+
+
+@dataclass
+class Epoch:
+    """What is known after one epoch; accuracies are fractions of the validation split."""
+
+    epoch: int
+    loss: float
+    steps: float  # mean attack iterations per batch
+    clean: float
+    fgsm: float
+    pgd: float
+    collapsed: bool  # FGSM accuracy exceeds PGD accuracy by more than COLLAPSE_GAP
+    seconds: float
+
+
+@dataclass
+class History:
+    """The course of one training run."""
+
+    epochs: list[Epoch] = field(default_factory=list)
+    best: int = -1  # epoch whose weights were kept
+    passes: int = 0  # network passes per image spent on training: attack iterations plus updates
+
+    def table(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"epochs": [vars(e) for e in self.epochs], "best": self.best, "passes": self.passes}
+
+    @classmethod
+    def from_table(cls, table: dict[str, Any]) -> History:
+        return cls([Epoch(**e) for e in table["epochs"]], table["best"], table["passes"])
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    config: TrainConfig,
+    augmentation: DataConfig,
+    threat: Threat,
+    validation: Validation,
+    seed: int,
+    trainable: Callable[[nn.Module], Iterator[nn.Parameter]] = nn.Module.parameters,
+    bf16: bool = False,
+    channels_last: bool = False,
+    checkpoint: Path | None = None,
+    label: str = "training",
+    say: Say = say,
+) -> History:
+    """Train ``model`` in place and leave it, in evaluation mode, at the epoch that did best on the validation split.
+
+    Each batch is turned into what ``threat`` draws, crafted against the model itself in evaluation mode; the update
+    runs in training mode on the result with cross-entropy. The test split is never looked at.
+
+    Args:
+        config: epochs, batch size, optimiser and schedule.
+        augmentation: the profile's data section; only its crop and flip are used.
+        trainable: the parameters to update, all by default; modules without any stay in evaluation mode.
+        checkpoint: file the state is kept in after each epoch. A run that finds it goes on from there, and ends with
+            the same weights, bit for bit on the CPU, as one that was never interrupted.
+
+    Raises:
+        NotFiniteError: the loss became NaN or infinite; the epoch and the strike are named.
+    """
+    device = next(model.parameters()).device
+    chosen = list(trainable(model))
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    model.to(memory_format=memory)  # type: ignore[call-overload]
+    optimiser = torch.optim.SGD(
+        chosen,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )
+    history, best = _resume(checkpoint, model, optimiser, chosen)
+    if history.epochs:
+        say(f"{label}: going on after epoch {history.epochs[-1].epoch + 1} of {config.epochs}")
+    batches = math.ceil(len(data.train) / config.batch_size)
+    total = config.epochs * batches
+    for epoch in range(len(history.epochs), config.epochs):
+        # All of an epoch's randomness follows from (seed, epoch), so an interrupted run needs no generator state.
+        generator = torch.Generator(device).manual_seed(hash_seed(seed, epoch))
+        started, loss_sum, step_sum = time.monotonic(), torch.zeros((), device=device), 0
+        _training_mode(model, chosen)
+        order = torch.randperm(len(data.train), generator=generator, device=device)
+        for i, index in enumerate(order.split(config.batch_size)):
+            for group in optimiser.param_groups:
+                group["lr"] = config.lr * schedule(config.schedule, (epoch * batches + i) / total)
+            x, y = data.train.images[index], data.train.labels[index]
+            x = augment(x, crop=augmentation.crop, flip=augmentation.flip, generator=generator)
+            x = x.to(memory_format=memory)
+            strike = threat.draw(generator)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                x = strike.perturb(model, x, y, generator)
+                loss = nn.functional.cross_entropy(model(x).float(), y)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            loss_sum += loss.detach() * len(x)
+            step_sum += strike.steps
+            history.passes += (strike.steps + 1) * len(x)
+        mean_loss = float(loss_sum) / len(data.train)
+        if not math.isfinite(mean_loss):
+            raise NotFiniteError(f"{label}: the loss is {mean_loss} in epoch {epoch + 1}; lower lr={config.lr}")
+        result = validate(model, data.validation, validation, seed=hash_seed(seed, epoch, "validation"))
+        seconds = time.monotonic() - started
+        history.epochs.append(Epoch(epoch, mean_loss, step_sum / batches, *result, seconds))
+        scores = [getattr(e, validation.select) for e in history.epochs]
+        if history.best < 0 or scores[-1] > scores[history.best]:
+            history.best = epoch
+            best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        _save(checkpoint, model, optimiser, chosen, best, history)
+        say(f"{label}: {_line(history.epochs[-1], config.epochs)}")
+    model.load_state_dict(best)
+    model.eval()
+    return history
+
+
+def validate(model: nn.Module, split: Split, how: Validation, *, seed: int) -> tuple[float, float, float, bool]:
+    """Clean, FGSM and PGD accuracy on a split, and whether their gap looks like an FGSM collapse."""
+    generator = torch.Generator(split.images.device).manual_seed(seed)
+    n = len(split)
+    x, y = split.images, split.labels
+    one = attack(model, x, y, eps=how.eps, step_size=how.eps, steps=1, random_start=False)
+    many = attack(model, x, y, eps=how.eps, step_size=how.step_size, steps=how.steps, generator=generator)
+    clean = 1 - int((one.first_success == 0).sum()) / n
+    fgsm, pgd = (1 - int(a.fooled.sum()) / n for a in (one, many))
+    return clean, fgsm, pgd, fgsm - pgd > COLLAPSE_GAP
+
+
+def schedule(name: str, progress: float) -> float:
+    """The learning rate as a fraction of its peak, for ``progress`` in [0, 1) through the run.
+
+    ``one-cycle`` rises linearly over the first 30 % and falls linearly to zero; ``cosine`` falls from the start.
+    """
+    if name == "one-cycle":
+        return progress / 0.3 if progress < 0.3 else (1 - progress) / 0.7
+    if name == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    return 1.0
+
+
+def hash_seed(*parts: int | str) -> int:
+    """A 63-bit seed from a few numbers or words: neighbouring seeds and epochs share no stream."""
+    text = json.dumps(parts).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def _training_mode(model: nn.Module, chosen: list[nn.Parameter]) -> None:
+    # A frozen network keeps its batch statistics too: only modules that learn leave evaluation mode.
+    learning = {id(p) for p in chosen}
+    model.eval()
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if any(id(p) in learning for p in own):
+            module.training = True
+
+
+def _line(e: Epoch, epochs: int) -> str:
+    warning = "  FGSM COLLAPSE" if e.collapsed else ""
+    return (
+        f"epoch {e.epoch + 1:>3}/{epochs}  loss {e.loss:.3f}  validation clean {e.clean:.1%} "
+        f"fgsm {e.fgsm:.1%} pgd {e.pgd:.1%}  {e.seconds:.1f} s{warning}"
+    )
+
+
+def _save(
+    path: Path | None,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    chosen: list[nn.Parameter],
+    best: dict[str, Tensor],
+    history: History,
+) -> None:
+    if path is None:
+        return
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"best/{name}": value for name, value in best.items()}
+    for i, parameter in enumerate(chosen):
+        if (buffer := optimiser.state[parameter].get("momentum_buffer")) is not None:
+            tensors[f"momentum/{i}"] = buffer
+    write_tensors(path, tensors, {"history": json.dumps(history.table())})
+
+
+def _resume(
+    path: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, chosen: list[nn.Parameter]
+) -> tuple[History, dict[str, Tensor]]:
+    if path is None or not path.exists():
+        return History(), {}
+    try:
+        tensors, notes = read_tensors(path)
+        history = History.from_table(json.loads(notes["history"]))
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "momentum": {}}
+        for name, value in tensors.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = value
+        model.load_state_dict(groups["model"])
+    except (StoreError, KeyError, ValueError, RuntimeError) as error:
+        raise StoreError(f"checkpoint {path.name}: cannot go on from it ({error}); delete it to start over") from error
+    for i, parameter in enumerate(chosen):
+        if str(i) in groups["momentum"]:
+            optimiser.state[parameter]["momentum_buffer"] = groups["momentum"][str(i)].to(parameter.device)
+    device = next(model.parameters()).device
+    return history, {name: value.to(device) for name, value in groups["best"].items()}

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import sys
 from collections.abc import Sequence
 
-from paperlib.errors import MissingError, PaperlibError
+from paperlib.errors import PaperlibError
 from paperlib.profiles import load_profile, profile_names
 from paperlib.progress import say
 
@@ -40,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
     profile = load_profile(options.profile)
     for seed in _seeds(options.seeds, profile.run.seeds[:1]):
         study = Study(profile, seed, replay=False)
-        names = _matching(options.stage, list(study.stages))
+        names = study.matching(*options.stage)
         if options.list:
             for name in names:
                 say(f"{'done   ' if study.find(name) else 'missing'} {name}")
@@ -160,18 +159,6 @@ def _budget(text: str, default: object) -> object:
         return default
     as_budget(text)
     return Fraction(text)
-
-
-def _matching(patterns: Sequence[str], names: list[str]) -> list[str]:
-    if not patterns:
-        return names
-    chosen = []
-    for pattern in patterns:
-        found = fnmatch.filter(names, pattern)
-        if not found:
-            raise MissingError(f"no stage matches {pattern!r}; see: python -m paperlib run --list")
-        chosen += [name for name in found if name not in chosen]
-    return chosen
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Data sets as tensors: read once, split once, kept in memory or on the device, pixels in [0, 1].
 
-| name      | where the images come from                                                                    |
-|-----------|-----------------------------------------------------------------------------------------------|
-| `digits`  | 1,797 real 8x8 grey digits that ship with scikit-learn                                         |
-| `cifar10` | 60,000 colour images of 32x32: torchvision's files, or class-named images in a folder or archive |
-| `svhn`    | 99,289 colour images of 32x32 house numbers: torchvision's two `.mat` files                    |
+| name      | what, and from where                                                                               |
+|-----------|----------------------------------------------------------------------------------------------------|
+| `digits`  | 1,797 real grey digits of 8x8 that ship with scikit-learn (UCI Optical Recognition of Digits)      |
+| `cifar10` | 60,000 colour images of 32x32: torchvision's files, or class-named images in a folder or archive   |
+| `svhn`    | 99,289 colour images of 32x32, house numbers: torchvision's files `{train,test}_32x32.mat`         |
 
 `PAPERLIB_DATA` names a folder or an archive; without it the files are looked for in, or downloaded into, `data/raw`.
 CIFAR-10 read from JPEG or PNG files is labelled `cifar10-jpeg` or `cifar10-png`, so that its results never mix with
@@ -14,6 +14,7 @@ their MD5 has matched the known one, and nothing else is unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -26,7 +27,6 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
@@ -44,6 +44,7 @@ from paperlib.errors import DataError, InputError
 from paperlib.profiles import DataConfig, Profile, canonical
 from paperlib.progress import Say, say, track
 
+Ints = NDArray[np.int64]
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 DIGIT_CLASSES = tuple("0123456789")
 BATCHES = "cifar-10-batches-py"  # the folder torchvision makes
@@ -51,12 +52,12 @@ MAX_BYTES = 1 << 20  # of one image file; no 32x32 image needs more
 BROKEN = (OSError, EOFError, zlib.error)  # what damaged files of any kind raise
 CACHED = ("train.images", "train.labels", "test.images", "test.labels")
 HELP_CIFAR10 = (
-    f"set PAPERLIB_DATA to a folder that holds {BATCHES}/, or train/<class>/*.png and test/<class>/*.png, "
-    "or to a .tar.xz, .tar.gz, .tar or .zip of such images; unset it to download the original"
+    f"PAPERLIB_DATA may name a folder that holds {BATCHES}/, or train/<class>/*.png (or .jpg) and test/<class>/*.png, "
+    "or a .tar.xz, .tar.gz, .tar or .zip of such images; without it, the original is downloaded"
 )
 HELP_SVHN = (
-    "set PAPERLIB_DATA to a folder that holds train_32x32.mat and test_32x32.mat from "
-    "http://ufldl.stanford.edu/housenumbers; unset it to download them"
+    "PAPERLIB_DATA may name a folder that holds train_32x32.mat and test_32x32.mat from "
+    "http://ufldl.stanford.edu/housenumbers; without it, they are downloaded"
 )
 
 
@@ -114,10 +115,7 @@ class _Place(NamedTuple):
 
 class _Arrays(NamedTuple):
     images: NDArray[np.uint8]  # (N, C, H, W)
-    labels: NDArray[np.int64]  # (N,)
-
-    def at(self, index: NDArray[np.int64]) -> _Arrays:
-        return _Arrays(self.images[index], self.labels[index])
+    labels: Ints  # (N,)
 
 
 @dataclass(frozen=True)
@@ -167,10 +165,8 @@ def make_dataset(label: str, classes: tuple[str, ...], train: Split, validation:
                 f"{len(classes)} classes must be there, so ask for at least {len(classes)} images"
             )
     tensors = [tensor for split in splits.values() for tensor in (split.images, split.labels)]
-    fingerprint = f"{label}:{_digest(tensors, canonical([label, classes])).hexdigest()[:16]}"
-    channels = [train.images[:, c].double() for c in range(train.images.shape[1])]
-    mean = tuple(round(float(c.mean()), 6) for c in channels)
-    std = tuple(round(float(c.std(correction=0)), 6) for c in channels)
+    fingerprint = f"{label}:{_digest(tensors, canonical([label, classes]))[:16]}"
+    mean, std = _moments(train.images)
     return Dataset(label, train, validation, test, classes, fingerprint, mean, std)
 
 
@@ -208,26 +204,29 @@ def _split(source: _Source, config: DataConfig) -> Dataset:
 
     if source.test is None and config.test == 0:
         raise DataError(f"data.test=0: {source.label} has no test split of its own; say how many images it gets")
-    test, rest = _take(source.test or source.train, config.test, "test", rng(0))
-    validation, rest = _take(source.train if source.test else rest, config.validation, "validation", rng(1))
-    train, _ = _take(rest, config.train, "train", rng(2))
+    official = source.test or source.train
+    test, rest = _take(official.labels, np.arange(len(official.labels)), config.test, "test", rng(0))
+    labels = source.train.labels
+    pool = np.arange(len(labels)) if source.test else rest
+    validation, pool = _take(labels, pool, config.validation, "validation", rng(1))
+    train, _ = _take(labels, pool, config.train, "train", rng(2))
     splits = [
-        Split(torch.from_numpy(part.images).float().div_(source.white), torch.from_numpy(part.labels))
-        for part in (train, validation, test)
+        Split(torch.from_numpy(part.images[index]).float().div_(source.white), torch.from_numpy(part.labels[index]))
+        for part, index in ((source.train, train), (source.train, validation), (official, test))
     ]
     return make_dataset(source.label, source.classes, *splits)
 
 
-def _take(pool: _Arrays, asked: int, name: str, rng: np.random.Generator) -> tuple[_Arrays, _Arrays]:
-    """``asked`` images (0 means all) in class-balanced random order, and the rest."""
-    if asked > len(pool.labels):
-        raise DataError(f"data.{name}={asked}: only {len(pool.labels)} images are there to choose from")
-    order = _balanced_order(pool.labels, rng)
+def _take(labels: Ints, pool: Ints, asked: int, name: str, rng: np.random.Generator) -> tuple[Ints, Ints]:
+    """``asked`` indices of ``pool`` (0 means all) in class-balanced random order, and those left."""
+    if asked > len(pool):
+        raise DataError(f"data.{name}={asked}: only {len(pool)} images are there to choose from")
+    order = pool[_balanced_order(labels[pool], rng)]
     count = asked or len(order)
-    return pool.at(order[:count]), pool.at(np.sort(order[count:]))
+    return order[:count], np.sort(order[count:])
 
 
-def _balanced_order(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _balanced_order(labels: Ints, rng: np.random.Generator) -> Ints:
     """A random order whose every prefix shares its seats among the classes as the whole does.
 
     The k-th of m images of a class stands at (k + 1/2) / m: Webster's rule of apportionment, under which a larger
@@ -245,6 +244,19 @@ def _stamp(source: Path) -> tuple[object, ...]:
     """A cheap sign of change: sizes and times of a file, or of a folder's own entries."""
     entries = [source, *(sorted(source.iterdir()) if source.is_dir() else ())]
     return tuple((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries if e.exists())
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in blocks and rounded, so that no thread count shows in them."""
+    sums = torch.stack(
+        [
+            torch.stack([block.sum((0, 2, 3)), block.square().sum((0, 2, 3))])
+            for block in (part.cpu().double() for part in images.split(1000))  # type: ignore[no-untyped-call]
+        ]
+    ).sum(0)
+    mean, square = sums / (images.numel() / images.shape[1])
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
 
 
 def _read_digits(source: Path, say: Say) -> _Source:
@@ -286,16 +298,16 @@ def _read_torchvision(
     own, where = bool(os.environ.get("PAPERLIB_DATA")), paths.shown(sign.parent)
     if not sign.exists():
         if own:
-            raise DataError(f"{name}: {sign.name} is not in {where}; {advice}")
+            raise DataError(f"{name}: {sign.name} is not in {where}. {advice}")
         say(f"{name}: downloading into {where}")
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(60)  # torchvision sets none, and a silent network would hang for ever
         return _Source(name, classes, read(True, not own), read(False, not own))
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        raise DataError(f"{name}: could not be {'read' if own else 'downloaded'}: {error}; {advice}") from error
+        raise DataError(f"{name}: could not be {'read' if own else 'downloaded'}: {error}. {advice}") from error
     except RuntimeError as error:  # torchvision's word for an MD5 that differs
-        raise DataError(f"{name}: files in {where} are missing or damaged (their MD5 differs); {advice}") from error
+        raise DataError(f"{name}: files in {where} are missing or damaged (their MD5 differs). {advice}") from error
     finally:
         socket.setdefaulttimeout(timeout)
 
@@ -304,8 +316,9 @@ def _read_images(source: Path, say: Say) -> _Source:
     """Class-named images of 32x32 from a folder or an archive, decoded once and then cached by content."""
     folder = list(_folder_files(source)) if source.is_dir() else []
     identity = hashlib.sha256(b"1")
-    for _, path in folder:
-        identity.update(canonical([path.parts[-3:], path.stat().st_size, path.stat().st_mtime_ns]).encode())
+    for place, path in folder:
+        stat = path.stat()
+        identity.update(canonical([place, stat.st_size, stat.st_mtime_ns]).encode())
     if source.is_file():
         with source.open("rb") as file:
             identity.update(hashlib.file_digest(file, "sha256").digest())
@@ -327,7 +340,7 @@ def _place(name: str) -> _Place | None:
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[_Place, Path]]:
-    for path in folder.glob("*/*/*"):
+    for path in sorted(folder.glob("*/*/*")):
         if place := _place(path.relative_to(folder).as_posix()):
             yield place, path
 
@@ -336,7 +349,7 @@ def _archive_files(path: Path) -> Iterator[tuple[_Place, bytes]]:
     """Place and content of every image, straight from the stream. Raises DataError naming the last member read."""
     name = "its start"
     try:
-        if path.suffix == ".zip":
+        if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
                 for info in archive.infolist():
                     if place := _place(info.filename):
@@ -353,13 +366,14 @@ def _archive_files(path: Path) -> Iterator[tuple[_Place, bytes]]:
                 raise EOFError("no end-of-archive mark")
             while rest.read(MAX_BYTES):  # to the end, where the checksums of .xz and .gz are compared
                 pass
-    except (*BROKEN, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, RuntimeError) as error:
+    except (*BROKEN, tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, KeyError, RuntimeError) as error:
         reason = f"truncated, damaged or not an archive, noticed after {name} ({error})"
-        raise DataError(f"cifar10: {paths.shown(path)} is {reason}; fetch it again, or {HELP_CIFAR10}") from error
+        raise DataError(f"cifar10: {paths.shown(path)} is {reason}; fetch it again. {HELP_CIFAR10}") from error
 
 
 def _bounded(file: IO[bytes], name: str) -> bytes:
-    content = file.read(MAX_BYTES + 1)
+    with file:
+        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise DataError(f"cifar10: {name} holds more than {MAX_BYTES} bytes, too many for an image of 32x32")
     return content
@@ -369,23 +383,19 @@ def _decode(files: Sequence[tuple[_Place, bytes | Path]], where: str, say: Say) 
     """Decode in name order. Raises DataError for an unknown or absent class, or naming the image."""
     ordered = sorted(files, key=lambda file: file[0])
     if len({place for place, _ in files}) != len(files) or not files:
-        raise DataError(f"cifar10: {where} holds {'an image twice' if files else 'no images'}; {HELP_CIFAR10}")
+        raise DataError(f"cifar10: {where} holds {'an image twice' if files else 'no images'}. {HELP_CIFAR10}")
     for split in ("train", "test"):
         names, wanted = {place.label for place, _ in files if place.split == split}, set(CIFAR10_CLASSES)
         if names != wanted:
             wrong = f"unknown {sorted(names - wanted)}, missing {sorted(wanted - names)}"
             raise DataError(f"cifar10: the class folders of {split}/ in {where} do not match: {wrong}")
     images, kinds = np.empty((len(ordered), 3, 32, 32), np.uint8), set()
-    with ThreadPoolExecutor() as pool:  # PIL decodes outside the interpreter lock
-        decoded = track(pool.map(_decode_image, ordered), len(ordered), f"decoding {where}", say)
-        for i, (pixels, kind) in enumerate(decoded):
-            images[i] = pixels.transpose(2, 0, 1)
-            kinds.add(kind)
+    for i, file in enumerate(track(ordered, len(ordered), f"decoding {where}", say)):  # threads make it slower
+        images[i], kind = _decode_image(file)
+        kinds.add(kind)
     labels = np.array([CIFAR10_CLASSES.index(place.label) for place, _ in ordered], np.int64)
-    both = _Arrays(images, labels)
-    train, test = (
-        both.at(np.flatnonzero([place.split == split for place, _ in ordered])) for split in ("train", "test")
-    )
+    in_test = np.array([place.split == "test" for place, _ in ordered])
+    train, test = (_Arrays(images[keep], labels[keep]) for keep in (~in_test, in_test))
     return _Source("cifar10-jpeg" if "JPEG" in kinds else "cifar10-png", CIFAR10_CLASSES, train, test)
 
 
@@ -398,7 +408,7 @@ def _decode_image(file: tuple[_Place, bytes | Path]) -> tuple[NDArray[np.uint8],
         with Image.open(stream, formats=("JPEG", "PNG")) as image:
             if image.size != (32, 32):  # known from the header, before any pixel is decoded
                 raise DataError(f"cifar10: {'/'.join(place)} is {image.width}x{image.height} pixels, expected 32x32")
-            return np.asarray(image.convert("RGB")), str(image.format)
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1), str(image.format)
     except (*BROKEN, ValueError, SyntaxError, struct.error) as error:
         raise DataError(f"cifar10: {'/'.join(place)} cannot be decoded ({error})") from error
 
@@ -409,7 +419,7 @@ def _load_cache(path: Path, say: Say) -> _Source | None:
     try:
         with safe_open(path, "pt") as file:
             parts, about = [file.get_tensor(name) for name in CACHED], file.metadata()
-        if about["sha256"] != _digest(parts).hexdigest():
+        if about["sha256"] != _digest(parts):
             raise SafetensorError("its checksum differs")
         arrays = [part.numpy() for part in parts]
         return _Source(about["label"], CIFAR10_CLASSES, _Arrays(*arrays[:2]), _Arrays(*arrays[2:]))
@@ -420,7 +430,7 @@ def _load_cache(path: Path, say: Say) -> _Source | None:
 
 def _save_cache(source: _Source, path: Path, say: Say) -> None:
     parts = [torch.from_numpy(part) for part in (*source.train, *(source.test or ()))]
-    about = {"label": source.label, "sha256": _digest(parts).hexdigest()}
+    about = {"label": source.label, "sha256": _digest(parts)}
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -429,13 +439,14 @@ def _save_cache(source: _Source, path: Path, say: Say) -> None:
     except (OSError, SafetensorError) as error:
         say(f"cifar10: the decoded images could not be cached ({error}); the next load decodes them again")
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
-def _digest(tensors: Iterable[Tensor], start: str = "") -> hashlib._Hash:
+def _digest(tensors: Iterable[Tensor], start: str = "") -> str:
     """SHA-256 of the exact bytes, shapes and types of ``tensors``."""
     digest = hashlib.sha256(start.encode())
     for tensor in tensors:
         digest.update(canonical([str(tensor.dtype), *tensor.shape]).encode())
         digest.update(memoryview(tensor.cpu().contiguous().numpy()).cast("B"))  # type: ignore[arg-type]
-    return digest
+    return digest.hexdigest()

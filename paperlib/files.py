@@ -21,7 +21,7 @@ from paperlib.paths import shown
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file as a whole or not at all. Raises StoreError (disk full, not allowed)."""
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(plain, temporary, metadata=dict(notes or {}))
 
 
@@ -38,7 +38,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def write_json(path: Path, table: Any) -> None:
     """Write JSON, sorted and indented, as a whole or not at all. Raises StoreError."""
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(table, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -57,7 +57,7 @@ def checksum(path: Path) -> str:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place if the block succeeds, and vanishes if not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import copy
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from paperlib.errors import SeriesError
+from paperlib.files import replacing
 
 PARAMETERS = ("profile", "seed", "replay")
 MAX_BYTES = 1_500_000
@@ -51,14 +51,13 @@ def read(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
+    """Write ``text`` to ``path`` as a whole or not at all.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with replacing(path) as fresh:
         fresh.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(fresh, path)
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def tagged(nb: Any, tag: str) -> list[int]:
@@ -112,7 +111,7 @@ def normalise(nb: Any) -> Any:
     for at, cell in enumerate(nb.cells):
         cell.id = f"cell-{at:02d}"
         cell.source = cell.source.rstrip()
-        cell.metadata = nbformat.from_dict({key: value for key, value in cell.metadata.items() if key in _KEPT and value})
+        cell.metadata = nbformat.from_dict({key: cell.metadata[key] for key in _KEPT if cell.metadata.get(key)})
         if cell.cell_type == "code":
             clean_outputs(cell)
             ran = cell.get("execution_count") is not None
@@ -196,7 +195,7 @@ def normalise_file(path: Path) -> bool:
 
 
 def check_hygiene(path: Path) -> list[str]:
-    """Everything that keeps the notebook in ``path`` out of the repository, one sentence each; empty when it may go in."""
+    """Whatever keeps the notebook in ``path`` out of the repository, one sentence each; empty when it may go in."""
     try:
         nb = read(path)
     except SeriesError as error:

@@ -1,132 +1,174 @@
-"""What runs inside a notebook's own process: papermill, one notebook, and nothing that outlives either.
+"""One notebook in a process of its own: how it is started, heard and ended.
 
-The runner in :mod:`paperlib.series` starts it as ``python -m paperlib.notebook_process JOB``, JOB being a JSON file.
+Apart, because a kernel can die, hang or leave orphans, and the series must outlive it. What runs inside is
+:mod:`paperlib.papermill_child`.
 """
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
-import logging
 import os
-import shutil
+import queue
+import subprocess
 import sys
+import tempfile
 import threading
+import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-# Every process a notebook starts inherits it, so all of them can be found again, even those that left their parents.
-MARK = "PAPERLIB_RUN"
-_SOCKET_PATH_LIMIT = 104  # macOS; Linux allows 108
-_SOCKET_NAME = len("/kernel-") + 36 + len("-ipc-5")
+from paperlib import papermill_child, paths
+from paperlib.notebook_files import NOISE
+from paperlib.progress import Say
+
+# Names of folders that the kernel, started elsewhere, must find where the runner finds them.
+_FOLDERS = ("PAPERLIB_HOME", "PAPERLIB_PUBLISHED", "PAPERLIB_DATA")
 
 
-def end_everything(run: str) -> bool:
-    """Kill each process that carries ``run``, but not this one; True if there were any.
+@dataclass(frozen=True)
+class Job:
+    """What to execute, where to write it while it runs, with which parameters, and which cell holds their defaults."""
 
-    A kernel leads a session of its own, so killing the process group of its parent would leave it running.
+    source: Path
+    output: Path
+    parameters: dict[str, Any]
+    parameters_at: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a notebook failed, and where: ``cell`` counts from 0 in the notebook as committed."""
+
+    error: str
+    message: str
+    cell: int | None = None
+    source: str = ""
+
+    def __str__(self) -> str:
+        where = f"cell {self.cell} `{self.source[:80]}`: " if self.cell is not None else ""
+        return f"{where}{self.error}: {self.message[:300]}"
+
+
+def run_apart(job: Job, timeout: float, say: Say) -> Failure | None:
+    """Run ``job``, saying what its cells print; when this returns or raises, nothing of it is left running.
+
+    ``timeout`` is in seconds and holds for the whole notebook. None means that papermill got to the end, no more.
     """
-    import psutil
-
-    found = False
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):  # gone meanwhile, or somebody else's
-            if process.pid != os.getpid() and process.environ().get(MARK) == run:
-                process.kill()
-                found = True
-    return found
-
-
-def transport(runtime_dir: str) -> str:
-    """``ipc`` where it works: no ports to race for and nothing on the network; else ``tcp``."""
-    import zmq
-
-    fits = len(os.path.realpath(runtime_dir)) + _SOCKET_NAME < _SOCKET_PATH_LIMIT
-    return "ipc" if zmq.has("ipc") and sys.platform != "win32" and fits else "tcp"
+    with tempfile.TemporaryDirectory(prefix="paperlib-", ignore_cleanup_errors=True) as name:
+        scratch = Path(name)
+        _describe(job, scratch)
+        process = _start(scratch)
+        try:
+            in_time = _relay(process, time.monotonic() + timeout, say)
+        finally:
+            _end(process, scratch)
+        return _failure(_read_notes(scratch), timeout if not in_time else None, process.returncode)
 
 
-class Notes:
-    """What the runner must know if this process does not live to tell: the cell at work, and what went wrong."""
-
-    def __init__(self, path: Path, parameters_at: int) -> None:
-        self.path, self.parameters_at = path, parameters_at
-        self.known: dict[str, Any] = {}
-
-    def cell(self, cell: Any, cell_index: int, **_: Any) -> None:
-        """Note the cell that starts, by its place in the notebook as committed: papermill adds one after the parameters."""
-        at = cell_index - (cell_index > self.parameters_at)
-        self._write(cell=at, source=first_line(cell.source))
-
-    def error(self, error: BaseException) -> None:
-        """Note the exception; papermill's own wraps the one the cell raised."""
-        if type(error).__name__ == "PapermillExecutionError":
-            name, message = getattr(error, "ename", ""), getattr(error, "evalue", "")
-        else:
-            name, message = type(error).__name__, str(error)
-        self._write(error=name, message=first_line(message))
-
-    def _write(self, **known: Any) -> None:
-        self.known |= known
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(json.dumps(self.known), encoding="utf-8")
-        os.replace(fresh, self.path)
-
-
-def first_line(text: str) -> str:
-    """The first line of ``text`` that says something."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
-
-
-def execute(job: dict[str, Any], notes: Notes) -> None:
-    """Run the notebook of ``job``; what its cells print goes to this process's output as it comes."""
-    import papermill
-    from traitlets.config import Config
-
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the runner reports, once
-    config = Config()
-    config.KernelManager.transport = transport(os.environ["JUPYTER_RUNTIME_DIR"])
-    papermill.execute_notebook(
-        _literal_path(job["source"]),
-        _literal_path(job["output"]),
-        parameters=job["parameters"],
-        kernel_name="python3",
-        language="python",
-        cwd=job["folder"],
-        progress_bar=False,
-        stdout_file=sys.stdout,
-        stderr_file=sys.stdout,
-        on_cell_execute=notes.cell,
-        iopub_timeout=60,  # papermill makes it an error, and the default of 4 s is short for a busy machine
-        config=config,
+def _start(scratch: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        # By its file and not as a module of the package: it needs papermill, and none of what the package imports.
+        [sys.executable, "-P", papermill_child.__file__, str(scratch / "job.json")],
+        cwd=scratch,
+        env=_environment(scratch),
+        stdin=subprocess.PIPE,  # its other end: the process notices when the runner is gone
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # Ctrl-C comes to the runner alone, which then ends the rest in order
     )
 
 
-def _literal_path(path: str) -> str:
-    """Papermill formats paths with the parameters, so a brace in a folder's name must be doubled."""
-    return path.replace("{", "{{").replace("}", "}}")
+def _failure(notes: dict[str, Any], stopped_after: float | None, status: int) -> Failure | None:
+    cell, source = notes.get("cell"), notes.get("source", "")
+    if stopped_after is not None:
+        return Failure("TimeLimit", f"stopped after {stopped_after:g} s", cell, source)
+    if "error" in notes:
+        return Failure(notes["error"], notes["message"], cell, source)
+    if status != 0:
+        return Failure("ProcessDied", f"the notebook's process ended with status {status}", cell, source)
+    return None
 
 
-def _follow(runner: Any, run: str, scratch: Path) -> None:
-    """End everything when the runner does: it holds the other end of our standard input."""
-    runner.read()
-    end_everything(run)
-    shutil.rmtree(scratch, ignore_errors=True)
-    os._exit(1)
+def _describe(job: Job, scratch: Path) -> None:
+    """Write what the process reads: its job, and a kernel ``python3`` that is this interpreter.
+
+    ``JUPYTER_PATH`` comes before the kernels of the user and of the machine, which may be other interpreters.
+    """
+    (scratch / "job.json").write_text(json.dumps(dataclasses.asdict(job), default=str), encoding="utf-8")
+    folder = scratch / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Python 3 (ipykernel)", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
 
 
-def main(job_file: str) -> int:
-    """Entry point of the process; 0 when papermill got to the end."""
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    follow = (sys.stdin.buffer, os.environ[MARK], Path(job_file).parent)
-    threading.Thread(target=_follow, args=follow, daemon=True).start()
-    notes = Notes(Path(job["notes"]), job["parameters_at"])
+def _environment(scratch: Path) -> dict[str, str]:
+    """The environment of a notebook's process: the user's, less what would make the run depend on user or folder."""
+    env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # or figures would not show
+    env |= {name: str(Path(env[name]).expanduser().resolve()) for name in _FOLDERS if env.get(name)}
+    env.setdefault("PYTHONHASHSEED", "0")
+    env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be there before the kernel starts
+    python_path = [str(Path(entry).resolve()) for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    jupyter_path = [entry for entry in env.get("JUPYTER_PATH", "").split(os.pathsep) if entry]
+    return env | {
+        papermill_child.MARK: scratch.name,
+        "PAPERLIB_PROGRESS": "lines",
+        "PYTHONPATH": os.pathsep.join([str(paths.ROOT), *python_path]),
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONUNBUFFERED": "1",
+        "JUPYTER_PATH": os.pathsep.join([str(scratch), *jupyter_path]),
+        "JUPYTER_RUNTIME_DIR": str(scratch),
+        "IPYTHONDIR": str(scratch / "ipython"),  # no start-up files, no history
+    }
+
+
+def _relay(process: subprocess.Popen[bytes], deadline: float, say: Say) -> bool:
+    """Say, indented, each line the notebook prints, until its process ends; False if the deadline came first."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True)
+    reader.start()
+    while (left := deadline - time.monotonic()) > 0 and process.poll() is None:
+        _say_next(lines, min(0.2, left), say)
+    in_time = process.poll() is not None
+    if in_time:
+        reader.join(timeout=1)  # ends at once, unless an orphan holds the output open
+    while _say_next(lines, 0, say):
+        pass
+    return in_time
+
+
+def _say_next(lines: queue.SimpleQueue[str], wait: float, say: Say) -> bool:
     try:
-        execute(job, notes)
-    except Exception as error:  # a cell's, nbclient's or the file system's: the runner turns each into an outcome
-        notes.error(error)
-        return 1
-    return 0
+        line = lines.get(timeout=wait) if wait else lines.get_nowait()
+    except queue.Empty:
+        return False
+    if not NOISE.search(line):
+        say(f"    {line}")
+    return True
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+def _read_lines(stream: IO[bytes], lines: queue.SimpleQueue[str]) -> None:
+    with stream:
+        for raw in stream:
+            text = raw.decode(errors="replace").rstrip()
+            lines.put(text.rsplit("\r", 1)[-1])  # of a bar that redraws its line, the last drawing
+
+
+def _end(process: subprocess.Popen[bytes], scratch: Path) -> None:
+    """End the process and all it started: kernel, workers, orphans."""
+    if process.poll() is None:
+        process.kill()
+    for _ in range(20):  # again, for one may have started another meanwhile
+        if not papermill_child.end_everything(scratch.name):
+            break
+        time.sleep(0.05)
+    process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+def _read_notes(scratch: Path) -> dict[str, Any]:
+    notes = scratch / "notes.json"
+    return json.loads(notes.read_text(encoding="utf-8")) if notes.exists() else {}

@@ -1,4 +1,4 @@
-"""The executed series as web pages that need no network: figures inline, formulas as MathML, links from page to page."""
+"""The executed series as web pages that need no network: figures inline, formulas as MathML, pages linked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-from pygments.formatters import HtmlFormatter
+from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 
 from paperlib import notebook_files, paths
 from paperlib.errors import MissingError
@@ -39,7 +39,8 @@ _PAGE = """{%- extends 'lab/base.html.j2' -%}
 {%- block data_latex -%}<div class="formula">{{ output.data['text/latex'] | formula }}</div>{%- endblock -%}"""
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --soft: #59636e; --paper: #fff; --shade: #f6f8fa; --line: #d1d9e0; --link: #0b57b0 }
+:root { color-scheme: light dark;
+  --ink: #1f2328; --soft: #59636e; --paper: #fff; --shade: #f6f8fa; --line: #d1d9e0; --link: #0b57b0 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e6e6; --soft: #a3abb4; --paper: #16181c; --shade: #20242a; --line: #3a4048; --link: #7db4ff }
 }
@@ -59,10 +60,13 @@ code { background: var(--shade); padding: .1em .3em; border-radius: 3px } pre co
 .jp-InputPrompt, .jp-OutputPrompt, .jp-Collapser, .anchor-link { display: none }
 .jp-Cell { margin: 1rem 0 }
 .jp-InputArea-editor, .highlight { background: var(--shade); border-radius: 5px }
-.highlight > pre { padding: .7rem .9rem } .highlight .highlight > pre { padding: 0 }
-.jp-OutputArea-output { margin: .6rem 0; overflow-x: auto } .jp-RenderedText pre { padding: 0 .9rem; white-space: pre-wrap }
+.jp-MarkdownOutput > pre { background: var(--shade); border-radius: 5px }
+.highlight > pre, .jp-MarkdownOutput > pre { padding: .7rem .9rem }
+.jp-OutputArea-output { margin: .6rem 0; overflow-x: auto }
+.jp-RenderedText pre { padding: 0 .9rem; white-space: pre-wrap }
 [data-mime-type="application/vnd.jupyter.stderr"] { border-left: 3px solid #c9510c }
-img { max-width: 100%; height: auto } .jp-RenderedImage img, .jp-RenderedSVG img { background: #fff; border-radius: 5px }
+img { max-width: 100%; height: auto }
+.jp-RenderedImage img, .jp-RenderedSVG img { background: #fff; border-radius: 5px }
 table { border-collapse: collapse; font: .9rem/1.4 system-ui, "DejaVu Sans", sans-serif; border: 0 }
 th, td { padding: .3rem .7rem; border: 0; border-bottom: 1px solid var(--line); text-align: left }
 .dataframe th, .dataframe td { text-align: right } thead th { border-bottom-width: 2px }
@@ -84,9 +88,7 @@ def reading_copy(profile: str, *, say: Say = say) -> Path:
     series = discover(paths.notebooks_dir())
     there = [notebook for notebook in series if (executed / f"{notebook.name}.ipynb").exists()]
     if not there:
-        raise MissingError(
-            f"no executed notebook at profile {profile}; make them with: python -m paperlib reproduce --profile {profile}"
-        )
+        raise MissingError(f"no executed notebook; make them with: python -m paperlib reproduce --profile {profile}")
     folder = paths.build_dir(profile) / "html"
     fresh = folder.with_name("html.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -146,9 +148,14 @@ def _plain(title: str) -> str:
 
 
 def _head(title: str) -> str:
-    light = HtmlFormatter(style="default", nobackground=True).get_style_defs(".highlight")
-    dark = HtmlFormatter(style="github-dark", nobackground=True).get_style_defs(".highlight")
-    style = f"{_STYLE}{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}"
+    style = _STYLE
+    for colours, when in (
+        ("default", "not (prefers-color-scheme: dark)"),
+        ("github-dark", "(prefers-color-scheme: dark)"),
+    ):
+        style += (
+            f"@media {when} {{\n{HtmlFormatter(style=colours, nobackground=True).get_style_defs('.highlight')}\n}}\n"
+        )
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -170,7 +177,7 @@ def _contents(
         else:
             items.append(f'<h2>{number} {exporter.inline(notebook.title)}</h2><p class="soft">not executed</p>')
     made = time.strftime("%Y-%m-%d %H:%M")
-    about = f'The series at profile <code>{html.escape(profile)}</code>, made into pages on {made}.'
+    about = f"The series at profile <code>{html.escape(profile)}</code>, made into pages on {made}."
     return f'{_head(TITLE)}<main><h1>{TITLE}</h1><p class="soft">{about}</p>{"".join(items)}</main></body></html>'
 
 

@@ -1,31 +1,25 @@
-"""The numbered notebooks as one series: found, executed one process each, and believed only when their promises lie there."""
+"""The numbered notebooks as one series: found, executed one by one, and believed only when their promises are kept."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import queue
 import re
-import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from paperlib import notebook_files, paths
 from paperlib.errors import SeriesError
-from paperlib.notebook_process import MARK, end_everything, first_line
+from paperlib.notebook_process import Failure, Job, run_apart
+from paperlib.papermill_child import first_line
 from paperlib.progress import Say, say
 
 _NUMBERED = re.compile(r"\d\d_\w+\.ipynb")
 _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*\s*$", re.MULTILINE)
-# Names of folders that the kernel, started elsewhere, must find where the runner finds them.
-_FOLDERS = ("PAPERLIB_HOME", "PAPERLIB_PUBLISHED", "PAPERLIB_DATA")
+Signatures = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -45,20 +39,6 @@ class Notebook:
     def number(self) -> int:
         """The 3 of ``03_experts``."""
         return int(self.path.stem[:2])
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why a notebook failed, and where: ``cell`` counts from 0 in the notebook as committed."""
-
-    error: str
-    message: str
-    cell: int | None = None
-    source: str = ""
-
-    def __str__(self) -> str:
-        where = f"cell {self.cell} `{self.source[:80]}`: " if self.cell is not None else ""
-        return f"{where}{self.error}: {self.message[:300]}"
 
 
 @dataclass(frozen=True)
@@ -131,7 +111,13 @@ def select(notebooks: Sequence[Notebook], only: Sequence[str]) -> list[Notebook]
 
 
 def run_series(
-    profile: str, *, seed: int = 0, only: Sequence[str] = (), replay: bool = False, timeout: float = 3600, say: Say = say
+    profile: str,
+    *,
+    seed: int = 0,
+    only: Sequence[str] = (),
+    replay: bool = False,
+    timeout: float = 3600,
+    say: Say = say,
 ) -> list[Outcome]:
     """Execute the series at ``profile``; the executed notebooks lie in ``paths.build_dir(profile)/notebooks``.
 
@@ -173,7 +159,7 @@ def _raise_for(outcomes: Sequence[Outcome], profile: str) -> None:
     if failed:
         lines = [f"{len(failed)} of {len(outcomes)} notebooks failed at profile {profile}:"]
         for outcome in failed:
-            left = paths.shown(outcome.executed) if outcome.executed.exists() else "nothing"
+            left = outcome.executed if outcome.executed.exists() else "no notebook"
             lines.append(f"  {outcome.notebook.name}: {outcome.failure} (it left {left})")
         raise SeriesError("\n".join(lines))
 
@@ -186,132 +172,14 @@ def _run(notebook: Notebook, parameters: dict[str, Any], parameters_at: int, tim
     folder.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)
     before = _signatures(notebook, profile)
-    with tempfile.TemporaryDirectory(prefix="paperlib-", ignore_cleanup_errors=True) as scratch:
-        job = {
-            "source": str(notebook.path.resolve()),
-            "output": str(partial),
-            "folder": str(notebook.path.resolve().parent),
-            "parameters": parameters,
-            "parameters_at": parameters_at,
-            "notes": str(Path(scratch) / "notes.json"),
-        }
-        failure = _in_a_process(job, Path(scratch), timeout, say)
+    job = Job(notebook.path.resolve(), partial, parameters, parameters_at)
+    failure = run_apart(job, timeout, say)
     failure = failure or _unexecuted(partial, parameters_at) or _broken_promise(notebook, profile, before)
     if failure is None:
         os.replace(partial, executed)
     else:
         executed.unlink(missing_ok=True)  # what an earlier run gave would pass for this one's
     return Outcome(notebook, time.monotonic() - started, partial if failure else executed, failure)
-
-
-# ---------------------------------------------------------------------------------------------- one notebook's process
-
-
-def _in_a_process(job: dict[str, Any], scratch: Path, timeout: float, say: Say) -> Failure | None:
-    """Run ``job`` in a process of its own; when this returns or raises, nothing of it is left running."""
-    job_file = scratch / "job.json"
-    job_file.write_text(json.dumps(job), encoding="utf-8")
-    _write_kernelspec(scratch)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "paperlib.notebook_process", str(job_file)],
-        cwd=scratch,
-        env=_environment(scratch),
-        stdin=subprocess.PIPE,  # its other end: the process notices when the runner is gone
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C comes to the runner alone, which then ends the rest in order
-    )
-    try:
-        in_time = _relay(process, time.monotonic() + timeout, say)
-    finally:
-        _end(process, scratch)
-    notes = _read_notes(Path(job["notes"]))
-    place = {"cell": notes.get("cell"), "source": notes.get("source", "")}
-    if not in_time:
-        return Failure("TimeLimit", f"stopped after {timeout:g} s", **place)
-    if "error" in notes:
-        return Failure(notes["error"], notes["message"], **place)
-    if process.returncode != 0:
-        return Failure("ProcessDied", f"the notebook's process ended with status {process.returncode}", **place)
-    return None
-
-
-def _write_kernelspec(scratch: Path) -> None:
-    """Make ``python3`` mean this interpreter: ``JUPYTER_PATH`` comes before the user's and the machine's kernels."""
-    folder = scratch / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": argv, "display_name": "Python 3 (ipykernel)", "language": "python"}
-    (folder / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
-
-
-def _environment(scratch: Path) -> dict[str, str]:
-    """The environment of a notebook's process: the user's, less what would make the run depend on user or folder."""
-    env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # or figures would not show
-    env |= {name: str(Path(env[name]).expanduser().resolve()) for name in _FOLDERS if env.get(name)}
-    env.setdefault("PYTHONHASHSEED", "0")
-    env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be there before the kernel starts
-    python_path = [str(Path(entry).resolve()) for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    jupyter_path = [entry for entry in env.get("JUPYTER_PATH", "").split(os.pathsep) if entry]
-    return env | {
-        MARK: scratch.name,
-        "PAPERLIB_PROGRESS": "lines",
-        "PYTHONPATH": os.pathsep.join([str(paths.ROOT), *python_path]),
-        "PYTHONIOENCODING": "utf-8",
-        "PYTHONUNBUFFERED": "1",
-        "JUPYTER_PATH": os.pathsep.join([str(scratch), *jupyter_path]),
-        "JUPYTER_RUNTIME_DIR": str(scratch),
-        "IPYTHONDIR": str(scratch / "ipython"),  # no start-up files, no history
-    }
-
-
-def _relay(process: subprocess.Popen[bytes], deadline: float, say: Say) -> bool:
-    """Say, indented, each line the notebook prints, until its process ends; False if the deadline came first."""
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    reader = threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True)
-    reader.start()
-    while (left := deadline - time.monotonic()) > 0 and process.poll() is None:
-        _say_next(lines, min(0.2, left), say)
-    in_time = process.poll() is not None
-    if in_time:
-        reader.join(timeout=1)  # ends at once, unless an orphan holds the output open
-    while _say_next(lines, 0, say):
-        pass
-    return in_time
-
-
-def _say_next(lines: queue.SimpleQueue[str], wait: float, say: Say) -> bool:
-    try:
-        line = lines.get(timeout=wait) if wait else lines.get_nowait()
-    except queue.Empty:
-        return False
-    if not notebook_files.NOISE.search(line):
-        say(f"    {line}")
-    return True
-
-
-def _read_lines(stream: IO[bytes], lines: queue.SimpleQueue[str]) -> None:
-    with contextlib.suppress(ValueError, OSError):  # closed by the runner, which has heard enough
-        for raw in stream:
-            text = raw.decode(errors="replace").rstrip()
-            lines.put(text.rsplit("\r", 1)[-1])  # of a bar that redraws its line, the last drawing
-
-
-def _end(process: subprocess.Popen[bytes], scratch: Path) -> None:
-    """End the process and all it started: kernel, workers, orphans."""
-    if process.poll() is None:
-        process.kill()
-    for _ in range(20):  # again, for one may have started another meanwhile
-        if not end_everything(scratch.name):
-            break
-        time.sleep(0.05)
-    process.wait()
-    assert process.stdin is not None
-    process.stdin.close()
-
-
-def _read_notes(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 # -------------------------------------------------------------------------------------------------- believing the run
@@ -324,18 +192,18 @@ def _unexecuted(partial: Path, parameters_at: int) -> Failure | None:
     for at, cell in enumerate(notebook_files.read(partial).cells):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
-        place = {"cell": at - (at > parameters_at), "source": first_line(cell.source)}
+        place, source = at - (at > parameters_at), first_line(cell.source)
         for output in cell.outputs:
             if output.output_type == "error":
-                return Failure(output.ename, first_line(output.evalue), **place)
+                return Failure(output.ename, first_line(output.evalue), place, source)
         if cell.execution_count is None:
-            return Failure("NotExecuted", "the run ended without this cell", **place)
+            return Failure("NotExecuted", "the run ended without this cell", place, source)
     return None
 
 
-def _signatures(notebook: Notebook, profile: str) -> dict[str, tuple[int, ...]]:
+def _signatures(notebook: Notebook, profile: str) -> Signatures:
     """What tells a rewritten file from an old one, without asking a clock."""
-    found = {}
+    found: Signatures = {}
     for promise in notebook.promises:
         with contextlib.suppress(FileNotFoundError):
             stat = (paths.figures_dir(profile) / promise).stat()
@@ -343,15 +211,13 @@ def _signatures(notebook: Notebook, profile: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _broken_promise(notebook: Notebook, profile: str, before: dict[str, tuple[int, ...]]) -> Failure | None:
+def _broken_promise(notebook: Notebook, profile: str, before: Signatures) -> Failure | None:
     after = _signatures(notebook, profile)
     broken = [f"{promise} {why}" for promise, why in _broken(notebook.promises, before, after)]
     return Failure("BrokenPromise", "; ".join(broken)) if broken else None
 
 
-def _broken(
-    promises: Sequence[str], before: dict[str, tuple[int, ...]], after: dict[str, tuple[int, ...]]
-) -> Iterator[tuple[str, str]]:
+def _broken(promises: Sequence[str], before: Signatures, after: Signatures) -> Iterator[tuple[str, str]]:
     for promise in promises:
         if promise not in after:
             yield promise, "is missing"
@@ -379,8 +245,11 @@ def refresh(
     wanted = {"profile": profile, "seed": seed, "replay": True}
     for notebook in notebooks:
         own = notebook_files.parameters(notebook_files.read(notebook.path), notebook.name)
-        if differing := [f"{key} = {own.get(key)!r}, not {value!r}" for key, value in wanted.items() if own.get(key) != value]:
-            raise SeriesError(f"{notebook.name}: the parameters cell must say what is run; it says {'; '.join(differing)}")
+        differing = [f"{key} = {own.get(key)!r}, not {wanted[key]!r}" for key in wanted if own.get(key) != wanted[key]]
+        if differing:
+            raise SeriesError(
+                f"{notebook.name}: its parameters cell must say what is run, but says {', '.join(differing)}"
+            )
     outcomes = run_series(profile, seed=seed, only=only, replay=True, timeout=timeout, say=say)
     texts = {outcome.notebook.path: _refreshed(outcome) for outcome in outcomes}
     for path, text in texts.items():

@@ -31,6 +31,7 @@ Json = dict[str, Any]
 COMPARED = ("plain", "pgd-at", "uniform", "frozen", "dwf")
 GATED = ("frozen", "dwf")
 TRACED = ("plain", "pgd-at", "dwf")
+SHOWN = ("plain", "dwf")
 PUBLISHED_WEIGHTS = ("dwf",)
 
 
@@ -85,7 +86,7 @@ def stages(profile: Profile) -> dict[str, Stage]:
         listed += [evaluation(recipe, spec, profile) for spec in specs]
     listed += [_trace(known[system], profile) for system in TRACED]
     listed += [_gate(known[system], profile) for system in GATED]
-    listed += [_gallery(known[system], profile) for system in GATED]
+    listed += [_gallery(known[system], profile) for system in SHOWN]
     return {stage.name: stage for stage in listed}
 
 
@@ -249,16 +250,18 @@ def _gallery(recipe: Recipe, profile: Profile) -> Stage:
     def compute(context: Context) -> Result:
         split = _one_per_class(context.data.test).to(context.device)
         model = context.model(recipe.system)
-        assert isinstance(model, Mixture)
         arrays = {"labels": split.labels.cpu()}
         for kind in ("clean", "fgsm", "pgd"):
             x = _strike(model, split, kind, eps, steps, hash_seed(context.seed, "gallery"))
-            with undisturbed(model), torch.no_grad():
-                evidence = model.evidence(x)
             arrays[f"{kind}/images"] = x.cpu()
-            arrays[f"{kind}/logits"] = evidence.logits.cpu()
-            arrays[f"{kind}/expert_logits"] = evidence.expert_logits.cpu()
-            arrays[f"{kind}/gate_weights"] = evidence.gate_weights.cpu()
+            with undisturbed(model), torch.no_grad():
+                if isinstance(model, Mixture):
+                    evidence = model.evidence(x)
+                    arrays[f"{kind}/expert_logits"] = evidence.expert_logits.cpu()
+                    arrays[f"{kind}/gate_weights"] = evidence.gate_weights.cpu()
+                    arrays[f"{kind}/logits"] = evidence.logits.cpu()
+                else:
+                    arrays[f"{kind}/logits"] = model(x).cpu()
         return Result({"system": recipe.system, "eps": budget_text(eps), "pgd_steps": steps}, arrays)
 
     config = {"eps": budget_text(eps), "steps": steps}

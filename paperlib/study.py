@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import multiprocessing
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -40,6 +42,7 @@ class Study:
         profile: a profile or its name.
         seed: decides initial weights, batches, strikes and random starts; the split of the data does not depend on it.
         replay: read published records where this machine has not computed its own. False never reads them.
+        local: use, and add to, what this machine has computed. False leaves only published records.
         workers: processes that compute side by side; by default as many as the cores allow, one on an accelerator.
     """
 
@@ -49,6 +52,7 @@ class Study:
         seed: int = 0,
         *,
         replay: bool = True,
+        local: bool = True,
         workers: int | None = None,
         say: Say = say,
     ) -> None:
@@ -59,6 +63,7 @@ class Study:
             raise PaperlibError(f"replay={replay!r}: expected True or False")
         self.seed = seed
         self.replay = replay
+        self.local = local
         self.say = say
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.store = Store(store_dir() / self.profile.name)
@@ -86,6 +91,12 @@ class Study:
         if self.replay and self.published.index:
             return str(self.published.index["fingerprint"])
         return load_dataset(self.profile, device=self.device, say=self.say).fingerprint
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """Names of the classes, in label order."""
+        names: list[str] = self.record("data")["classes"]
+        return names
 
     def build(self, system: str) -> nn.Module:
         """The untrained network of a system."""
@@ -124,7 +135,9 @@ class Study:
     def stage(self, name: str) -> Stage:
         """Raises MissingError for a stage that does not exist."""
         if name not in self.stages:
-            raise MissingError(f"unknown stage {name!r}; list them with: python -m paperlib run --profile NAME --list")
+            raise MissingError(
+                f"unknown stage {name!r}; list them: python -m paperlib run --profile {self.profile.name} --list"
+            )
         return self.stages[name]
 
     def key(self, stage: Stage) -> str:
@@ -195,6 +208,8 @@ class Study:
             todo += [n for n in wanted if n not in todo and n.startswith("train:") and not self.find(n, weights=True)]
         if not todo:
             return
+        if not self.local:
+            raise MissingError(f"{todo[0]}: not among the published records of seed {self.seed}, or made differently")
         started = time.monotonic()
         workers = min(self.workers, len(todo))
         self.say(f"computing {len(todo)} stages of profile {self.profile.name}, seed {self.seed}, in {workers} process(es)")
@@ -206,6 +221,26 @@ class Study:
             self._compute_side_by_side(todo, workers)
         self.say(f"computed {len(todo)} stages in {time.monotonic() - started:.0f} s")
 
+    def matching(self, *patterns: str) -> list[str]:
+        """Stage names by pattern, such as ``"train:expert-*"``; all without one. Raises MissingError for no match."""
+        chosen: list[str] = []
+        for pattern in patterns or ("*",):
+            found = fnmatch.filter(self.stages, pattern)
+            if not found:
+                raise MissingError(
+                    f"no stage matches {pattern!r}; list them: python -m paperlib run --profile {self.profile.name} --list"
+                )
+            chosen += [name for name in found if name not in chosen]
+        return chosen
+
+    def prepare(self, *patterns: str) -> None:
+        """What a notebook does first: find or compute its records, and say which it was."""
+        names = self.matching(*patterns)
+        self.compute(names)
+        sources = Counter(found.source for name in names if (found := self.find(name)))
+        told = ", ".join(f"{count} {source}" for source, count in sorted(sources.items()))
+        self.say(f"{len(names)} records of profile {self.profile.name}, seed {self.seed}: {told}")
+
     def forget(self, names: Sequence[str] | None = None) -> int:
         """Delete this machine's results of the named stages (all by default); returns how many there were."""
         return sum(self.store.delete(name, self.key(self.stage(name))) for name in names or list(self.stages))
@@ -213,7 +248,7 @@ class Study:
     # -- internals -------------------------------------------------------------------------------------------------
 
     def _read(self, stage: Stage) -> Artefact | None:
-        return self.store.read(stage.name, self.key(stage))
+        return self.store.read(stage.name, self.key(stage)) if self.local else None
 
     def _compute(self, name: str) -> None:
         stage = self.stage(name)

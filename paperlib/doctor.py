@@ -1,0 +1,55 @@
+"""``python -m paperlib doctor``: what is there, what is missing, what to do about it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import torch
+
+from paperlib.errors import PaperlibError
+from paperlib.paths import data_source, home, published_dir, shown
+from paperlib.profiles import Profile
+from paperlib.progress import Say, say
+from paperlib.provenance import commit, device_name, versions
+from paperlib.study import Study
+
+NOTEBOOK_TOOLS = ("jupyterlab", "papermill", "nbval", "seaborn", "ipywidgets", "nbconvert", "sklearn")
+ROOM_NEEDED = 2_000_000_000  # bytes: records are small, weights and the decoded data are not
+
+
+def examine(profile: Profile, say: Say = say) -> None:
+    """Print one line per finding; nothing is changed."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    say(f"code      {commit()}; {found}")
+    say(f"device    {device_name(device)}; {os.cpu_count()} cores")
+    if device.type == "cpu" and profile.name in ("cifar10", "svhn", "cifar10_h100"):
+        say(f"          profile {profile.name} is meant for a GPU; here it would take days. Try cifar10_lite or digits.")
+    absent = [name for name in NOTEBOOK_TOOLS if importlib.util.find_spec(name) is None]
+    say(f"notebooks {'all tools there' if not absent else 'missing: ' + ', '.join(absent) + '; run: make lab'}")
+    free = shutil.disk_usage(home() if home().exists() else home().parent).free
+    say(f"disk      {free / 1e9:.0f} GB free" + ("" if free > ROOM_NEEDED else "; make room: 2 GB are needed"))
+    _data(profile, say)
+    study = Study(profile, profile.run.seeds[0], replay=bool(Study(profile).published.index))
+    seeds = study.published.seeds
+    say(f"published {shown(published_dir(profile.name))}: {f'seeds {seeds}' if seeds else 'nothing for this profile'}")
+    try:
+        missing = study.missing(list(study.stages))
+    except PaperlibError:
+        return
+    there = len(study.stages) - len(missing)
+    todo = "" if not missing else f"; compute the rest: python -m paperlib run --profile {profile.name}"
+    say(f"records   {there} of {len(study.stages)} stages there or published for seed {study.seed}{todo}")
+
+
+def _data(profile: Profile, say: Say) -> None:
+    try:
+        data = Study(profile, replay=False, say=lambda line: None).data
+    except PaperlibError as error:
+        say(f"data      {error}")
+        return
+    sizes = f"{len(data.train)} / {len(data.validation)} / {len(data.test)}"
+    where = "scikit-learn" if profile.data.name == "digits" else shown(data_source())
+    say(f"data      {data.label} from {where}: {sizes} train / validation / test, {data.fingerprint}")

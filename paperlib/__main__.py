@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from fractions import Fraction
 
 from paperlib.errors import PaperlibError
 from paperlib.profiles import load_profile, profile_names
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def reproduce(options: argparse.Namespace) -> None:
     """Compute every stage, execute the notebooks by papermill, draw the figures, bind the reading copy."""
-    from paperlib.series import reproduce as run
+    from paperlib.reproduce import reproduce as run
 
     run(options.profile, seed=options.seed, only=_listed(options.only), fresh=options.fresh)
 
@@ -150,9 +151,7 @@ def _seeds(text: str, default: Sequence[int]) -> list[int]:
         raise PaperlibError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error
 
 
-def _budget(text: str, default: object) -> object:
-    from fractions import Fraction
-
+def _budget(text: str, default: Fraction) -> Fraction:
     from paperlib.checks import as_budget
 
     if not text:

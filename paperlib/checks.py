@@ -54,13 +54,17 @@ def check_labels(labels: Tensor, images: Tensor, name: str = "labels") -> None:
         kind = f"a {labels.dtype} tensor" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
         raise InputError(f"{name}: expected an int64 tensor of class indices, got {kind}")
     if labels.shape != images.shape[:1]:
-        raise InputError(f"{name}: shape {tuple(labels.shape)} does not match {len(images)} images; expected ({len(images)},)")
+        raise InputError(
+            f"{name}: shape {tuple(labels.shape)} does not match {len(images)} images; expected ({len(images)},)"
+        )
 
 
 def check_logits(logits: Tensor, labels: Tensor, name: str = "model") -> None:
     """Require finite logits (N, classes) and labels inside that range. Raises InputError or NotFiniteError."""
     if logits.ndim != 2 or len(logits) != len(labels):
-        raise InputError(f"{name}: returned shape {tuple(logits.shape)} for {len(labels)} images; expected (N, classes)")
+        raise InputError(
+            f"{name}: returned shape {tuple(logits.shape)} for {len(labels)} images; expected (N, classes)"
+        )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         span = f"{int(labels.min())} to {int(labels.max())}"
         raise InputError(f"labels: {span} are out of range; the model knows classes 0 to {logits.shape[1] - 1}")

@@ -251,7 +251,7 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     sums = torch.stack(
         [
             torch.stack([block.sum((0, 2, 3)), block.square().sum((0, 2, 3))])
-            for block in (part.cpu().double() for part in images.split(1000))  # type: ignore[no-untyped-call]
+            for block in (part.cpu().double() for part in images.split(1000))
         ]
     ).sum(0)
     mean, square = sums / (images.numel() / images.shape[1])

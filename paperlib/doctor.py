@@ -26,7 +26,9 @@ def examine(profile: Profile, say: Say = say) -> None:
     say(f"code      {commit()}; {found}")
     say(f"device    {device_name(device)}; {os.cpu_count()} cores")
     if device.type == "cpu" and profile.name in ("cifar10", "svhn", "cifar10_h100"):
-        say(f"          profile {profile.name} is meant for a GPU; here it would take days. Try cifar10_lite or digits.")
+        say(
+            f"          profile {profile.name} is meant for a GPU; here it would take days. Try cifar10_lite or digits."
+        )
     absent = [name for name in NOTEBOOK_TOOLS if importlib.util.find_spec(name) is None]
     say(f"notebooks {'all tools there' if not absent else 'missing: ' + ', '.join(absent) + '; run: make lab'}")
     free = shutil.disk_usage(home() if home().exists() else home().parent).free

@@ -145,7 +145,7 @@ def _say_next(lines: queue.SimpleQueue[str], wait: float, say: Say) -> bool:
     except queue.Empty:
         return False
     if not NOISE.search(line):
-        say(f"    {line}")
+        say(line)
     return True
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 from collections.abc import Mapping
@@ -25,11 +26,6 @@ FOLDER = Path(__file__).parent / "profiles"
 
 def _limits(low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), **kw: Any) -> Any:
     return field(metadata={"low": low, "high": high, "choices": choices}, **kw)
-
-
-def _budget(**kw: Any) -> Any:
-    # An L-infinity budget on pixels in [0, 1]: 8 where 8/255 was meant must not pass.
-    return _limits(low=0, high=1, **kw)
 
 
 @dataclass(frozen=True)
@@ -59,9 +55,9 @@ class ModelConfig:
 class ThreatConfig:
     """The random sets of the paper (section 1.1 of its outline) and our choice of PGD budget."""
 
-    fgsm_eps: tuple[Fraction, ...] = _budget()
-    pgd_eps: Fraction = _budget()
-    pgd_step: Fraction = _budget()
+    fgsm_eps: tuple[Fraction, ...] = _limits(low=0, high=1)  # L-infinity, pixels in [0, 1]: 8 for 8/255 must not pass
+    pgd_eps: Fraction = _limits(low=0, high=1)
+    pgd_step: Fraction = _limits(low=0, high=1)
     pgd_steps: tuple[int, ...] = _limits(low=1)
     random_start: bool = True
 
@@ -84,11 +80,11 @@ class EvaluationConfig:
     """The headline attack, the sweeps, and how many test images they see."""
 
     images: int = _limits(low=1)
-    eps: Fraction = _budget()
-    step: Fraction = _budget()  # step size at the headline eps; sweeps scale it with eps
+    eps: Fraction = _limits(low=0, high=1)
+    step: Fraction = _limits(low=0, high=1)  # step size at the headline eps; sweeps scale it with eps
     steps: int = _limits(low=1)
     restarts: int = _limits(low=1)
-    eps_sweep: tuple[Fraction, ...] = _budget()
+    eps_sweep: tuple[Fraction, ...] = _limits(low=0, high=1)
     steps_sweep: tuple[int, ...] = _limits(low=1)
     batch_size: int = _limits(low=1)
 
@@ -148,6 +144,8 @@ def parse_profile(table: Mapping[str, Any]) -> Profile:
         values = getattr(profile.evaluation, key)
         if list(values) != sorted(set(values)):
             raise ProfileError(f"evaluation.{key}: values must rise, got {to_table(profile.evaluation)[key]}")
+    if profile.evaluation.eps == 0:
+        raise ProfileError("evaluation.eps: must be above 0; the sweep scales the step with it")
     if max(profile.evaluation.steps_sweep) > profile.evaluation.steps:
         raise ProfileError(f"evaluation.steps_sweep: no value may exceed evaluation.steps={profile.evaluation.steps}")
     return profile
@@ -164,11 +162,15 @@ def canonical(table: Any) -> str:
 
 
 def budget_text(value: Fraction | float) -> str:
-    """An L-infinity budget as the field writes it: a short decimal where exact, else ``8/255`` where it is one."""
-    exact = Fraction(value).limit_denominator(100_000)
+    """An L-infinity budget as the field writes it: a short decimal where exact, else ``8/255`` where it is one.
+
+    A fraction is never rounded: where neither form is exact, it is written out, as in ``1/510``.
+    """
+    exact = value if isinstance(value, Fraction) else Fraction(value).limit_denominator(100_000)
     if (exact * 1000).denominator != 1 and (exact * 255).denominator == 1:
         return f"{int(exact * 255)}/255"
-    return f"{float(exact):g}"
+    decimal = f"{float(exact):g}"
+    return decimal if Fraction(decimal) == exact else str(exact)
 
 
 def _plain(value: Any) -> Any:
@@ -228,8 +230,8 @@ def _in_range(value: Any, where: str, limits: Mapping[str, Any] | types.MappingP
     low, high, choices = limits.get("low"), limits.get("high"), limits.get("choices")
     if choices and value not in choices:
         raise ProfileError(f"{where}: {value!r} is not one of {', '.join(choices)}")
-    if isinstance(value, float) and value != value:
-        raise ProfileError(f"{where}: NaN is not a number to compute with")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ProfileError(f"{where}: {value} is not a number to compute with")
     if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"in [{low}, {high}]"
         hint = f"; did you mean {value}/255?" if isinstance(value, Fraction) and high == 1 and value > 1 else ""

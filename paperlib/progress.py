@@ -22,7 +22,7 @@ def silent(line: str) -> None:
 
 
 def wants_bar() -> bool:
-    """True in a kernel a person looks at. ``PAPERLIB_PROGRESS`` (``bar``, ``lines``) overrides; the runner sets ``lines``."""
+    """True in a kernel a person looks at; ``PAPERLIB_PROGRESS`` (``bar`` or ``lines``) overrides."""
     choice = os.environ.get("PAPERLIB_PROGRESS", "")
     return choice == "bar" or (choice != "lines" and "ipykernel" in sys.modules)
 

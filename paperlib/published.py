@@ -1,8 +1,8 @@
 """Records committed for everybody: one folder per profile under ``data/published``, packed and verified.
 
 ``index.json`` describes the folder and holds the checksum of every file; ``records-seed-S.json`` holds the records
-of one seed by stage name; ``arrays-seed-S.safetensors`` their per-example outcomes; ``weights-SYSTEM-seed-S.safetensors``
-half-precision weights for exploring.
+of one seed by stage name; ``arrays-seed-S.safetensors`` their per-example outcomes;
+``weights-SYSTEM-seed-S.safetensors`` half-precision weights for exploring.
 """
 
 from __future__ import annotations

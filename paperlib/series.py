@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -117,11 +118,13 @@ def run_series(
     only: Sequence[str] = (),
     replay: bool = False,
     timeout: float = 3600,
+    jobs: int = 1,
     say: Say = say,
 ) -> list[Outcome]:
     """Execute the series at ``profile``; the executed notebooks lie in ``paths.build_dir(profile)/notebooks``.
 
-    A notebook that fails does not keep the others from running. ``timeout`` is in seconds and holds for each notebook.
+    A notebook that fails does not keep the others from running. ``timeout`` is in seconds and holds for each notebook;
+    ``jobs`` notebooks run side by side, which pays once their records are there.
 
     Raises:
         SeriesError: before anything runs, for an unknown selector or a notebook that does not take the parameters;
@@ -130,12 +133,18 @@ def run_series(
     notebooks = select(discover(paths.notebooks_dir()), only)
     parameters = {"profile": profile, "seed": seed, "replay": replay}
     places = {notebook.name: _check_parameters(notebook, parameters) for notebook in notebooks}
-    outcomes = []
-    for count, notebook in enumerate(notebooks, start=1):
-        say(f"{notebook.name}: started ({count} of {len(notebooks)})")
-        outcomes.append(_run(notebook, parameters, places[notebook.name], timeout, say))
-        ended = "done" if outcomes[-1].ok else f"FAILED, {outcomes[-1].failure}"
-        say(f"{notebook.name}: {ended} ({outcomes[-1].seconds:.1f} s)")
+
+    def execute(notebook: Notebook) -> Outcome:
+        def tell(line: str) -> None:
+            say(f"{notebook.name[:2]} | {line}")
+
+        say(f"{notebook.name}: started")
+        outcome = _run(notebook, parameters, places[notebook.name], timeout, tell)
+        say(f"{notebook.name}: {'done' if outcome.ok else f'FAILED, {outcome.failure}'} ({outcome.seconds:.1f} s)")
+        return outcome
+
+    with ThreadPoolExecutor(jobs) as pool:
+        outcomes = list(pool.map(execute, notebooks))
     _raise_for(outcomes, profile)
     return outcomes
 

@@ -120,7 +120,10 @@ def _train(recipe: Recipe, profile: Profile) -> Stage:
     budget = profile.evaluation
     name = f"train:{recipe.system}"
     how = Validation(
-        float(budget.eps), float(budget.eps) / 4, config.validation_steps, "clean" if recipe.select == "clean" else "pgd"
+        float(budget.eps),
+        float(budget.eps) / 4,
+        config.validation_steps,
+        "clean" if recipe.select == "clean" else "pgd",
     )
 
     def compute(context: Context) -> Result:
@@ -204,9 +207,17 @@ def _trace(recipe: Recipe, profile: Profile) -> Stage:
             return logits, values
 
         generator = torch.Generator(context.device).manual_seed(hash_seed(context.seed, "trace"))
-        budget = {"eps": spec.eps, "step_size": spec.step, "random_start": True, "generator": generator}
+        model = context.model(recipe.system)
         # One step more than asked: the objective sees iterates 0 to ``steps``.
-        pgd(context.model(recipe.system), *_pair(split), steps=spec.steps + 1, objective=watched, **budget)
+        pgd(
+            model,
+            *_pair(split),
+            eps=spec.eps,
+            step_size=spec.step,
+            steps=spec.steps + 1,
+            generator=generator,
+            objective=watched,
+        )
         table = {"system": recipe.system, "attack": spec.table(), "n": n}
         return Result({**table, "loss": losses, "accuracy_at_iterate": accuracies})
 
@@ -238,8 +249,8 @@ def _gate(recipe: Recipe, profile: Profile) -> Stage:
             rows.append({"attack": name, "kind": kind, "eps": budget_text(eps), **_gate_health(weights)})
         return Result({"system": recipe.system, "n": n, "pgd_steps": steps, "rows": rows}, arrays)
 
-    config = {"attacks": [f"{kind}@{budget_text(eps)}" for kind, eps in gate_attacks(profile)]}
-    config |= {"images": n, "steps": steps}
+    attacks = [f"{kind}@{budget_text(eps)}" for kind, eps in gate_attacks(profile)]
+    config = {"attacks": attacks, "images": n, "steps": steps}
     cost = n * steps * len(profile.evaluation.eps_sweep) * _networks(recipe)
     return Stage(f"gate:{recipe.system}", 1, config, _weights_of(recipe), compute, cost)
 
@@ -265,7 +276,9 @@ def _gallery(recipe: Recipe, profile: Profile) -> Stage:
         return Result({"system": recipe.system, "eps": budget_text(eps), "pgd_steps": steps}, arrays)
 
     config = {"eps": budget_text(eps), "steps": steps}
-    return Stage(f"gallery:{recipe.system}", 1, config, _weights_of(recipe), compute, cost=10 * steps * _networks(recipe))
+    return Stage(
+        f"gallery:{recipe.system}", 1, config, _weights_of(recipe), compute, cost=10 * steps * _networks(recipe)
+    )
 
 
 def _strike(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: int, seed: int) -> Tensor:
@@ -284,7 +297,7 @@ def _gate_weights(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
 
 
 def _gate_health(weights: Tensor) -> Json:
-    """Mean weight of each expert, and how decided the gate is: its mean entropy in nats and the share of its favourite."""
+    """Mean weight of each expert; how decided the gate is (mean entropy, nats); how often its favourite leads."""
     entropy = -(weights * weights.clamp_min(1e-12).log()).sum(dim=1)
     favourite = torch.bincount(weights.argmax(dim=1), minlength=weights.shape[1]).max()
     return {

@@ -65,9 +65,8 @@ class Store:
         files: dict[str, str] = read_json(folder / MANIFEST)["files"]
         for file, expected in files.items():
             if not (folder / file).is_file() or checksum(folder / file) != expected:
-                raise StoreError(
-                    f"{shown(folder / file)}: missing or not what was written; delete {shown(folder)} to compute it again"
-                )
+                where = shown(folder)
+                raise StoreError(f"{where}/{file}: missing or not what was written; delete {where} to compute it again")
         arrays = read_tensors(folder / "arrays.safetensors")[0] if "arrays.safetensors" in files else {}
         weights = folder / "weights.safetensors" if "weights.safetensors" in files else None
         return Artefact(key, read_json(folder / "record.json"), arrays, weights, "computed")

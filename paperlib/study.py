@@ -1,4 +1,4 @@
-"""A study: the stages of one profile and seed, each found (here or published) or computed, in parallel where it pays."""
+"""A study: the stages of one profile and seed, each found (here or published) or computed, side by side."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ class Study:
             raise MissingError(f"{todo[0]}: not among the published records of seed {self.seed}, or made differently")
         started = time.monotonic()
         workers = min(self.workers, len(todo))
-        self.say(f"computing {len(todo)} stages of profile {self.profile.name}, seed {self.seed}, in {workers} process(es)")
+        self.say(f"computing {len(todo)} stages of {self.profile.name}, seed {self.seed}, in {workers} process(es)")
         if workers == 1:
             for done, name in enumerate(todo, start=1):
                 self._compute(name)
@@ -228,7 +228,8 @@ class Study:
             found = fnmatch.filter(self.stages, pattern)
             if not found:
                 raise MissingError(
-                    f"no stage matches {pattern!r}; list them: python -m paperlib run --profile {self.profile.name} --list"
+                    f"no stage matches {pattern!r}; list them: "
+                    f"python -m paperlib run --profile {self.profile.name} --list"
                 )
             chosen += [name for name in found if name not in chosen]
         return chosen
@@ -296,7 +297,9 @@ class Study:
                     self.say(f"[{len(todo) - len(waiting) - len(running)}/{len(todo)}] {name}")
         except BrokenProcessPool as error:
             names = ", ".join(running.values())
-            raise PaperlibError(f"a worker process died while computing {names}; out of memory? Run again to go on") from error
+            raise PaperlibError(
+                f"a worker process died while computing {names}; out of memory? Run again to go on"
+            ) from error
         finally:
             for process in list((pool._processes or {}).values()) if running else ():
                 process.terminate()  # after an error, do not wait for minutes of work nobody will read
@@ -321,7 +324,9 @@ def load_system(system: str, profile: Profile | str, seed: int = 0) -> nn.Module
         if tensors is None:
             raise
         model = study.build(system)
-        model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
+        model.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+        )
         return model.to(study.device).eval()
 
 

@@ -513,7 +513,7 @@ def test_damaged_or_missing_svhn_says_what_to_do(tmp_path: Path, monkeypatch: py
     with pytest.raises(DataError, match=r"svhn: .*MD5.*train_32x32.mat and test_32x32.mat"):
         load_from(root, monkeypatch, tiny("svhn"))
     (root / "train_32x32.mat").unlink()
-    with pytest.raises(DataError, match="train_32x32.mat is not in raw"):
+    with pytest.raises(DataError, match=r"train_32x32\.mat is not in raw"):
         load_from(root, monkeypatch, tiny("svhn"))
 
 

@@ -113,10 +113,10 @@ def test_a_good_notebook_runs_here_and_keeps_its_promise(ran: Ran) -> None:
     import sys
 
     assert (ran.folder / "results/figures/tiny/dot.csv").read_text() == "7 False"
-    assert f"    who {sys.executable}" in ran.said
-    assert f"    where {ran.folder / 'notebooks'}" in ran.said
-    assert "    bars lines" in ran.said
-    assert ran.said[0] == "00_good: started (1 of 4)"
+    assert f"00 | who {sys.executable}" in ran.said
+    assert f"00 | where {ran.folder / 'notebooks'}" in ran.said
+    assert "00 | bars lines" in ran.said
+    assert ran.said[0] == "00_good: started"
     assert any(line.startswith("00_good: done (") for line in ran.said)
     assert "00_good" not in ran.message
     assert (ran.executed / "00_good.ipynb").exists()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,12 @@ NEVER = -1
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The objective of FGSM and PGD: the loss the classifier is trained on."""
     logits = model(x)
-    # Autocast may hand over bfloat16; the loss is computed in float32.
-    return logits, nn.functional.cross_entropy(logits.float(), y, reduction="none")
+    try:
+        # Autocast may hand over bfloat16; the loss is computed in float32.
+        return logits, nn.functional.cross_entropy(logits.float(), y, reduction="none")
+    except (IndexError, RuntimeError, ValueError):
+        check_logits(logits, y)  # says what is wrong with labels or logits, if that is the reason
+        raise
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,7 @@ def pgd(
         InputError: pixels, labels or settings out of range. NotFiniteError: NaN or infinity in the model's answer.
     """
     eps, step_size = _checked(x, y, eps, step_size, steps)
+    x = x.detach()
     with undisturbed(model):
         start = _start(x, eps, random_start, generator)
         images, _, _ = _climb(model, x, y, start, eps, step_size, steps, objective, until_fooled=False)
@@ -115,7 +121,8 @@ def attack(
     An image already fooled needs no further step, so it leaves the batch; this changes no outcome. Arguments and
     errors as in `pgd`.
     """
-    eps, step_size = _checked(x, y, eps, step_size, steps)
+    eps, step_size = _checked(x, y, eps, step_size, steps, restarts)
+    x = x.detach()
     with undisturbed(model):
         with torch.no_grad():
             clean_logits = model(x)
@@ -154,11 +161,14 @@ def _climb(
     """
     images, first = start.clone(), torch.full_like(y, NEVER)
     left, current, passes = torch.arange(len(x), device=x.device), start, 0
+    steepest = torch.zeros((), device=x.device)
     for step in range(steps + until_fooled):
         if len(left) == 0:
             break
         logits, gradient = _input_gradient(model, current, y[left], objective, needed=step < steps)
         passes += len(left)
+        if step < steps:
+            steepest = torch.maximum(steepest, gradient.abs().amax())
         if until_fooled or step == 0:
             check_logits(logits, y[left])
         if until_fooled:
@@ -171,9 +181,10 @@ def _climb(
             current = torch.minimum(torch.maximum(moved, x[left] - eps), x[left] + eps).clamp(0, 1)
     if not until_fooled:
         images = current
-    # sign(NaN) is NaN and survives every clip, so one look at the end finds a bad gradient at any step.
-    if not (bool(torch.isfinite(images).all()) and bool(torch.isfinite(current).all())):
-        raise NotFiniteError("attack: the gradient held NaN; this model cannot be called robust, it is broken")
+    # sign(NaN) is 0: an image with a bad gradient would stand still and look robust. NaN survives a maximum, so one
+    # look at the end finds it at any step.
+    if not bool(torch.isfinite(steepest)):
+        raise NotFiniteError("attack: the gradient held NaN or infinity; this model is not robust, it is broken")
     return images, first, passes
 
 
@@ -197,9 +208,12 @@ def _start(x: Tensor, eps: float, random: bool, generator: torch.Generator | Non
     return (x + (2 * noise - 1) * eps).clamp(0, 1)
 
 
-def _checked(x: Tensor, y: Tensor, eps: Budget, step_size: Budget, steps: int) -> tuple[float, float]:
+def _checked(
+    x: Tensor, y: Tensor, eps: Budget, step_size: Budget, steps: int, restarts: int = 1
+) -> tuple[float, float]:
     check_images(x)
     check_labels(y, x)
-    if steps < 1:
-        raise InputError(f"steps={steps}: an attack needs at least one iteration")
+    for name, value in (("steps", steps), ("restarts", restarts)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise InputError(f"{name}={value!r}: expected a whole number, at least 1; less is no attack")
     return as_budget(eps, "eps"), as_budget(step_size, "step_size")

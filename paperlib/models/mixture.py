@@ -27,9 +27,7 @@ class Gate(ResNet):
     shape of ADVMoE's router (3 blocks a stage, width 16) with a size that follows the profile.
     """
 
-    def __init__(
-        self, experts: int, width: int, blocks: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, experts: int, width: int, blocks: int, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__(experts, width, (blocks,) * 3, mean, std)
         # An even start: phase 2 begins as the uniform average of the pre-trained experts.
         nn.init.zeros_(self.head.weight)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 
 class Normalize(nn.Module):
@@ -73,6 +72,9 @@ def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[n
 
 
 def _stage(inputs: int, outputs: int, depth: int, stride: int) -> nn.Sequential:
+    # Imported late: torchvision takes as long to load as torch itself, and replaying records needs no network.
+    from torchvision.models.resnet import BasicBlock
+
     change = stride != 1 or inputs != outputs
     shortcut = nn.Sequential(*_conv_bn(inputs, outputs, kernel=1, stride=stride)) if change else None
     first = BasicBlock(inputs, outputs, stride, shortcut)

@@ -50,8 +50,15 @@ def architecture() -> Figure:
     box(88, 28, 11, 14, "answer\n$\\log p(y|x)$", "white")
     arrow((81.6, 35), (87.4, 35))
     ax.text(41.5, 59.6, "phase 1: trained one by one", ha="center", fontsize=8, color="0.3", style="italic")
-    ax.text(87, 50, "phase 2: experts and gate\ntrained jointly on clean,\nFGSM and PGD batches", ha="center", fontsize=8,
-            color="0.3", style="italic")
+    ax.text(
+        87,
+        50,
+        "phase 2: experts and gate\ntrained jointly on clean,\nFGSM and PGD batches",
+        ha="center",
+        fontsize=8,
+        color="0.3",
+        style="italic",
+    )
     return figure
 
 
@@ -95,7 +102,9 @@ def answers(arrays: dict[str, Tensor], classes: Sequence[str], budget: str) -> F
         for j, (logits, label) in enumerate(zip(arrays[f"{kind}/logits"], arrays["labels"], strict=True)):
             ax = figure.axes[i * len(rows[0]) + j]
             wrong = int(logits.argmax()) != int(label)
-            ax.set_xlabel(classes[int(logits.argmax())], fontsize=8.5, labelpad=1, color="tab:red" if wrong else "black")
+            ax.set_xlabel(
+                classes[int(logits.argmax())], fontsize=8.5, labelpad=1, color="tab:red" if wrong else "black"
+            )
     return figure
 
 
@@ -127,7 +136,9 @@ def accuracy_by_steps(frame: pd.DataFrame, title: str) -> Figure:
     """Accuracy against the number of iterations, a line per system."""
     figure, ax = plt.subplots(figsize=(WIDTH, 3.2))
     lines_with_intervals(ax, frame, "steps")
-    ax.set(title=title, xlabel="PGD iterations (an image is lost at the first that fools the system)", ylabel="accuracy")
+    ax.set(
+        title=title, xlabel="PGD iterations (an image is lost at the first that fools the system)", ylabel="accuracy"
+    )
     shared_legend(figure, ax)
     return figure
 
@@ -137,7 +148,9 @@ def lines_with_intervals(ax: Axes, frame: pd.DataFrame, x: str) -> None:
     for system, part in frame.groupby("system", sort=False):
         part = part.sort_values(x)
         name = str(system)
-        ax.plot(part[x], part["accuracy"], color=SYSTEMS[name], marker=MARKERS[name], ms=4.5, lw=1.6, label=LABELS[name])
+        ax.plot(
+            part[x], part["accuracy"], color=SYSTEMS[name], marker=MARKERS[name], ms=4.5, lw=1.6, label=LABELS[name]
+        )
         ax.fill_between(part[x], part["low"], part["high"], color=SYSTEMS[name], alpha=0.15, lw=0)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_ylim(-0.02, 1.02)
@@ -169,23 +182,26 @@ def expert_heatmap(frame: pd.DataFrame, names: dict[str, str]) -> Figure:
     table = frame.pivot(index="system", columns="column", values="accuracy")[list(dict.fromkeys(frame["column"]))]
     table.index = [names[name] for name in table.index]
     figure, ax = plt.subplots(figsize=(WIDTH * 0.75, 3.6))
-    sns.heatmap(100 * table, annot=True, fmt=".0f", vmin=0, vmax=100, cmap="cividis", ax=ax, cbar_kws={"label": "accuracy (%)"})
+    sns.heatmap(
+        100 * table, annot=True, fmt=".0f", vmin=0, vmax=100, cmap="cividis", ax=ax, cbar_kws={"label": "accuracy (%)"}
+    )
     ax.set(xlabel="", ylabel="", title="Nine experts, one by one")
     ax.tick_params(axis="y", rotation=0)
     for label in ax.get_yticklabels():
-        label.set_color([0.6 * c for c in KINDS[label.get_text().split()[1]]])
+        red, green, blue = KINDS[label.get_text().split()[1]]
+        label.set_color((0.6 * red, 0.6 * green, 0.6 * blue))
     return figure
 
 
 def expert_curves(frame: pd.DataFrame) -> Figure:
     """Validation accuracy by epoch, a panel per expert kind: clean, FGSM and PGD, one faint line per expert."""
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.0), sharey=True)
-    styles = {"clean": ":", "fgsm": "--", "pgd": "-"}
+    styles = {"clean": (":", "clean"), "fgsm": ("--", "FGSM"), "pgd": ("-", "PGD")}
     for ax, kind in zip(axes, KINDS, strict=True):
         members = [f"expert-{i}" for i, k in enumerate(EXPERT_KINDS) if k == kind]
         for system, part in frame[frame["system"].isin(members)].groupby("system"):
-            for measure, line in styles.items():
-                label = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD"}[measure] if system == members[0] else None
+            for measure, (line, name) in styles.items():
+                label = name if system == members[0] else None
                 ax.plot(part["epoch"] + 1, part[measure], line, color=KINDS[kind], lw=1.3, alpha=0.85, label=label)
         ax.set(title=f"{kind} ({len(members)})", xlabel="epoch", ylim=(-0.02, 1.02))
         ax.yaxis.set_major_formatter(PercentFormatter(1))
@@ -209,7 +225,12 @@ def curves(frame: pd.DataFrame, systems: Sequence[str]) -> Figure:
         kept = part[part["epoch"] == part["best"]]
         axes[1].plot(kept["epoch"] + 1, kept["pgd"], "o", ms=10, mfc="none", mec=SYSTEMS[system])
     axes[0].set(title="Training loss", xlabel="epoch of phase 2", ylabel="cross-entropy (nats)")
-    axes[1].set(title="Validation: PGD (solid), clean (dotted)", xlabel="epoch of phase 2", ylabel="accuracy", ylim=(-0.02, 1.02))
+    axes[1].set(
+        title="Validation: PGD (solid), clean (dotted)",
+        xlabel="epoch of phase 2",
+        ylabel="accuracy",
+        ylim=(-0.02, 1.02),
+    )
     axes[1].yaxis.set_major_formatter(PercentFormatter(1))
     shared_legend(figure, axes[0])
     return figure
@@ -234,8 +255,9 @@ def main_figure(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figur
         ax.xaxis.set_major_formatter(PercentFormatter(1))
         ax.grid(visible=False, axis="y")
     axes[0].invert_yaxis()
-    figure.supxlabel("accuracy, with Wilson 95 % intervals" + ("; circles: published seeds" if seeds is not None else ""),
-                     fontsize=9)
+    figure.supxlabel(
+        "accuracy, with Wilson 95 % intervals" + ("; circles: published seeds" if seeds is not None else ""), fontsize=9
+    )
     return figure
 
 
@@ -248,9 +270,17 @@ def gate_by_attack(frame: pd.DataFrame, title: str) -> Figure:
         part = pd.concat([clean, frame[frame["attack"] == attack]])
         table = part.pivot(index="eps", columns="expert", values="weight").loc[list(dict.fromkeys(part["eps"]))]
         bottom = np.zeros(len(table))
-        for expert in table.columns:
-            ax.bar(table.index, table[expert], bottom=bottom, color=colours[expert], width=0.85, ec="white", lw=0.4,
-                   label=f"{expert} {EXPERT_KINDS[expert]}")
+        for expert in range(len(EXPERT_KINDS)):
+            ax.bar(
+                table.index,
+                table[expert],
+                bottom=bottom,
+                color=colours[expert],
+                width=0.85,
+                ec="white",
+                lw=0.4,
+                label=f"{expert} {EXPERT_KINDS[expert]}",
+            )
             bottom += table[expert].to_numpy()
         ax.set(title=f"under {attack.upper()}", xlabel="eps", ylim=(0, 1))
     axes[0].set_ylabel("mean gate weight")
@@ -263,12 +293,22 @@ def gate_by_attack(frame: pd.DataFrame, title: str) -> Figure:
 def gate_by_class(weights: dict[str, Tensor], labels: Tensor, classes: Sequence[str]) -> Figure:
     """Mean gate weight by class (rows) and expert (columns), a panel per attack."""
     figure, axes = plt.subplots(1, len(weights), figsize=(WIDTH, 3.6), sharey=True)
-    tables = {name: [w[labels == c].float().mean(dim=0).numpy() for c in labels.unique()] for name, w in weights.items()}
+    tables = {
+        name: [w[labels == c].float().mean(dim=0).numpy() for c in labels.unique()] for name, w in weights.items()
+    }
     top = max(float(np.max(t)) for t in tables.values())
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         last = ax is axes[-1]
-        sns.heatmap(100 * np.stack(table), vmin=0, vmax=100 * top, cmap="cividis", ax=ax, cbar=last,
-                    yticklabels=list(classes), cbar_kws={"label": "mean gate weight (%)"} if last else None)
+        sns.heatmap(
+            100 * np.stack(table),
+            vmin=0,
+            vmax=100 * top,
+            cmap="cividis",
+            ax=ax,
+            cbar=last,
+            yticklabels=list(classes),
+            cbar_kws={"label": "mean gate weight (%)"} if last else None,
+        )
         ax.set(title=name, xlabel="expert")
         ax.tick_params(axis="y", rotation=0)
     axes[0].set_ylabel("class")
@@ -278,8 +318,13 @@ def gate_by_class(weights: dict[str, Tensor], labels: Tensor, classes: Sequence[
 def gate_cases(arrays: dict[str, Tensor], classes: Sequence[str], chosen: Sequence[int]) -> Figure:
     """For a few images: the picture and the gate weights, clean and under attack."""
     kinds = ("clean", "fgsm", "pgd")
-    figure, axes = plt.subplots(len(chosen), 2 * len(kinds), figsize=(WIDTH, 1.35 * len(chosen) + 0.3),
-                                width_ratios=[1, 1.7] * len(kinds), squeeze=False)
+    figure, axes = plt.subplots(
+        len(chosen),
+        2 * len(kinds),
+        figsize=(WIDTH, 1.35 * len(chosen) + 0.3),
+        width_ratios=[1, 1.7] * len(kinds),
+        squeeze=False,
+    )
     for line, i in zip(axes, chosen, strict=True):
         for j, kind in enumerate(kinds):
             picture, bars = line[2 * j], line[2 * j + 1]
@@ -299,7 +344,7 @@ def expert_colours() -> list[tuple[float, float, float]]:
     """Nine shades: the colour of the expert's kind, lighter within it."""
     shades = []
     for i, kind in enumerate(EXPERT_KINDS):
-        place = EXPERT_KINDS[:i].count(kind)
-        mix = 0.16 * place
-        shades.append(tuple((1 - mix) * c + mix for c in KINDS[kind]))
-    return shades  # type: ignore[return-value]
+        white = 0.16 * EXPERT_KINDS[:i].count(kind)
+        red, green, blue = ((1 - white) * part + white for part in KINDS[kind])
+        shades.append((red, green, blue))
+    return shades

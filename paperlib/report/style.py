@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from paperlib.files import replacing
 from paperlib.paths import figures_dir
 
-_SAFE = sns.color_palette("colorblind", 10)
+Colour = tuple[float, float, float]
+_SAFE: list[Colour] = list(sns.color_palette("colorblind", 10))
 KINDS = {"benign": _SAFE[2], "FGSM": _SAFE[1], "PGD": _SAFE[4]}
 SYSTEMS = {
     "plain": _SAFE[7],

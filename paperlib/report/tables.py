@@ -166,7 +166,9 @@ def seeds_table(studies: Sequence[Study]) -> pd.DataFrame:
         return pd.DataFrame()
     groups = together.groupby(["system", "column"], sort=False)["accuracy"]
     text = groups.apply(lambda a: f"{a.mean():.1%} ({a.min():.1%} to {a.max():.1%})".replace("%", ""))
-    return text.unstack("column")[list(dict.fromkeys(together["column"]))].reindex(list(dict.fromkeys(together["system"])))
+    return text.unstack("column")[list(dict.fromkeys(together["column"]))].reindex(
+        list(dict.fromkeys(together["system"]))
+    )
 
 
 def paired_table(study: Study, against: str = "dwf") -> pd.DataFrame:
@@ -274,7 +276,7 @@ def provenance_line(study: Study) -> str:
     return (
         f"{len(table)} records of profile {study.profile.name}, seed {study.seed}: {sources}; "
         f"made {table['created'].min()} to {table['created'].max()}\n"
-        f"data {distinct('data')}; on {distinct('device')}, {distinct('threads')} thread(s), torch {distinct('torch')}\n"
+        f"data {distinct('data')}; {distinct('device')}, {distinct('threads')} thread(s), torch {distinct('torch')}\n"
         f"code {distinct('commit')}"
     )
 

@@ -47,14 +47,17 @@ def recipes(profile: Profile) -> dict[str, Recipe]:
         Recipe("plain", "ResNet-18, no defence", "resnet18", threat=Clean(), training=both, select="clean"),
         Recipe("pgd-at", f"ResNet-18, PGD-{PGD_AT_STEPS} adversarial training", "resnet18", threat=at, training=both),
     ]
+    diets: dict[str, Threat] = {"benign": Clean(), "FGSM": fgsm, "PGD": pgd}
     for name, kind in zip(EXPERTS, EXPERT_KINDS, strict=True):
-        diet: Threat = {"benign": Clean(), "FGSM": fgsm, "PGD": pgd}[kind]
+        diet = diets[kind]
         select = "clean" if kind == "benign" else "pgd"
         listed.append(Recipe(name, f"{kind} expert, phase 1", "resnet18", threat=diet, training=one, select=select))
     phase2 = OneOf((Clean(), fgsm, pgd))
     mixture = Recipe("", "", "mixture", gate="learned", starts_from=EXPERTS, threat=phase2, training=two)
     listed += [
-        replace(mixture, system="uniform", story="nine experts, uniform average", gate="uniform", threat=None, training=None),
+        replace(
+            mixture, system="uniform", story="nine experts, uniform average", gate="uniform", threat=None, training=None
+        ),
         replace(mixture, system="frozen", story="nine frozen experts, trained gate", trainable="gate"),
         replace(mixture, system="dwf", story="DWF: nine experts and gate, trained jointly"),
     ]

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from paperlib.attacks import attack
 from paperlib.data import Dataset, Split, augment
 from paperlib.errors import NotFiniteError, StoreError
+from paperlib.files import read_tensors, write_tensors
 from paperlib.profiles import DataConfig, TrainConfig
 from paperlib.progress import Say, say
-from paperlib.files import read_tensors, write_tensors
 from paperlib.training.threats import Threat
 
 # An FGSM-trained network that beats FGSM but not PGD has collapsed: it masks its gradient (catastrophic overfitting).
@@ -101,7 +101,7 @@ def train(
     device = next(model.parameters()).device
     chosen = list(trainable(model))
     memory = torch.channels_last if channels_last else torch.contiguous_format
-    model.to(memory_format=memory)  # type: ignore[call-overload]
+    model.to(memory_format=memory)
     optimiser = torch.optim.SGD(
         chosen,
         lr=config.lr,

@@ -1,0 +1,49 @@
+"""The main job: compute everything, execute the notebooks, bind the reading copy, and say where it all lies."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from paperlib import paths
+from paperlib.progress import Say, say
+from paperlib.reading_copy import reading_copy
+from paperlib.series import discover, run_series, select
+from paperlib.study import Study
+
+
+def reproduce(
+    profile: str,
+    *,
+    seed: int = 0,
+    only: Sequence[str] = (),
+    fresh: bool = False,
+    timeout: float = 86_400,
+    say: Say = say,
+) -> Path:
+    """Compute, execute, draw, bind: the whole series at ``profile`` without published records; returns the first page.
+
+    Without ``only`` all stages are computed before the first notebook starts: together they fill the cores better than
+    notebook by notebook. With it, each chosen notebook computes what it needs.
+
+    Raises:
+        SeriesError: as `run_series`.
+    """
+    started = time.monotonic()
+    select(discover(paths.notebooks_dir()), only)  # an unknown notebook is told at once, not after the computing
+    study = Study(profile, seed, replay=False, say=say)
+    if fresh:
+        say(f"forgot {study.forget()} results of profile {profile}, seed {seed}")
+    if not only:
+        study.compute()
+    computed = time.monotonic()
+    run_series(profile, seed=seed, only=only, timeout=timeout, jobs=1 if only else os.cpu_count() or 1, say=say)
+    page = reading_copy(profile, say=say)
+    figures = paths.shown(paths.figures_dir(profile))
+    say(f"figures and tables   {figures}/ (the main table: {figures}/main_table.md and .csv)")
+    say(f"executed notebooks   {paths.shown(paths.build_dir(profile) / 'notebooks')}/")
+    say(f"reading copy         {paths.shown(page)} (open it in a browser; it needs no network)")
+    say(f"computing {computed - started:.0f} s, notebooks {time.monotonic() - computed:.0f} s")
+    return page

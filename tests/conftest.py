@@ -1,0 +1,62 @@
+"""Shared fixtures. Everything is seeded, and one thread does the arithmetic, so sums round the same way each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from toys import Linear, ToyNet, micro_table
+
+from paperlib import Dataset, Profile, load_dataset, load_profile
+from paperlib.profiles import parse_profile
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh folder for all that is computed or published."""
+    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PAPERLIB_PUBLISHED", str(tmp_path / "published"))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def micro() -> Profile:
+    return parse_profile(micro_table())
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """The data of the smoke profile: 240, 50 and 80 digits."""
+    return load_dataset(load_profile("smoke"), say=lambda line: None)
+
+
+@pytest.fixture
+def linear() -> Linear:
+    """Three classes of one-channel 2x2 images."""
+    generator = torch.Generator().manual_seed(3)
+    return Linear(torch.randn(3, 4, generator=generator), torch.randn(3, generator=generator))
+
+
+@pytest.fixture(scope="session")
+def toy(digits: Dataset) -> ToyNet:
+    """A small network that has learnt the smoke digits. Treat as read-only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = ToyNet()
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(40):
+            for index in torch.randperm(len(digits.train)).split(60):
+                loss = nn.functional.cross_entropy(model(digits.train.images[index]), digits.train.labels[index])
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    return model.eval()

@@ -1,0 +1,496 @@
+"""The gradient loop against its equations, against plain loops, against foolbox, and against bad company."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from toys import Linear, ToyNet, same_state
+
+from paperlib import Dataset
+from paperlib.attacks import NEVER, attack, cross_entropy, fgsm, pgd, undisturbed
+from paperlib.errors import InputError, NotFiniteError
+
+EPS, STEP = 0.1, 0.025
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(n: int = 6, seed: int = 5) -> tuple[Tensor, Tensor]:
+    """Pixels at 0 and at 1 among them, so that clipping matters."""
+    x = (torch.rand(n, 1, 2, 2, generator=rng(seed)) * 1.6 - 0.3).clamp(0, 1)
+    return x, torch.arange(n) % 3
+
+
+class Nan(torch.autograd.Function):
+    """Zero going forward, NaN coming back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return torch.full_like(gradient, float("nan"))
+
+
+# -- the equations ---------------------------------------------------------------------------------------------------
+
+
+def test_fgsm_is_its_closed_form_on_a_linear_model(linear: Linear) -> None:
+    x, y = images()
+    weight, bias = linear.weight.detach(), linear.bias.detach()
+    p = torch.softmax(x.flatten(1) @ weight.T + bias, dim=1)
+    # L = -log p_y with p = softmax(W x + b), so grad_x L = W^T (p - onehot(y))
+    gradient = (p - nn.functional.one_hot(y, 3)) @ weight
+    expected = (x + EPS * gradient.sign().view_as(x)).clamp(0, 1)
+    assert gradient.abs().min() > 1e-4  # no sign hangs on rounding
+    assert torch.equal(fgsm(linear, x, y, eps=EPS), expected)
+
+
+def test_pgd_reaches_the_corner_that_is_optimal_on_a_linear_binary_model() -> None:
+    w = torch.tensor([0.7, -1.2, 0.4, -0.5])
+    model = Linear(torch.stack([w, -w]))
+    x, _ = images(20)
+    y = torch.arange(20) % 2
+    # Class 0 loses margin along -w, class 1 along +w; the worst point of the ball is the corner there, clipped.
+    away = torch.where(y[:, None] == 0, -w.sign(), w.sign()).view_as(x)
+    found = pgd(model, x, y, eps=EPS, step_size=STEP, steps=9, generator=rng())
+    assert torch.allclose(found, (x + EPS * away).clamp(0, 1), atol=1e-7)
+
+
+def test_fgsm_is_one_full_step_of_pgd(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    one = pgd(toy, x, y, eps=EPS, step_size=EPS, steps=1, random_start=False)
+    assert torch.equal(fgsm(toy, x, y, eps=EPS), one)
+    assert not torch.equal(one, x)
+
+
+def test_attacks_move_along_the_gradient_and_not_against_it(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    with torch.no_grad():
+        before, after = (nn.functional.cross_entropy(toy(z), y) for z in (x, fgsm(toy, x, y, eps=EPS)))
+        further = nn.functional.cross_entropy(
+            toy(pgd(toy, x, y, eps=EPS, step_size=STEP, steps=20, generator=rng())), y
+        )
+    assert before < after < further
+
+
+def test_random_starts_fill_the_ball(linear: Linear) -> None:
+    x, y = torch.full((500, 1, 2, 2), 0.5), torch.zeros(500, dtype=torch.int64)
+    start = pgd(linear, x, y, eps=EPS, step_size=0, steps=1, generator=rng())
+    moves = (start - x).flatten() / EPS
+    assert -1 <= moves.min() < -0.98
+    assert 0.98 < moves.max() <= 1
+    assert abs(float(moves.mean())) < 0.05
+    assert abs(float(moves.std()) - 3**-0.5) < 0.02  # of the uniform distribution on [-1, 1]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    eps=st.floats(0, 1),
+    step=st.floats(0, 1),
+    steps=st.integers(1, 4),
+    random_start=st.booleans(),
+    restarts=st.integers(1, 2),
+    seed=st.integers(0, 2**31),
+)
+def test_every_image_stays_in_the_ball_and_in_the_box(
+    linear: Linear, eps: float, step: float, steps: int, random_start: bool, restarts: int, seed: int
+) -> None:
+    x, y = images(seed=seed)
+    budget: dict[str, Any] = {"eps": eps, "step_size": step, "steps": steps, "random_start": random_start}
+    last = pgd(linear, x, y, **budget, generator=rng(seed))
+    found = attack(linear, x, y, **budget, restarts=restarts, generator=rng(seed)).images
+    for adversarial in (last, found):
+        assert adversarial.shape == x.shape
+        assert float((adversarial - x).abs().max()) <= eps + 1e-6
+        assert 0 <= float(adversarial.min()) <= float(adversarial.max()) <= 1
+
+
+def test_budgets_may_be_text_or_fractions(linear: Linear) -> None:
+    x, y = images()
+    expected = fgsm(linear, x, y, eps=8 / 255)
+    assert torch.equal(fgsm(linear, x, y, eps="8/255"), expected)
+    assert torch.equal(fgsm(linear, x, y, eps=Fraction(8, 255)), expected)
+
+
+# -- what counts as success ------------------------------------------------------------------------------------------
+
+
+def test_a_success_counts_although_the_last_iterate_is_right_again() -> None:
+    class Band(nn.Module):
+        """Wrong only where the pixel is between 0.5 and 0.6."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            v = x.flatten(1)
+            return torch.cat([(v - 0.55).abs(), torch.full_like(v, 0.05)], dim=1)
+
+    def rightwards(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return model(x), x.flatten(1).sum(dim=1)
+
+    x, y = torch.tensor([0.45, 0.25, 0.80]).view(3, 1, 1, 1), torch.zeros(3, dtype=torch.int64)
+    how: dict[str, Any] = {"eps": 0.3, "step_size": 0.1, "steps": 3, "random_start": False, "objective": rightwards}
+    done = attack(Band(), x, y, **how)
+    assert done.fooled.tolist() == [True, True, False]
+    assert done.first_success.tolist() == [1, 3, NEVER]
+    assert torch.allclose(done.images.flatten(), torch.tensor([0.55, 0.55, 1.0]))  # as they were when it won, or last
+    last = pgd(Band(), x[:1], y[:1], **how)
+    assert Band()(last).argmax(dim=1).item() == 0
+
+
+def test_images_already_wrong_count_as_fooled_at_step_0_and_are_left_alone(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, (digits.test.labels + 1) % 10
+    done = attack(toy, x, y, eps=EPS, step_size=STEP, steps=3)
+    wrong = toy(x).argmax(dim=1) != y
+    assert wrong.sum() > 50
+    assert done.fooled[wrong].all()
+    assert (done.first_success[wrong] == 0).all()
+    assert torch.equal(done.images[wrong], x[wrong])
+
+
+def test_fooled_images_really_fool_and_the_others_do_not(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    done = attack(toy, x, y, eps=EPS, step_size=STEP, steps=5, generator=rng())
+    assert 10 < int(done.fooled.sum()) < 75
+    assert torch.equal(toy(done.images).argmax(dim=1) != y, done.fooled)
+    assert torch.equal(done.first_success != NEVER, done.fooled)
+
+
+def test_fgsm_as_an_evaluation_is_fgsm_or_a_clean_mistake(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    wrong = (toy(fgsm(toy, x, y, eps=EPS)).argmax(dim=1) != y) | (toy(x).argmax(dim=1) != y)
+    done = attack(toy, x, y, eps=EPS, step_size=EPS, steps=1, random_start=False)
+    assert torch.equal(done.fooled, wrong)
+
+
+@pytest.mark.parametrize("random_start", [False, True])
+def test_more_steps_fool_all_that_fewer_fool(toy: ToyNet, digits: Dataset, random_start: bool) -> None:
+    x, y = digits.test.images, digits.test.labels
+    before = torch.zeros(len(y), dtype=torch.bool)
+    counts = []
+    for steps in (1, 2, 3, 6):
+        how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": steps, "random_start": random_start}
+        done = attack(toy, x, y, **how, generator=rng())
+        assert not (before & ~done.fooled).any()
+        assert int(done.first_success.max()) <= steps
+        before = done.fooled
+        counts.append(int(before.sum()))
+    assert counts[-1] > counts[0]
+
+
+def test_restarts_fool_all_that_one_start_fools_and_report_its_steps(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    how: dict[str, Any] = {"eps": EPS, "step_size": EPS / 2, "steps": 1}
+    one = attack(toy, x, y, **how, generator=rng())
+    many = attack(toy, x, y, **how, restarts=8, generator=rng())
+    assert not (one.fooled & ~many.fooled).any()
+    assert many.fooled.sum() > one.fooled.sum()
+    assert torch.equal(many.first_success, one.first_success)
+
+
+def plain_loop(
+    model: nn.Module, x: Tensor, y: Tensor, steps: int, restarts: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """As the paper would write it: every image takes every step, and nothing is clever."""
+    fooled, first = model(x).argmax(dim=1) != y, torch.full_like(y, NEVER)
+    first[fooled] = 0
+    for restart in range(restarts):
+        noise = torch.rand(x.shape, generator=generator, dtype=x.dtype)
+        current = (x + (2 * noise - 1) * EPS).clamp(0, 1)
+        for step in range(steps + 1):
+            current = current.detach().requires_grad_()
+            logits = model(current)
+            wrong = logits.argmax(dim=1) != y
+            if restart == 0:
+                first[wrong & (first == NEVER)] = step
+            fooled |= wrong
+            (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(logits, y, reduction="sum"), current)
+            moved = current + STEP * gradient.sign()
+            current = torch.minimum(torch.maximum(moved, x - EPS), x + EPS).clamp(0, 1)
+    return fooled, first
+
+
+def test_dropping_fooled_images_changes_no_outcome(toy: ToyNet, digits: Dataset) -> None:
+    model = copy.deepcopy(toy).double()
+    x, y = digits.test.images.double(), digits.test.labels
+    fooled, first = plain_loop(model, x, y, 5, 2, rng(7))
+    done = attack(model, x, y, eps=EPS, step_size=STEP, steps=5, restarts=2, generator=rng(7))
+    assert torch.equal(done.fooled, fooled)
+    assert torch.equal(done.first_success, first)
+    assert len(first.unique()) > 3
+    assert done.passes < len(x) * (1 + 2 * 6)  # something was dropped
+
+
+def test_outcomes_do_not_depend_on_the_company_in_the_batch(toy: ToyNet, digits: Dataset) -> None:
+    model = copy.deepcopy(toy).double()
+    x, y = digits.test.images.double(), digits.test.labels
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 4, "random_start": False}
+    whole = attack(model, x, y, **how)
+    halves = [attack(model, a, b, **how) for a, b in zip(x.split(40), y.split(40), strict=True)]
+    assert torch.equal(torch.cat([h.fooled for h in halves]), whole.fooled)
+    assert torch.equal(torch.cat([h.first_success for h in halves]), whole.first_success)
+    assert torch.allclose(torch.cat([h.images for h in halves]), whole.images, atol=1e-12)
+    assert sum(h.passes for h in halves) == whole.passes
+
+
+def test_passes_are_counted_per_image(linear: Linear) -> None:
+    x, _ = images()
+    y = linear(x).argmax(dim=1)
+    asked = []
+    linear.register_forward_hook(lambda module, args, out: asked.append(len(args[0])))
+    done = attack(linear, x, y, eps=EPS, step_size=STEP, steps=3, restarts=2, generator=rng())
+    assert done.passes == sum(asked)
+
+
+# -- chance ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_gives_one_result_and_another_gives_another(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 2}
+    first, again, other = (pgd(toy, x, y, **how, generator=rng(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    a, b = (attack(toy, x, y, **how, restarts=2, generator=rng(1)) for _ in range(2))
+    assert torch.equal(a.images, b.images)
+    assert torch.equal(a.first_success, b.first_success)
+
+
+def test_without_a_generator_torchs_own_is_used(linear: Linear) -> None:
+    x, y = images()
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(pgd(linear, x, y, eps=EPS, step_size=0, steps=1))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+# -- leaving no trace ------------------------------------------------------------------------------------------------
+
+
+def used_model() -> nn.Module:
+    """A network in the middle of something: mixed modes, some gradients there, one parameter frozen."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.5),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+    model.train()
+    model[1].eval()
+    model[4].eval()
+    model(torch.rand(8, 1, 2, 2)).sum().backward()
+    model[0].bias.grad = None
+    model[5].bias.requires_grad_(False)
+    return model
+
+
+def calls() -> list[Callable[..., object]]:
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 3}
+    return [
+        lambda model, x, y, **kw: fgsm(model, x, y, eps=EPS, **kw),
+        lambda model, x, y, **kw: pgd(model, x, y, **how, **kw),
+        lambda model, x, y, **kw: attack(model, x, y, **how, restarts=2, **kw),
+    ]
+
+
+@pytest.mark.parametrize("call", calls(), ids=["fgsm", "pgd", "attack"])
+@pytest.mark.parametrize("fails", [False, True], ids=["returns", "raises"])
+def test_a_model_is_left_exactly_as_it_was(call: Callable[..., object], fails: bool) -> None:
+    model = used_model()
+    before = copy.deepcopy(model)
+    modes = [module.training for module in model.modules()]
+    assert len(set(modes)) == 2
+    parameters = dict(model.named_parameters())
+    gradients = {name: None if p.grad is None else (p.grad, p.grad.clone()) for name, p in parameters.items()}
+    seen = []
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append([module.training for module in model.modules()])
+        if fails:
+            raise RuntimeError("in the middle")
+        return cross_entropy(model, x, y)
+
+    x, y = images()
+    if fails:
+        with pytest.raises(RuntimeError, match="in the middle"):
+            call(model, x, y, objective=objective)
+    else:
+        call(model, x, y, objective=objective)
+    assert seen
+    assert not any(map(any, seen))  # it was attacked in evaluation mode
+    assert [module.training for module in model.modules()] == modes
+    assert same_state(model, before)
+    assert [p.requires_grad for p in model.parameters()] == [p.requires_grad for p in before.parameters()]
+    for name, expected in gradients.items():
+        now = parameters[name].grad
+        if expected is None:
+            assert now is None
+        else:
+            assert now is expected[0]
+            assert torch.equal(now, expected[1])
+
+
+def test_undisturbed_is_evaluation_mode_for_a_while() -> None:
+    model = used_model()
+    modes = [module.training for module in model.modules()]
+    with undisturbed(model):
+        assert not any(module.training for module in model.modules())
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_an_attack_works_inside_no_grad_and_on_frozen_parameters(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 2, "random_start": False}
+    expected, outcome = pgd(toy, x, y, **how), attack(toy, x, y, **how)
+    with torch.no_grad():
+        assert torch.equal(pgd(toy, x, y, **how), expected)
+        assert torch.equal(attack(toy, x, y, **how).first_success, outcome.first_success)
+        assert not torch.is_grad_enabled()
+    frozen = copy.deepcopy(toy).requires_grad_(False)
+    assert torch.equal(pgd(frozen, x, y, **how), expected)
+    assert torch.equal(attack(frozen, x, y, **how).first_success, outcome.first_success)
+
+
+@pytest.mark.parametrize("call", calls(), ids=["fgsm", "pgd", "attack"])
+def test_images_are_not_changed_and_results_carry_no_graph(linear: Linear, call: Callable[..., object]) -> None:
+    x, y = images()
+    given_images = x.clone().requires_grad_()
+    result = call(linear, given_images, y)
+    found = result if isinstance(result, Tensor) else result.images  # type: ignore[attr-defined]
+    assert not found.requires_grad
+    assert given_images.grad is None
+    assert torch.equal(given_images, x)
+    assert not torch.equal(found, x)
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "word"),
+    [
+        ("eps", 8, "8/255"),
+        ("eps", "8", "8/255"),
+        ("eps", -0.1, "eps"),
+        ("eps", float("nan"), "eps"),
+        ("eps", "(8, 255)", "eps"),
+        ("eps", None, "eps"),
+        ("step_size", 2, "step_size"),
+        ("step_size", float("nan"), "step_size"),
+        ("steps", 0, "steps"),
+        ("steps", -1, "steps"),
+        ("steps", 2.5, "steps"),
+        ("steps", "10", "steps"),
+        ("steps", True, "steps"),
+        ("restarts", 0, "restarts"),  # no restart is no attack: its accuracy would be the clean one
+        ("restarts", 1.5, "restarts"),
+        ("x", torch.full((6, 1, 2, 2), 255, dtype=torch.uint8), "divide bytes"),
+        ("x", torch.full((6, 1, 2, 2), 2.0), "images"),
+        ("x", torch.zeros(6, 4), "shape"),
+        ("y", torch.zeros(5, dtype=torch.int64), "labels"),
+        ("y", torch.zeros(6), "labels"),
+        ("y", torch.full((6,), 3), "labels"),
+        ("y", torch.full((6,), -100), "labels"),  # torch's cross-entropy ignores -100, and so has no gradient there
+    ],
+)
+def test_a_bad_setting_is_one_input_error_that_names_it(linear: Linear, setting: str, value: object, word: str) -> None:
+    x, y = images()
+    given: dict[str, Any] = {"x": x, "y": y, "eps": EPS, "step_size": STEP, "steps": 2, setting: value}
+    with pytest.raises(InputError, match=word):
+        attack(linear, **given)
+    if setting != "restarts":
+        with pytest.raises(InputError, match=word):
+            pgd(linear, **given)
+
+
+def test_images_with_nan_are_refused(linear: Linear) -> None:
+    x, y = images()
+    with pytest.raises(NotFiniteError, match="images"):
+        fgsm(linear, x / 0, y, eps=EPS)
+
+
+class Broken(nn.Module):
+    """A linear model that breaks: ``where`` says what becomes NaN, ``beyond`` at which mean pixel it begins."""
+
+    def __init__(self, linear: Linear, where: str, beyond: float = -1.0) -> None:
+        super().__init__()
+        self.linear, self.where, self.beyond = linear, where, beyond
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.linear(x)
+        if float(x.detach().mean()) <= self.beyond:
+            return logits
+        if self.where == "logits":
+            return logits * float("nan")
+        pixels = Nan.apply(x) if self.where == "gradient" else Nan.apply(x[:, :, :1, :1])
+        return logits + pixels.sum()
+
+
+@pytest.mark.parametrize("where", ["logits", "gradient", "one pixel's gradient"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_nan_from_the_model_is_an_error_and_never_robustness(linear: Linear, where: str, steps: int) -> None:
+    x, _ = images()
+    y = linear(x).argmax(dim=1)
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": steps, "random_start": False}
+    for call in (pgd, attack):
+        with pytest.raises(NotFiniteError, match="NaN"):
+            call(Broken(linear, where), x, y, **how)
+
+
+@pytest.mark.parametrize("where", ["logits", "gradient"])
+def test_nan_that_appears_on_the_way_is_found(linear: Linear, where: str) -> None:
+    def brighter(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(x)
+        return logits, logits.sum(dim=1) * 0 + x.flatten(1).sum(dim=1)
+
+    x = torch.full((2, 1, 2, 2), 0.5)
+    y = linear(x).argmax(dim=1)
+    model = Broken(linear, where, beyond=0.501)  # sound on the images themselves
+    how: dict[str, Any] = {"eps": 0.01, "step_size": 0.004, "steps": 3, "random_start": False, "objective": brighter}
+    for call in (pgd, attack):
+        with pytest.raises(NotFiniteError, match="NaN"):
+            call(model, x, y, **how)
+
+
+# -- foolbox ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def foolbox() -> Any:
+    return pytest.importorskip("foolbox")
+
+
+def test_fgsm_gives_foolboxs_images(foolbox: Any, toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    theirs_model = foolbox.PyTorchModel(toy, bounds=(0, 1), device="cpu")
+    _, theirs, _ = foolbox.attacks.LinfFastGradientAttack(random_start=False)(theirs_model, x, y, epsilons=EPS)
+    assert torch.allclose(fgsm(toy, x, y, eps=EPS), theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.1, 0.2])
+def test_pgd_agrees_with_foolbox(foolbox: Any, toy: ToyNet, digits: Dataset, eps: float) -> None:
+    x, y = digits.test.images, digits.test.labels
+    theirs_model = foolbox.PyTorchModel(toy, bounds=(0, 1), device="cpu")
+    run = foolbox.attacks.LinfPGD(abs_stepsize=eps / 4, steps=10, random_start=False)
+    _, theirs, fooled = run(theirs_model, x, y, epsilons=eps)
+    how: dict[str, Any] = {"eps": eps, "step_size": eps / 4, "steps": 10, "random_start": False}
+    ours = pgd(toy, x, y, **how)
+    same = ((ours - theirs).abs() < 1e-6).float().mean()
+    assert same > 0.99
+    robust, counted = float((~fooled).float().mean()), float((~attack(toy, x, y, **how).fooled).float().mean())
+    # Theirs asks the last iterate only, ours any: within two points, and never the other way round.
+    assert robust - 0.02 <= counted <= robust

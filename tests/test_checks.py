@@ -1,0 +1,120 @@
+"""What is refused at the door, and with which word."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paperlib.checks import as_budget, check_images, check_labels, check_logits
+from paperlib.errors import InputError, NotFiniteError
+
+IMAGES = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+LABELS = torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize("value", [8 / 255, "8/255", Fraction(8, 255), np.float64(8 / 255), " 8/255 "])
+def test_a_budget_may_be_written_in_several_ways(value: float) -> None:
+    assert as_budget(value) == 8 / 255
+
+
+@pytest.mark.parametrize(("value", "number"), [("0.03", 0.03), (0, 0.0), (1, 1.0), ("1e-3", 0.001)])
+def test_a_budget_from_zero_to_one_is_taken(value: float, number: float) -> None:
+    assert as_budget(value) == number
+
+
+@pytest.mark.parametrize(
+    "value",
+    [8, "8", Fraction(8), -1, "-1/255", float("nan"), float("inf"), "nan", "x", "", "8/0", "1e999", None, [0.1]],
+)
+def test_other_budgets_are_refused_by_name(value: object) -> None:
+    with pytest.raises(InputError, match="step_size") as caught:
+        as_budget(value, "step_size")  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [8, "8", 255])
+def test_a_budget_in_steps_of_a_byte_gets_a_hint(value: float) -> None:
+    with pytest.raises(InputError, match=f"did you mean {value}/255"):
+        as_budget(value)
+
+
+@given(st.floats(0, 1))
+def test_every_float_from_zero_to_one_is_a_budget(value: float) -> None:
+    assert as_budget(value) == value
+    assert as_budget(repr(value)) == value
+
+
+def test_good_images_labels_and_logits_pass() -> None:
+    check_images(IMAGES)
+    check_images(torch.zeros(0, 3, 8, 8))
+    check_labels(LABELS, IMAGES)
+    check_logits(torch.zeros(4, 3), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("images", "word"),
+    [
+        ((IMAGES * 255).byte(), "divide bytes by 255"),
+        (IMAGES * 255, "divide by 255"),
+        (IMAGES * 2 - 1, "normalise inside"),
+        (IMAGES - 1e-4 - IMAGES.min(), r"must lie in \[0, 1\]"),
+        (IMAGES[0], r"expected shape \(N, C, H, W\)"),
+        (IMAGES[None], r"expected shape \(N, C, H, W\)"),
+        (IMAGES.long(), "int64"),
+        (IMAGES.numpy(), "ndarray"),
+        ([[0.5]], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_other_images_are_refused(images: object, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        check_images(images)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_images_that_are_not_finite_are_refused(value: float) -> None:
+    images = IMAGES.clone()
+    images[2, 0, 1, 1] = value
+    with pytest.raises(NotFiniteError, match="images"):
+        check_images(images)
+
+
+@pytest.mark.parametrize(
+    ("labels", "word"),
+    [
+        (LABELS.int(), "int32"),
+        (LABELS.float(), "float32"),
+        (LABELS.tolist(), "list"),
+        (LABELS[:3], "4 images"),
+        (LABELS[:, None], "4 images"),
+        (torch.nn.functional.one_hot(LABELS), "4 images"),
+    ],
+)
+def test_labels_of_another_type_or_length_are_refused(labels: object, word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        check_labels(labels, IMAGES)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("label", [-1, -100, 3])
+def test_labels_the_model_does_not_know_are_refused(label: int) -> None:
+    with pytest.raises(InputError, match="out of range"):
+        check_logits(torch.zeros(4, 3), torch.tensor([0, 1, 2, label]))
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 3), (4, 3, 1)])
+def test_a_model_that_returns_something_else_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="expected \\(N, classes\\)"):
+        check_logits(torch.zeros(shape), LABELS)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_refused(value: float) -> None:
+    logits = torch.zeros(4, 3)
+    logits[1, 2] = value
+    with pytest.raises(NotFiniteError, match="logits"):
+        check_logits(logits, LABELS)

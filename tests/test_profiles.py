@@ -1,0 +1,183 @@
+"""Configurations are parsed strictly: what is wrong is named, and nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+import re
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toys import changed, micro_table, toml_text
+
+from paperlib.errors import ProfileError
+from paperlib.profiles import budget_text, canonical, load_profile, parse_profile, profile_names, to_table
+from paperlib.store import artefact_key
+
+FGSM_EPS = [Fraction(i, 100) for i in range(1, 10)]
+PGD_STEPS = [10, 20, 30, 40, 50]
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_shipped_profile_round_trips_through_json(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    assert parse_profile(json.loads(json.dumps(to_table(profile)))) == profile
+
+
+@pytest.mark.parametrize("name", [name for name in profile_names() if name != "smoke"])
+def test_random_sets_are_the_papers(name: str) -> None:
+    threat = load_profile(name).threat
+    assert list(threat.fgsm_eps) == FGSM_EPS
+    assert list(threat.pgd_steps) == PGD_STEPS
+
+
+def test_smoke_says_that_its_sets_are_not_the_papers() -> None:
+    assert list(load_profile("smoke").threat.pgd_steps) != PGD_STEPS
+    assert "tests only" in load_profile("smoke").summary
+
+
+BAD = [
+    ("evaluation.eps", "(8, 255)"),  # what papermill makes of a tuple given as text
+    ("evaluation.eps", "8"),
+    ("evaluation.eps", 8),
+    ("evaluation.eps", "8/0"),
+    ("evaluation.eps", "-1/255"),
+    ("evaluation.eps", ""),
+    ("evaluation.eps", float("nan")),
+    ("evaluation.eps", float("inf")),
+    ("evaluation.eps", True),
+    ("evaluation.eps", None),
+    ("evaluation.eps", ["8/255"]),
+    ("evaluation.eps", 0),  # the sweep scales the step with it
+    ("evaluation.steps", True),
+    ("evaluation.steps", "5"),
+    ("evaluation.steps", 5.0),
+    ("evaluation.steps", 0),
+    ("evaluation.restarts", 0),
+    ("evaluation.steps_sweep", []),
+    ("evaluation.steps_sweep", [2, 1]),
+    ("evaluation.steps_sweep", [1, 1]),
+    ("evaluation.steps_sweep", [1, 6]),  # smoke takes 5 steps
+    ("evaluation.steps_sweep", 5),
+    ("evaluation.eps_sweep", []),
+    ("evaluation.eps_sweep", "(0.1, 0.2)"),
+    ("evaluation.eps_sweep", ["0.2", "0.1"]),
+    ("evaluation.eps_sweep", ["0.1", "8"]),
+    ("threat.pgd_steps", [10, "20"]),
+    ("threat.random_start", 1),
+    ("threat.random_start", "true"),
+    ("phase1.lr", float("nan")),
+    ("phase1.lr", float("inf")),
+    ("phase1.lr", "0.1"),
+    ("phase1.lr", -0.1),
+    ("phase1.momentum", 1.5),
+    ("phase1.schedule", "linear"),
+    ("phase1", 3),
+    ("data.name", "mnist"),
+    ("data.name", 7),
+    ("data.validation", 0),
+    ("model.mixing", "logit"),
+    ("run.seeds", []),
+    ("run.seeds", [-1]),
+    ("name", 3),
+]
+
+
+@pytest.mark.parametrize(("path", "value"), BAD, ids=[f"{path}={value!r}" for path, value in BAD])
+def test_a_bad_value_is_one_line_that_names_its_key(path: str, value: object) -> None:
+    table = changed(to_table(load_profile("smoke")), path, value)
+    with pytest.raises(ProfileError, match=re.escape(path)) as caught:
+        parse_profile(table)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["8", 8])
+def test_an_eps_of_eight_gets_a_hint(value: object) -> None:
+    with pytest.raises(ProfileError, match=r"did you mean 8/255\?"):
+        parse_profile(changed(to_table(load_profile("smoke")), "evaluation.eps", value))
+
+
+@pytest.mark.parametrize("path", ["phase1.epoch", "evalution", "run.bf61"])
+def test_an_unknown_key_is_refused_with_a_suggestion(path: str) -> None:
+    with pytest.raises(ProfileError, match=f"unknown key {re.escape(path)}; did you mean"):
+        parse_profile(changed(to_table(load_profile("smoke")), path, 1))
+
+
+@pytest.mark.parametrize("path", ["phase2.epochs", "summary", "threat"])
+def test_a_missing_key_is_named(path: str) -> None:
+    table = to_table(load_profile("smoke"))
+    *sections, key = path.split(".")
+    del (table[sections[0]] if sections else table)[key]
+    with pytest.raises(ProfileError, match=f"missing key {re.escape(path)}"):
+        parse_profile(table)
+
+
+def test_an_unknown_profile_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(ProfileError, match="unknown profile 'digit'; did you mean 'digits'"):
+        load_profile("digit")
+
+
+@pytest.mark.parametrize("name", [8, None, True, b"smoke"])
+def test_a_profile_is_a_name(name: object) -> None:
+    with pytest.raises(ProfileError, match="expected a name"):
+        load_profile(name)  # type: ignore[arg-type]
+
+
+def test_a_profile_may_be_a_file_of_the_user(tmp_path: Path) -> None:
+    path = tmp_path / "micro.toml"
+    path.write_text(toml_text(micro_table()), encoding="utf-8")
+    assert load_profile(str(path)) == parse_profile(micro_table())
+
+
+@pytest.mark.parametrize("content", [b"[data", b"\xff\xfe", b""])
+def test_a_damaged_profile_file_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError, match=r"mine\.toml|missing key"):
+        load_profile(str(path))
+
+
+@pytest.mark.parametrize("path", ["evaluation.eps", "threat.pgd_step", "evaluation.step"])
+@pytest.mark.parametrize("text", ["1/7", "1/510", "1/100003", "0.1234567", "0.12345678"])
+def test_an_unusual_fraction_keeps_its_exact_value(path: str, text: str) -> None:
+    profile = parse_profile(changed(to_table(load_profile("smoke")), path, text))
+    section, key = path.split(".")
+    assert getattr(getattr(profile, section), key) == Fraction(text)
+    assert parse_profile(to_table(profile)) == profile
+
+
+@given(st.fractions(0, 1))
+def test_budget_text_loses_nothing(value: Fraction) -> None:
+    assert Fraction(budget_text(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Fraction(8, 255), "8/255"),
+        (8 / 255, "8/255"),
+        (Fraction("0.15"), "0.15"),
+        (0.15, "0.15"),
+        (Fraction("0.0375"), "0.0375"),
+        (Fraction(1, 5), "0.2"),
+        (Fraction(0), "0"),
+        (Fraction(1), "1"),
+    ],
+)
+def test_budget_text_writes_what_the_field_writes(value: Fraction | float, text: str) -> None:
+    assert budget_text(value) == text
+
+
+def test_hash_does_not_depend_on_the_order_of_keys() -> None:
+    table = to_table(load_profile("smoke"))
+    turned = {
+        key: dict(reversed(value.items())) if isinstance(value, dict) else value
+        for key, value in reversed(table.items())
+    }
+    assert list(turned) != list(table)
+    assert canonical(turned) == canonical(table)
+    assert artefact_key(turned) == artefact_key(table)
+    assert artefact_key(turned) != artefact_key(changed(table, "phase1.lr", 0.101))

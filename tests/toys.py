@@ -1,0 +1,123 @@
+"""Small networks and a small profile that tests share, and what worker processes of tests run."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.profiles import load_profile, to_table
+
+Json = dict[str, Any]
+
+
+class Linear(nn.Module):
+    """Logits W x + b of the flattened pixels."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.clone())
+        self.bias = nn.Parameter(torch.zeros(len(weight)) if bias is None else bias.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T + self.bias
+
+
+class ToyNet(nn.Module):
+    """Two convolutions with batch norm, for one-channel images."""
+
+    def __init__(self, width: int = 8, classes: int = 10) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+        )
+        self.head = nn.LazyLinear(classes)
+        self.head(torch.zeros(1, width * 16))  # for images of 8x8
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+def micro_table() -> Json:
+    """The smoke profile with everything at its smallest: all of its stages take seconds."""
+    table = copy.deepcopy(to_table(load_profile("smoke")))
+    table |= {"name": "micro", "summary": "for tests"}
+    table["data"] |= {"train": 60, "validation": 20, "test": 40}
+    table["model"] |= {"width": 2, "gate_width": 2}
+    table["threat"] |= {"fgsm_eps": ["0.02", "0.08"], "pgd_steps": [1, 2]}
+    table["phase1"] |= {"epochs": 1, "batch_size": 20, "validation_steps": 1}
+    table["phase2"] |= {"epochs": 1, "batch_size": 30, "validation_steps": 1}
+    table["evaluation"] |= {"images": 30, "steps": 2, "eps_sweep": ["0.1", "0.2"], "steps_sweep": [1, 2]}
+    table["evaluation"] |= {"batch_size": 20}
+    return table
+
+
+def toml_text(table: Json) -> str:
+    """A profile's table as a TOML file."""
+    lines = [f"{key} = {_toml(value)}" for key, value in table.items() if not isinstance(value, dict) and key != "name"]
+    for section, values in table.items():
+        if isinstance(values, dict):
+            lines += ["", f"[{section}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def changed(table: Json, path: str, value: object) -> Json:
+    """A copy of ``table`` with ``path`` (such as ``phase1.lr``) set to ``value``."""
+    copied = copy.deepcopy(table)
+    *sections, key = path.split(".")
+    inner = copied
+    for section in sections:
+        inner = inner[section]
+    inner[key] = value
+    return copied
+
+
+def same_state(first: nn.Module, second: nn.Module) -> bool:
+    """Equal parameters and buffers, bit for bit."""
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# -- run in other processes ------------------------------------------------------------------------------------------
+
+
+def die(name: str) -> None:
+    """What a worker does that the system kills."""
+    os._exit(9)
+
+
+def compute_once(root: Path, log: Path, ready: Sequence[Path]) -> None:
+    """Compute an artefact under its lock unless it is there, and leave a line for each computation."""
+    import time
+
+    from paperlib.store import Store
+
+    mine, other = ready
+    mine.touch()
+    while not other.exists():  # both processes are up before either begins
+        time.sleep(0.01)
+    store = Store(root)
+    with store.lock("shared", "key"):
+        if store.read("shared", "key") is None:
+            with log.open("a", encoding="utf-8") as file:
+                file.write("computed\n")
+            time.sleep(0.2)  # long enough for the other to arrive
+            store.write("shared", "key", {"by": os.getpid()}, {"x": torch.zeros(3)})

@@ -117,13 +117,10 @@ def _train(recipe: Recipe, profile: Profile) -> Stage:
     config = recipe.training
     assert config is not None and recipe.threat is not None
     threat = recipe.threat
-    budget = profile.evaluation
     name = f"train:{recipe.system}"
+    # Checkpoints are picked at the budget of the PGD diet, so the headline eps has no say in training.
     how = Validation(
-        float(budget.eps),
-        float(budget.eps) / 4,
-        config.validation_steps,
-        "clean" if recipe.select == "clean" else "pgd",
+        float(profile.threat.pgd_eps), float(profile.threat.pgd_step), config.validation_steps, recipe.select
     )
 
     def compute(context: Context) -> Result:

@@ -46,7 +46,7 @@ def architecture() -> Figure:
     arrow((15, 32), (28.4, 3.5))
     box(69, 28, 12, 14, "mix\n$\\sum_i w_i\\, p_i$", "white", fontsize=9)
     arrow((54.6, 3.5), (74, 27.2), connectionstyle="arc3,rad=0.18")
-    ax.text(69.5, 9.5, "weights $w_1 \\ldots w_9$,\nnever zero", fontsize=8, color="0.3")
+    ax.text(69.5, 9.5, "weights $w_0 \\ldots w_8$,\nnever zero", fontsize=8, color="0.3")
     box(88, 28, 11, 14, "answer\n$\\log p(y|x)$", "white")
     arrow((81.6, 35), (87.4, 35))
     ax.text(41.5, 59.6, "phase 1: trained one by one", ha="center", fontsize=8, color="0.3", style="italic")
@@ -113,8 +113,9 @@ def class_counts(counts: dict[str, list[int]], classes: Sequence[str]) -> Figure
     rows = [(split, c, n) for split, values in counts.items() for c, n in zip(classes, values, strict=True)]
     frame = pd.DataFrame(rows, columns=["split", "class", "images"])
     figure, ax = plt.subplots(figsize=(WIDTH, 2.4))
-    sns.barplot(frame, x="class", y="images", hue="split", palette="colorblind", ax=ax)
-    ax.set(title="Every class is equally present in every split", ylabel="images")
+    order = ["train", "validation", "test"]
+    sns.barplot(frame, x="class", y="images", hue="split", hue_order=order, palette="colorblind", ax=ax)
+    ax.set(title="Images per class in each split", ylabel="images")
     ax.legend(title=None, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
@@ -126,7 +127,8 @@ def accuracy_by_eps(frame: pd.DataFrame, title: str) -> Figure:
         part = frame[frame["attack"].isin([attack, "clean"])]
         lines_with_intervals(ax, part, "eps")
         steps = part["steps"].max()
-        ax.set(title="FGSM" if attack == "fgsm" else f"PGD-{steps}", xlabel="eps (pixels in [0, 1])", ylabel="accuracy")
+        ax.set(title="FGSM" if attack == "fgsm" else f"PGD-{steps}", xlabel="eps (pixels in [0, 1])", ylabel="")
+    axes[0].set_ylabel("accuracy")
     shared_legend(figure, axes[0])
     figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
     return figure
@@ -221,12 +223,12 @@ def curves(frame: pd.DataFrame, systems: Sequence[str]) -> Figure:
         style = {"color": SYSTEMS[system], "label": LABELS[system], "lw": 1.8}
         axes[0].plot(part["epoch"] + 1, part["loss"], **style)
         axes[1].plot(part["epoch"] + 1, part["pgd"], **style)
-        axes[1].plot(part["epoch"] + 1, part["clean"], **{**style, "label": None, "ls": ":", "lw": 1.2})
+        axes[1].plot(part["epoch"] + 1, part["clean"], color=SYSTEMS[system], ls=":", lw=1.4)
         kept = part[part["epoch"] == part["best"]]
         axes[1].plot(kept["epoch"] + 1, kept["pgd"], "o", ms=10, mfc="none", mec=SYSTEMS[system])
     axes[0].set(title="Training loss", xlabel="epoch of phase 2", ylabel="cross-entropy (nats)")
     axes[1].set(
-        title="Validation: PGD (solid), clean (dotted)",
+        title="Validation accuracy",
         xlabel="epoch of phase 2",
         ylabel="accuracy",
         ylim=(-0.02, 1.02),
@@ -252,7 +254,7 @@ def main_figure(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figur
                 values = seeds[(seeds["column"] == name) & (seeds["system"] == system)]["accuracy"]
                 ax.plot(values, np.full(len(values), position), "o", ms=4, mfc="white", mec="0.15", mew=0.9)
         ax.set(title=name, xlim=(0, 1.02), yticks=positions, yticklabels=[LABELS[s] for s in systems])
-        ax.xaxis.set_major_formatter(PercentFormatter(1))
+        ax.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
         ax.grid(visible=False, axis="y")
     axes[0].invert_yaxis()
     figure.supxlabel(
@@ -334,7 +336,7 @@ def gate_cases(arrays: dict[str, Tensor], classes: Sequence[str], chosen: Sequen
             bars.bar(range(9), arrays[f"{kind}/gate_weights"][i], color=expert_colours(), width=0.85)
             bars.set(ylim=(0, 1), xticks=range(9), yticks=[0, 0.5, 1])
             bars.tick_params(labelsize=6.5, pad=0, labelleft=j == 0)
-            if line is axes[0]:
+            if i == chosen[0]:
                 bars.set_title({"clean": "clean", "fgsm": "FGSM", "pgd": "PGD"}[kind], fontsize=9)
     figure.supxlabel("gate weight by expert: 0 benign, 1-4 FGSM, 5-8 PGD", fontsize=9)
     return figure

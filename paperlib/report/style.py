@@ -18,8 +18,8 @@ SYSTEMS = {
     "plain": _SAFE[7],
     "pgd-at": _SAFE[0],
     "best expert": _SAFE[4],
-    "uniform": _SAFE[8],
-    "frozen": _SAFE[2],
+    "uniform": _SAFE[9],
+    "frozen": _SAFE[5],
     "dwf": _SAFE[3],
 }
 MARKERS = {"plain": "X", "pgd-at": "s", "best expert": "D", "uniform": "^", "frozen": "v", "dwf": "o"}

@@ -128,12 +128,12 @@ def battery_frame(study: Study, systems: Sequence[str]) -> pd.DataFrame:
 
 
 def expert_table(study: Study) -> pd.DataFrame:
-    """Every expert alone: clean, FGSM, and the headline attack after 1, 5, 10, ... iterations; one row per cell."""
+    """Every expert alone: clean, FGSM, and the headline attack after 5, 10, ... iterations; one row per cell."""
     frame = results(study, EXPERTS).query("attack != 'pgd'")
     frame["column"] = [ATTACK_LABELS[kind] for kind in frame["attack"]]
     longer = by_steps(study, EXPERTS)
     longer["column"] = [f"PGD-{k}" for k in longer["steps"]]
-    together = pd.concat([frame, longer[longer["steps"] > 1]], ignore_index=True)
+    together = pd.concat([frame, longer[longer["steps"] >= 5]], ignore_index=True)
     together["kind"] = [EXPERT_KINDS[EXPERTS.index(name)] for name in together["system"]]
     return together[["system", "kind", "column", "accuracy", "n"]]
 

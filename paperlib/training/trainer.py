@@ -154,7 +154,7 @@ def train(
 
 
 def validate(model: nn.Module, split: Split, how: Validation, *, seed: int) -> tuple[float, float, float, bool]:
-    """Clean, FGSM and PGD accuracy on a split, and whether their gap looks like an FGSM collapse."""
+    """Clean, FGSM and PGD accuracy on a split, and whether the last two lie so far apart as after an FGSM collapse."""
     generator = torch.Generator(split.images.device).manual_seed(seed)
     n = len(split)
     x, y = split.images, split.labels
@@ -194,7 +194,7 @@ def _training_mode(model: nn.Module, chosen: list[nn.Parameter]) -> None:
 
 
 def _line(e: Epoch, epochs: int) -> str:
-    warning = "  FGSM COLLAPSE" if e.collapsed else ""
+    warning = f"  FGSM hides {e.fgsm - e.pgd:.0%}: collapse?" if e.collapsed else ""
     return (
         f"epoch {e.epoch + 1:>3}/{epochs}  loss {e.loss:.3f}  validation clean {e.clean:.1%} "
         f"fgsm {e.fgsm:.1%} pgd {e.pgd:.1%}  {e.seconds:.1f} s{warning}"

@@ -129,7 +129,7 @@ def load_profile(name: str) -> Profile:
         raise ProfileError(f"profile: expected a name, got {name!r}; choose one of {', '.join(profile_names())}")
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if not path.is_file():
-        raise ProfileError(f"unknown profile {name!r}{_hint(name, profile_names())}")
+        raise ProfileError(f"unknown profile {name!r}{hint(name, profile_names())}")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -190,7 +190,7 @@ def _parse(cls: type[C], table: Any, where: str) -> C:
     prefix = f"{where}." if where else ""
     for key in table:
         if key not in fields:
-            raise ProfileError(f"unknown key {prefix}{key}{_hint(key, list(fields))}")
+            raise ProfileError(f"unknown key {prefix}{key}{hint(key, list(fields))}")
     for key, f in fields.items():
         if key not in table and f.default is dataclasses.MISSING:
             raise ProfileError(f"missing key {prefix}{key}")
@@ -239,6 +239,7 @@ def _in_range(value: Any, where: str, limits: Mapping[str, Any] | types.MappingP
     return value
 
 
-def _hint(name: str, known: list[str]) -> str:
+def hint(name: str, known: list[str]) -> str:
+    """The end of an error about an unknown name: the one probably meant, or all there are."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(known)}"

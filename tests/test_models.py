@@ -82,7 +82,9 @@ def test_normalize_is_its_formula_and_is_saved_with_the_model() -> None:
 def test_pixels_are_normalised_inside_the_network() -> None:
     model = resnet18(10, 4, MEAN, STD).eval()
     bare = ResNet(10, 4, (2, 2, 2, 2), (0.0,) * 3, (1.0,) * 3).eval()
-    bare.load_state_dict({**model.state_dict(), "normalize.mean": torch.zeros(1, 3, 1, 1), "normalize.std": torch.ones(1, 3, 1, 1)})
+    bare.load_state_dict(
+        {**model.state_dict(), "normalize.mean": torch.zeros(1, 3, 1, 1), "normalize.std": torch.ones(1, 3, 1, 1)}
+    )
     x = torch.rand(2, 3, 8, 8)
     assert torch.allclose(model(x), bare(Normalize(MEAN, STD)(x)), atol=1e-6)
     assert not torch.allclose(model(x), bare(x), atol=1e-3)

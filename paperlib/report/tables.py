@@ -234,10 +234,29 @@ def gate_rows(study: Study, system: str) -> pd.DataFrame:
                     "expert": i,
                     "kind": EXPERT_KINDS[i],
                     "weight": weight,
-                    "entropy": row["entropy"],
-                    "favourite_share": row["favourite_share"],
                 }
             )
+    return pd.DataFrame(rows)
+
+
+def gate_health(study: Study, system: str) -> pd.DataFrame:
+    """One row per attack: how decided the gate is, and how much it looks at the image."""
+    artefact = study.get(f"gate:{system}")
+    rows = []
+    for row in artefact.record["result"]["rows"]:
+        spread = artefact.arrays[row["attack"]].float().std(dim=0).max()
+        rows.append(
+            {
+                "attack": row["kind"],
+                "eps": row["eps"],
+                "entropy": round(row["entropy"], 3),
+                "benign expert": round(row["mean_weights"][0], 3),
+                "varies by": round(float(spread), 3),
+                "favourite": max(range(len(EXPERTS)), key=row["mean_weights"].__getitem__),
+                "leads on": f"{row['favourite_share']:.1%}",
+                "n": artefact.record["result"]["n"],
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -279,6 +298,11 @@ def provenance_line(study: Study) -> str:
         f"data {distinct('data')}; {distinct('device')}, {distinct('threads')} thread(s), torch {distinct('torch')}\n"
         f"code {distinct('commit')}"
     )
+
+
+def expect(statement: str, holds: bool) -> None:
+    """Print whether an expectation, written before the numbers, holds: a reader must see it when it does not."""
+    print(f"{'as expected' if holds else 'NOT AS EXPECTED'}: {statement}")
 
 
 def save_table(frame: pd.DataFrame, name: str, profile: str) -> list[Path]:

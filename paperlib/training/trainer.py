@@ -231,9 +231,11 @@ def _resume(
         for name, value in tensors.items():
             group, _, rest = name.partition("/")
             groups[group][rest] = value
+        model.load_state_dict(groups["best"])  # would only be missed at the very end
         model.load_state_dict(groups["model"])
-    except (StoreError, KeyError, ValueError, RuntimeError) as error:
-        raise StoreError(f"checkpoint {path.name}: cannot go on from it ({error}); delete it to start over") from error
+    except (StoreError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise StoreError(f"checkpoint {path.name}: cannot go on from it ({reason}); delete it to start over") from error
     for i, parameter in enumerate(chosen):
         if str(i) in groups["momentum"]:
             optimiser.state[parameter]["momentum_buffer"] = groups["momentum"][str(i)].to(parameter.device)

@@ -1,0 +1,95 @@
+"""The committed notebooks: in their committed form, and true, cell by cell, to the published records (nbval)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from paperlib import paths
+from paperlib.files import checksum, read_json, write_json
+from paperlib.notebook_files import check_hygiene, tagged
+from paperlib.series import discover
+
+NOTEBOOKS = [notebook.path for notebook in discover(paths.notebooks_dir())]
+CHECKED = "nbval-check-output"
+
+
+def nbval(notebooks: list[Path], home: Path, published: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run nbval in a home without any computed results, so that only published records can answer."""
+    settings = {"PAPERLIB_HOME": str(home), "PAPERLIB_PROGRESS": "lines", "MPLBACKEND": ""}
+    settings |= {"PAPERLIB_PUBLISHED": str(published)} if published else {}
+    environment = {key: value for key, value in {**os.environ, **settings}.items() if value}
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider"]
+    command += ["-c", os.devnull, f"--rootdir={paths.ROOT}", *map(str, notebooks)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def code_cells(path: Path) -> int:
+    return sum(cell.cell_type == "code" for cell in nbformat.read(path, 4).cells)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_form(path: Path) -> None:
+    assert check_hygiene(path) == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_real_numbers_are_compared_in_every_notebook(path: Path) -> None:
+    nb = nbformat.read(path, 4)
+    checked = [nb.cells[i] for i in tagged(nb, CHECKED)]
+    printed = "".join(output.get("text", "") for cell in checked for output in cell.outputs)
+    assert len(re.findall(r"\d+\.\d+", printed)) >= 2
+
+
+def test_the_series_is_numbered_without_repeats() -> None:
+    numbers = [path.stem[:2] for path in NOTEBOOKS]
+    assert numbers == sorted(set(numbers))
+    assert {"00", "01", "02", "03", "04", "06", "07", "08"} <= set(numbers)
+
+
+def test_nbval_replays_every_notebook_from_published_records(tmp_path: Path) -> None:
+    halves = NOTEBOOKS[::2], NOTEBOOKS[1::2]
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(lambda i: nbval(halves[i], tmp_path / str(i)), range(2)))
+    for half, run in zip(halves, runs, strict=True):
+        assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+        # nbval marks cells after a time-out as expected failures: green is not enough, every cell must have passed.
+        assert f"{sum(map(code_cells, half))} passed" in run.stdout
+        assert "xfail" not in run.stdout
+    assert not any((tmp_path / str(i) / "data" / "store").exists() for i in range(2)), "a notebook computed something"
+
+
+def test_a_changed_record_fails_nbval(tmp_path: Path) -> None:
+    original = paths.ROOT / "data" / "published" / "digits"
+    changed = tmp_path / "published" / "digits"
+    shutil.copytree(original, changed)
+    index = read_json(changed / "index.json")
+    records = read_json(changed / "records-seed-0.json")
+    name = next(name for name in records if name.startswith("evaluate:plain:pgd"))
+    records[name]["record"]["result"]["accuracy"] += 0.01
+    write_json(changed / "records-seed-0.json", records)
+    index["files"]["records-seed-0.json"] = checksum(changed / "records-seed-0.json")
+    write_json(changed / "index.json", index)
+    notebook = next(path for path in NOTEBOOKS if path.stem.startswith("02"))
+    run = nbval([notebook], tmp_path / "home", tmp_path / "published")
+    assert run.returncode == 1, run.stdout[-3000:]
+    assert "1 failed" in run.stdout
+
+
+def test_published_configuration_is_that_of_the_profile() -> None:
+    from paperlib import Study
+    from paperlib.profiles import to_table
+
+    study = Study("digits", local=False)
+    assert study.published.index["configuration"] == to_table(study.profile)
+    assert study.missing(list(study.stages)) == []
+    assert json.dumps(study.published.index).find("/home") < 0

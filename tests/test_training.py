@@ -1,0 +1,545 @@
+"""Threats, recipes and the trainer: what is drawn, what is learnt, what is kept, and going on after an interruption."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from toys import Linear, ToyNet, same_state
+
+from paperlib import Dataset, Profile, load_profile
+from paperlib.attacks import fgsm
+from paperlib.data import Split
+from paperlib.errors import MissingError, NotFiniteError, StoreError
+from paperlib.files import read_tensors, write_tensors
+from paperlib.models import Gate, Mixture, ResNet, UniformGate, resnet18
+from paperlib.profiles import DataConfig, TrainConfig
+from paperlib.training.recipes import EXPERT_KINDS, EXPERTS, TRAINABLE, build, recipe_for, recipes
+from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, Strike, Threat
+from paperlib.training.threats import Mixture as OneOf
+from paperlib.training.trainer import Epoch, History, Validation, hash_seed, schedule, train, validate
+
+CONFIG = TrainConfig(
+    epochs=3, batch_size=60, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="one-cycle", validation_steps=2
+)
+AUGMENTATION = DataConfig("digits", train=240, validation=50, test=80, split_seed=0, crop=1)
+VALIDATION = Validation(eps=0.1, step_size=0.025, steps=2, select="pgd")
+FGSM = RandomFGSM((0.02, 0.05, 0.08))
+PGD = RandomPGD(0.1, 0.05, (1, 2), random_start=True)
+PHASE2 = OneOf((Clean(), FGSM, PGD))
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def net(seed: int = 0) -> ToyNet:
+    torch.manual_seed(seed)
+    return ToyNet(width=4)
+
+
+def run(model: nn.Module, data: Dataset, **changes: Any) -> History:
+    settings: dict[str, Any] = {
+        "config": CONFIG,
+        "augmentation": AUGMENTATION,
+        "threat": PHASE2,
+        "validation": VALIDATION,
+        "seed": 5,
+        "say": silent,
+    }
+    return train(model, data, **(settings | changes))
+
+
+def without_times(history: History) -> list[dict[str, Any]]:
+    return [{name: value for name, value in vars(e).items() if name != "seconds"} for e in history.epochs]
+
+
+# -- threats ---------------------------------------------------------------------------------------------------------
+
+
+def test_random_fgsm_draws_each_eps_of_its_set_equally_often() -> None:
+    threat, generator = RandomFGSM(tuple(i / 100 for i in range(1, 10))), rng()
+    strikes = [threat.draw(generator) for _ in range(4500)]
+    counts = Counter(strike.eps for strike in strikes)
+    assert set(counts) == set(threat.eps)
+    assert all(abs(count - 500) < 110 for count in counts.values())  # five standard deviations
+    assert all(s.steps == 1 and s.step_size == s.eps and not s.random_start for s in strikes)
+
+
+def test_random_pgd_draws_each_number_of_iterations_equally_often() -> None:
+    threat, generator = RandomPGD(0.1, 0.025, (10, 20, 30, 40, 50)), rng()
+    strikes = [threat.draw(generator) for _ in range(2500)]
+    counts = Counter(strike.steps for strike in strikes)
+    assert set(counts) == set(threat.steps)
+    assert all(abs(count - 500) < 100 for count in counts.values())
+    assert {(s.eps, s.step_size, s.random_start) for s in strikes} == {(0.1, 0.025, True)}
+
+
+def test_a_mixed_threat_draws_all_members_equally_often() -> None:
+    generator = rng()
+    strikes = [PHASE2.draw(generator) for _ in range(3000)]
+    kinds = Counter("clean" if s.steps == 0 else "pgd" if s.random_start else "fgsm" for s in strikes)
+    assert set(kinds) == {"clean", "fgsm", "pgd"}
+    assert all(abs(count - 1000) < 130 for count in kinds.values())
+
+
+def test_a_draw_follows_from_the_generator_alone() -> None:
+    first, again, other = ([PHASE2.draw(g) for _ in range(30)] for g in (rng(1), rng(1), rng(2)))
+    assert first == again
+    assert first != other
+
+
+def test_the_expected_steps_are_the_mean_of_what_is_drawn() -> None:
+    assert (Clean().mean_steps(), FGSM.mean_steps(), PGD.mean_steps()) == (0, 1, 1.5)
+    assert PHASE2.mean_steps() == pytest.approx(2.5 / 3)
+    generator = rng()
+    drawn = sum(PHASE2.draw(generator).steps for _ in range(3000)) / 3000
+    assert drawn == pytest.approx(PHASE2.mean_steps(), abs=0.07)
+
+
+def test_a_drawn_fgsm_strike_is_fgsm(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.train.images[:50], digits.train.labels[:50]
+    strike = FGSM.draw(rng())
+    assert torch.equal(strike.perturb(toy, x, y, rng()), fgsm(toy, x, y, eps=strike.eps))
+
+
+def test_a_drawn_pgd_strike_starts_at_random_and_takes_its_steps(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.train.images[:50], digits.train.labels[:50]
+    strike = Strike(0.1, 0.05, steps=3, random_start=True)
+    passes = []
+    hook = toy.register_forward_hook(lambda *seen: passes.append(1))
+    first, again, other = (strike.perturb(toy, x, y, rng(seed)) for seed in (1, 1, 2))
+    hook.remove()
+    assert len(passes) == 9
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_clean_strike_gives_the_images_themselves(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.train.images, digits.train.labels
+    assert Clean().draw(rng()).perturb(toy, x, y, rng()) is x
+
+
+# -- schedule and seeds ----------------------------------------------------------------------------------------------
+
+
+def test_one_cycle_rises_from_zero_to_its_peak_and_falls_to_zero() -> None:
+    assert schedule("one-cycle", 0) == 0
+    assert schedule("one-cycle", 0.15) == pytest.approx(0.5)
+    assert schedule("one-cycle", 0.3) == pytest.approx(1)
+    assert schedule("one-cycle", 0.65) == pytest.approx(0.5)
+    assert schedule("one-cycle", 1) == 0
+
+
+def test_cosine_falls_from_its_peak_to_zero() -> None:
+    assert [schedule("cosine", t) for t in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+
+
+def test_constant_stays() -> None:
+    assert {schedule("constant", t) for t in (0, 0.5, 1)} == {1}
+
+
+def test_seeds_of_neighbours_differ_and_fit_a_generator() -> None:
+    seeds = [hash_seed(seed, epoch, *word) for seed in range(5) for epoch in range(5) for word in ((), ("validation",))]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert hash_seed(1, 2) == hash_seed(1, 2)
+    assert hash_seed(1, 12) != hash_seed(11, 2)
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threat", [Clean(), FGSM, PGD], ids=["clean", "fgsm", "pgd"])
+def test_training_lowers_the_loss_and_beats_chance(digits: Dataset, threat: Threat) -> None:
+    model = net()
+    history = run(model, digits, threat=threat, config=dataclasses.replace(CONFIG, epochs=8))
+    assert history.epochs[-1].loss < 0.9 * history.epochs[0].loss
+    assert not model.training
+    right = model(digits.validation.images).argmax(dim=1) == digits.validation.labels
+    assert right.float().mean() > 0.5  # chance is 0.1
+
+
+def test_adversarial_training_is_more_robust_than_clean_training(digits: Dataset) -> None:
+    config = dataclasses.replace(CONFIG, epochs=8)
+    clean, robust = (
+        run(net(), digits, threat=threat, config=config).epochs[-1].pgd
+        for threat in (Clean(), RandomPGD(0.1, 0.05, (3,)))
+    )
+    assert robust > clean + 0.1
+
+
+def test_each_batch_is_attacked_in_evaluation_mode_and_learnt_from_in_training_mode(digits: Dataset) -> None:
+    modes: list[str] = []
+
+    class Watched(Clean):
+        def draw(self, generator: torch.Generator) -> Strike:
+            modes.append("|")
+            return Strike(0.1, 0.1, steps=2)
+
+    model = net()
+    hook = model.register_forward_hook(lambda module, *seen: modes.append("t" if module.body[1].training else "e"))
+    run(model, digits, threat=Watched(), config=dataclasses.replace(CONFIG, epochs=1))
+    hook.remove()
+    batches = "".join(modes).split("|")[1:]
+    assert len(batches) == 4
+    assert [batch[:3] for batch in batches] == ["eet"] * 4
+
+
+def test_the_same_seed_gives_the_same_network_and_another_seed_another(digits: Dataset) -> None:
+    models = [net() for _ in range(3)]
+    histories = [run(model, digits, seed=seed) for model, seed in zip(models, (1, 1, 2), strict=True)]
+    assert same_state(models[0], models[1])
+    assert without_times(histories[0]) == without_times(histories[1])
+    assert not same_state(models[0], models[2])
+
+
+def test_training_leaves_torchs_global_generator_alone(digits: Dataset) -> None:
+    model = net()
+    before = torch.get_rng_state()
+    run(model, digits, config=dataclasses.replace(CONFIG, epochs=1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_passes_count_every_iterate_and_every_update(digits: Dataset) -> None:
+    threat = RandomPGD(0.1, 0.05, (3,))
+    history = run(net(), digits, threat=threat, config=dataclasses.replace(CONFIG, epochs=2))
+    assert history.passes == 2 * 240 * (3 + 1)
+    assert [e.steps for e in history.epochs] == [3, 3]
+
+
+class Untouchable:
+    """A split that must not be looked at."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise AssertionError(f"the test split was touched: {name}")
+
+    def __len__(self) -> int:
+        raise AssertionError("the test split was touched: its length")
+
+
+def test_the_test_split_is_never_looked_at(digits: Dataset) -> None:
+    guarded = dataclasses.replace(digits, test=Untouchable())  # type: ignore[arg-type]
+    model, same = net(), net()
+    run(model, guarded)
+    run(same, digits)
+    assert same_state(model, same)
+
+
+def test_the_kept_weights_are_those_of_the_best_epoch(digits: Dataset) -> None:
+    # A constant rate far too high makes late epochs worse than early ones.
+    config = dataclasses.replace(CONFIG, epochs=6, lr=1.0, schedule="constant")
+    model = net()
+    history = run(model, digits, config=config, threat=Clean())
+    scores = [e.pgd for e in history.epochs]
+    assert history.best == scores.index(max(scores))
+    assert history.best != 5, "the last epoch was the best, so this would not see which was kept"
+    again = validate(model, digits.validation, VALIDATION, seed=hash_seed(5, history.best, "validation"))
+    best = history.epochs[history.best]
+    assert again == (best.clean, best.fgsm, best.pgd, best.collapsed)
+
+
+def test_clean_selection_keeps_the_epoch_of_best_clean_accuracy(digits: Dataset) -> None:
+    config = dataclasses.replace(CONFIG, epochs=6, lr=1.0, schedule="constant")
+    history = run(net(), digits, config=config, validation=dataclasses.replace(VALIDATION, select="clean"))
+    scores = [e.clean for e in history.epochs]
+    assert history.best == scores.index(max(scores))
+    assert scores != sorted(scores)
+
+
+def two_experts(seed: int = 0) -> Mixture:
+    torch.manual_seed(seed)
+    return Mixture([ToyNet(width=2), ToyNet(width=2)], Gate(2, 2, 1, (0.3,), (0.4,)))
+
+
+def test_frozen_modules_keep_their_weights_and_batch_statistics(digits: Dataset) -> None:
+    model = two_experts()
+    before = copy.deepcopy(model)
+    run(model, digits, trainable=TRAINABLE["gate"], config=dataclasses.replace(CONFIG, schedule="constant"))
+    assert same_state(model.experts, before.experts)
+    gate, old = model.gate.state_dict(), before.gate.state_dict()
+    moved = {name for name in gate if not torch.equal(gate[name], old[name])}
+    assert {"head.weight", "stem.0.weight", "stem.1.running_mean"} <= moved
+    assert {name for name in gate if name.startswith("normalize")}.isdisjoint(moved)
+
+
+def test_joint_training_moves_gate_and_experts(digits: Dataset) -> None:
+    model = two_experts()
+    before = copy.deepcopy(model)
+    run(model, digits, config=dataclasses.replace(CONFIG, schedule="constant"))
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before.get_parameter(name)), name
+
+
+# -- interruption ----------------------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+def stop_after(epoch: int) -> Callable[[str], None]:
+    def say(line: str) -> None:
+        if f"epoch {epoch:>3}/" in line:
+            raise Interrupted
+
+    return say
+
+
+def test_interrupted_after_every_epoch_it_ends_bit_for_bit_the_same(digits: Dataset, tmp_path: Path) -> None:
+    straight = net()
+    expected = run(straight, digits)
+    checkpoint = tmp_path / "state.safetensors"
+    for epoch, model in ((1, net()), (2, net(seed=7)), (3, net(seed=8))):  # the file alone says where to go on
+        with pytest.raises(Interrupted):
+            run(model, digits, checkpoint=checkpoint, say=stop_after(epoch))
+    model, lines = net(seed=9), []
+    history = run(model, digits, checkpoint=checkpoint, say=lines.append)
+    assert lines == ["training: going on after epoch 3 of 3"]
+    assert same_state(model, straight)
+    assert without_times(history) == without_times(expected)
+    assert (history.best, history.passes) == (expected.best, expected.passes)
+    assert not model.training
+
+
+@pytest.mark.parametrize("batch", [2, 6])
+def test_interrupted_within_an_epoch_it_ends_bit_for_bit_the_same(digits: Dataset, tmp_path: Path, batch: int) -> None:
+    class Faulty(OneOf):
+        drawn = 0
+
+        def draw(self, generator: torch.Generator) -> Strike:
+            Faulty.drawn += 1
+            if Faulty.drawn == batch:
+                raise Interrupted
+            return super().draw(generator)
+
+    straight, model = net(), net()
+    expected = run(straight, digits)
+    checkpoint = tmp_path / "state.safetensors"
+    with pytest.raises(Interrupted):
+        run(model, digits, threat=Faulty(PHASE2.threats), checkpoint=checkpoint)
+    model = net()
+    history = run(model, digits, threat=PHASE2, checkpoint=checkpoint)
+    assert same_state(model, straight)
+    assert (without_times(history), history.passes) == (without_times(expected), expected.passes)
+
+
+def test_a_frozen_run_goes_on_bit_for_bit_the_same(digits: Dataset, tmp_path: Path) -> None:
+    straight, checkpoint = two_experts(), tmp_path / "state.safetensors"
+    gate = {"trainable": TRAINABLE["gate"], "config": dataclasses.replace(CONFIG, epochs=2)}
+    run(straight, digits, **gate)
+    with pytest.raises(Interrupted):
+        run(two_experts(), digits, **gate, checkpoint=checkpoint, say=stop_after(1))
+    model = two_experts()
+    run(model, digits, **gate, checkpoint=checkpoint)
+    assert same_state(model, straight)
+
+
+def corruptions() -> dict[str, Callable[[Path], object]]:
+    def rewritten(change: Callable[[dict[str, Tensor], dict[str, str]], object]) -> Callable[[Path], object]:
+        def write(path: Path) -> None:
+            tensors, notes = read_tensors(path)
+            change(tensors, notes)
+            write_tensors(path, tensors, notes)
+
+        return write
+
+    return {
+        "empty": lambda path: path.write_bytes(b""),
+        "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+        "noise": lambda path: path.write_bytes(b"\x80\x04\x95" + bytes(range(256))),
+        "foreign": lambda path: save_file({"x": torch.zeros(2)}, path),
+        "no history": rewritten(lambda tensors, notes: notes.clear()),
+        "other history": rewritten(lambda tensors, notes: notes.update(history="[1]")),
+        "older epochs": rewritten(
+            lambda tensors, notes: notes.update(history='{"epochs": [{"epoch": 0}], "best": 0, "passes": 1}')
+        ),
+        "lost tensor": rewritten(lambda tensors, notes: tensors.pop("model/head.weight")),
+        "lost best": rewritten(lambda tensors, notes: tensors.pop("best/head.weight")),
+        "other shape": rewritten(lambda tensors, notes: tensors.update({"model/head.bias": torch.zeros(7)})),
+    }
+
+
+@pytest.mark.parametrize("kind", corruptions())
+def test_a_corrupt_checkpoint_is_one_clear_error(digits: Dataset, tmp_path: Path, kind: str) -> None:
+    checkpoint = tmp_path / "state.safetensors"
+    with pytest.raises(Interrupted):
+        run(net(), digits, checkpoint=checkpoint, say=stop_after(1))
+    corruptions()[kind](checkpoint)
+    with pytest.raises(StoreError, match=r"state\.safetensors.*delete it to start over"):
+        run(net(), digits, checkpoint=checkpoint)
+
+
+# -- alarms ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threat", [Clean(), PGD], ids=["clean", "pgd"])
+def test_a_loss_that_is_not_finite_stops_the_training(digits: Dataset, threat: Threat) -> None:
+    config = dataclasses.replace(CONFIG, lr=1e30, schedule="constant")
+    with pytest.raises(NotFiniteError, match=r"epoch 1\b"):
+        run(net(), digits, config=config, threat=threat, label="mine")
+
+
+class Collapsed(nn.Module):
+    """Wrong only where the mean pixel has moved by about half of eps: a full FGSM step leaps over the hole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        v = x.flatten(1).mean(dim=1, keepdim=True)
+        return self.scale * torch.cat([(v - 0.55).abs(), torch.full_like(v, 0.03)], dim=1)
+
+
+def test_a_network_that_only_withstands_fgsm_is_called_collapsed() -> None:
+    split = Split(torch.full((30, 1, 4, 4), 0.5), torch.zeros(30, dtype=torch.int64))
+    how = Validation(eps=0.1, step_size=0.025, steps=10, select="pgd")
+    assert validate(Collapsed(), split, how, seed=0) == (1, 1, 0, True)
+
+
+def test_an_honest_network_is_not_called_collapsed(toy: ToyNet, digits: Dataset) -> None:
+    how = Validation(eps=0.05, step_size=0.0125, steps=10, select="pgd")
+    clean, one_step, many_steps, collapsed = validate(toy, digits.validation, how, seed=0)
+    assert clean > one_step >= many_steps > 0
+    assert not collapsed
+    w = torch.tensor([1.0] + [0.0] * 15)
+    split = Split(torch.rand(30, 1, 4, 4), torch.zeros(30, dtype=torch.int64))
+    linear = Linear(torch.stack([w, -w]))
+    assert validate(linear, split, VALIDATION, seed=0)[3] is False
+
+
+def test_the_collapse_is_said_in_the_log(digits: Dataset) -> None:
+    split = Split(torch.full((20, 1, 8, 8), 0.5), torch.zeros(20, dtype=torch.int64))
+    data = dataclasses.replace(digits, train=split, validation=split)
+    lines: list[str] = []
+    config = dataclasses.replace(CONFIG, epochs=1, lr=0.0)
+    how = dataclasses.replace(VALIDATION, steps=10)
+    history = run(Collapsed(), data, threat=Clean(), config=config, validation=how, say=lines.append)
+    assert history.epochs[0].collapsed
+    assert "collapse" in lines[-1].lower()
+
+
+def test_validation_counts_what_it_says(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.validation.images, digits.validation.labels
+    clean, one_step, _, _ = validate(toy, digits.validation, VALIDATION, seed=0)
+    right = toy(x).argmax(dim=1) == y
+    assert clean == pytest.approx(float(right.float().mean()))
+    both = right & (toy(fgsm(toy, x, y, eps=0.1)).argmax(dim=1) == y)
+    assert one_step == pytest.approx(float(both.float().mean()))
+
+
+def test_a_history_survives_its_table() -> None:
+    history = History([Epoch(0, 1.5, 2.0, 0.9, 0.5, 0.4, False, 1.25)], best=0, passes=70)
+    assert History.from_table(history.table()) == history
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits_profile() -> Profile:
+    return load_profile("digits")
+
+
+def test_there_are_one_benign_four_fgsm_and_four_pgd_experts(digits_profile: Profile) -> None:
+    known = recipes(digits_profile)
+    threats = [known[name].threat for name in EXPERTS]
+    assert list(EXPERTS) == [f"expert-{i}" for i in range(9)]
+    assert [type(threat) for threat in threats] == [Clean] + [RandomFGSM] * 4 + [RandomPGD] * 4
+    assert EXPERT_KINDS == ("benign",) + ("FGSM",) * 4 + ("PGD",) * 4
+    assert all(known[name].network == "resnet18" and not known[name].starts_from for name in EXPERTS)
+
+
+def test_the_experts_draw_from_the_papers_sets(digits_profile: Profile) -> None:
+    known = recipes(digits_profile)
+    threat = known["expert-1"].threat
+    assert isinstance(threat, RandomFGSM)
+    assert threat.eps == tuple(i / 100 for i in range(1, 10))
+    threat = known["expert-5"].threat
+    assert isinstance(threat, RandomPGD)
+    assert threat.steps == (10, 20, 30, 40, 50)
+    assert (threat.eps, threat.step_size, threat.random_start) == (0.1, 0.025, True)
+
+
+def test_phase_two_starts_from_the_nine_experts_under_clean_fgsm_and_pgd(digits_profile: Profile) -> None:
+    known = recipes(digits_profile)
+    dwf = known["dwf"]
+    assert dwf.starts_from == EXPERTS
+    assert (dwf.network, dwf.gate, dwf.trainable) == ("mixture", "learned", "all")
+    assert dwf.training == digits_profile.phase2
+    assert dwf.threat == OneOf((Clean(), known["expert-1"].threat, known["expert-5"].threat))
+
+
+def test_frozen_differs_from_dwf_in_what_learns_alone(digits_profile: Profile) -> None:
+    known = recipes(digits_profile)
+    assert dataclasses.replace(known["frozen"], system="", story="", trainable="all") == dataclasses.replace(
+        known["dwf"], system="", story=""
+    )
+    assert known["frozen"].trainable == "gate"
+
+
+def test_the_uniform_average_learns_nothing(digits_profile: Profile) -> None:
+    uniform = recipes(digits_profile)["uniform"]
+    assert (uniform.gate, uniform.training, uniform.threat) == ("uniform", None, None)
+    assert uniform.starts_from == EXPERTS
+
+
+def test_only_networks_that_learn_from_clean_images_are_picked_by_clean_accuracy(digits_profile: Profile) -> None:
+    known = recipes(digits_profile)
+    assert {name for name, recipe in known.items() if recipe.select == "clean"} == {"plain", "expert-0"}
+    assert {name for name, recipe in known.items() if recipe.threat == Clean()} == {"plain", "expert-0"}
+
+
+def test_single_networks_see_as_many_epochs_as_an_expert_in_both_phases(digits_profile: Profile) -> None:
+    known = recipes(digits_profile)
+    both = digits_profile.phase1.epochs + digits_profile.phase2.epochs
+    assert [known[name].training.epochs for name in ("plain", "pgd-at")] == [both, both]  # type: ignore[union-attr]
+
+
+def test_the_names_of_the_contract_are_known(digits_profile: Profile) -> None:
+    assert {"plain", "pgd-at", *EXPERTS, "uniform", "frozen", "dwf"} <= set(recipes(digits_profile))
+    assert all(name == recipe.system for name, recipe in recipes(digits_profile).items())
+
+
+def test_an_unknown_system_is_refused_with_the_known_ones(digits_profile: Profile) -> None:
+    with pytest.raises(MissingError, match=r"unknown system 'dfw'; known: .*dwf"):
+        recipe_for("dfw", digits_profile)
+
+
+def test_recipes_are_built_as_they_say(micro: Profile, digits: Dataset) -> None:
+    single = build(recipe_for("expert-3", micro), micro, digits)
+    assert isinstance(single, ResNet)
+    reference = resnet18(10, micro.model.width, digits.mean, digits.std)
+    assert {k: v.shape for k, v in single.state_dict().items()} == {
+        k: v.shape for k, v in reference.state_dict().items()
+    }
+    assert single.normalize.mean.flatten().tolist() == pytest.approx(list(digits.mean))
+    dwf, uniform = (build(recipe_for(name, micro), micro, digits) for name in ("dwf", "uniform"))
+    assert isinstance(dwf, Mixture)
+    assert isinstance(uniform, Mixture)
+    assert len(dwf.experts) == len(uniform.experts) == 9
+    assert isinstance(dwf.gate, Gate)
+    assert isinstance(uniform.gate, UniformGate)
+    assert dwf.mixing == micro.model.mixing
+
+
+def test_what_is_trainable_is_what_its_name_says(micro: Profile, digits: Dataset) -> None:
+    def ids(parameters: Iterator[nn.Parameter]) -> set[int]:
+        return {id(p) for p in parameters}
+
+    dwf = build(recipe_for("dwf", micro), micro, digits)
+    assert ids(TRAINABLE["all"](dwf)) == ids(dwf.parameters())
+    assert ids(TRAINABLE["gate"](dwf)) == ids(dwf.get_submodule("gate").parameters()) != set()

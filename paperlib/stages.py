@@ -118,10 +118,9 @@ def _train(recipe: Recipe, profile: Profile) -> Stage:
     assert config is not None and recipe.threat is not None
     threat = recipe.threat
     name = f"train:{recipe.system}"
-    # Checkpoints are picked at the budget of the PGD diet, so the headline eps has no say in training.
-    how = Validation(
-        float(profile.threat.pgd_eps), float(profile.threat.pgd_step), config.validation_steps, recipe.select
-    )
+    # The threat model that picks checkpoints is the one the main table reports, on images the table never uses.
+    attacked = profile.evaluation
+    how = Validation(float(attacked.eps), float(attacked.eps) / 4, config.validation_steps, recipe.select)
 
     def compute(context: Context) -> Result:
         with torch.random.fork_rng(devices=[]):

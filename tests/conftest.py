@@ -25,6 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A fresh folder for all that is computed or published."""
     monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PAPERLIB_PUBLISHED", str(tmp_path / "published"))
+    monkeypatch.setenv("PAPERLIB_PROGRESS", "lines")  # nbval brings ipykernel, so a bar would be drawn
     return tmp_path
 
 

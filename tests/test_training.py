@@ -22,6 +22,7 @@ from paperlib.errors import MissingError, NotFiniteError, StoreError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.models import Gate, Mixture, ResNet, UniformGate, resnet18
 from paperlib.profiles import DataConfig, TrainConfig
+from paperlib.progress import silent
 from paperlib.training.recipes import EXPERT_KINDS, EXPERTS, TRAINABLE, build, recipe_for, recipes
 from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, Strike, Threat
 from paperlib.training.threats import Mixture as OneOf
@@ -35,10 +36,6 @@ VALIDATION = Validation(eps=0.1, step_size=0.025, steps=2, select="pgd")
 FGSM = RandomFGSM((0.02, 0.05, 0.08))
 PGD = RandomPGD(0.1, 0.05, (1, 2), random_start=True)
 PHASE2 = OneOf((Clean(), FGSM, PGD))
-
-
-def silent(line: str) -> None:
-    pass
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -165,7 +162,7 @@ def test_seeds_of_neighbours_differ_and_fit_a_generator() -> None:
 @pytest.mark.parametrize("threat", [Clean(), FGSM, PGD], ids=["clean", "fgsm", "pgd"])
 def test_training_lowers_the_loss_and_beats_chance(digits: Dataset, threat: Threat) -> None:
     model = net()
-    history = run(model, digits, threat=threat, config=dataclasses.replace(CONFIG, epochs=8))
+    history = run(model, digits, threat=threat, config=dataclasses.replace(CONFIG, epochs=20))
     assert history.epochs[-1].loss < 0.9 * history.epochs[0].loss
     assert not model.training
     right = model(digits.validation.images).argmax(dim=1) == digits.validation.labels
@@ -173,7 +170,7 @@ def test_training_lowers_the_loss_and_beats_chance(digits: Dataset, threat: Thre
 
 
 def test_adversarial_training_is_more_robust_than_clean_training(digits: Dataset) -> None:
-    config = dataclasses.replace(CONFIG, epochs=8)
+    config = dataclasses.replace(CONFIG, epochs=20)
     clean, robust = (
         run(net(), digits, threat=threat, config=config).epochs[-1].pgd
         for threat in (Clean(), RandomPGD(0.1, 0.05, (3,)))
@@ -238,25 +235,31 @@ def test_the_test_split_is_never_looked_at(digits: Dataset) -> None:
     assert same_state(model, same)
 
 
-def test_the_kept_weights_are_those_of_the_best_epoch(digits: Dataset) -> None:
-    # A constant rate far too high makes late epochs worse than early ones.
-    config = dataclasses.replace(CONFIG, epochs=6, lr=1.0, schedule="constant")
+@pytest.mark.parametrize(("select", "expected"), [("pgd", 2), ("clean", 2)])
+def test_the_kept_weights_are_those_of_the_last_best_epoch(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch, select: str, expected: int
+) -> None:
+    scripted = iter([(0.3, 0.9, 0.2, False), (0.5, 0.9, 0.4, False), (0.8, 0.9, 0.4, False), (0.7, 0.9, 0.1, True)])
+    monkeypatch.setattr("paperlib.training.trainer.validate", lambda *args, **kw: next(scripted))
+    model, seen = net(), []
+    history = run(
+        model,
+        digits,
+        config=dataclasses.replace(CONFIG, epochs=4),
+        validation=dataclasses.replace(VALIDATION, select=select),
+        say=lambda line: seen.append(copy.deepcopy(model)),
+    )
+    assert history.best == expected
+    assert [same_state(model, then) for then in seen] == [epoch == expected for epoch in range(4)]
+
+
+def test_validating_the_kept_weights_reproduces_the_recorded_number(digits: Dataset) -> None:
     model = net()
-    history = run(model, digits, config=config, threat=Clean())
-    scores = [e.pgd for e in history.epochs]
-    assert history.best == scores.index(max(scores))
-    assert history.best != 5, "the last epoch was the best, so this would not see which was kept"
-    again = validate(model, digits.validation, VALIDATION, seed=hash_seed(5, history.best, "validation"))
+    history = run(model, digits, config=dataclasses.replace(CONFIG, epochs=6, lr=0.5, schedule="constant"))
     best = history.epochs[history.best]
+    again = validate(model, digits.validation, VALIDATION, seed=hash_seed(5, history.best, "validation"))
     assert again == (best.clean, best.fgsm, best.pgd, best.collapsed)
-
-
-def test_clean_selection_keeps_the_epoch_of_best_clean_accuracy(digits: Dataset) -> None:
-    config = dataclasses.replace(CONFIG, epochs=6, lr=1.0, schedule="constant")
-    history = run(net(), digits, config=config, validation=dataclasses.replace(VALIDATION, select="clean"))
-    scores = [e.clean for e in history.epochs]
-    assert history.best == scores.index(max(scores))
-    assert scores != sorted(scores)
+    assert best.pgd == max(e.pgd for e in history.epochs)
 
 
 def two_experts(seed: int = 0) -> Mixture:
@@ -269,6 +272,7 @@ def test_frozen_modules_keep_their_weights_and_batch_statistics(digits: Dataset)
     before = copy.deepcopy(model)
     run(model, digits, trainable=TRAINABLE["gate"], config=dataclasses.replace(CONFIG, schedule="constant"))
     assert same_state(model.experts, before.experts)
+    assert all(p.grad is None for p in model.experts.parameters())
     gate, old = model.gate.state_dict(), before.gate.state_dict()
     moved = {name for name in gate if not torch.equal(gate[name], old[name])}
     assert {"head.weight", "stem.0.weight", "stem.1.running_mean"} <= moved
@@ -427,9 +431,11 @@ def test_the_collapse_is_said_in_the_log(digits: Dataset) -> None:
     lines: list[str] = []
     config = dataclasses.replace(CONFIG, epochs=1, lr=0.0)
     how = dataclasses.replace(VALIDATION, steps=10)
-    history = run(Collapsed(), data, threat=Clean(), config=config, validation=how, say=lines.append)
+    history = run(Collapsed(), data, threat=RandomFGSM((0.0,)), config=config, validation=how, say=lines.append)
     assert history.epochs[0].collapsed
     assert "collapse" in lines[-1].lower()
+    longer = run(Collapsed(), data, threat=RandomPGD(0.0, 0.0, (2,)), config=config, validation=how, say=lines.append)
+    assert not longer.epochs[0].collapsed
 
 
 def test_validation_counts_what_it_says(toy: ToyNet, digits: Dataset) -> None:
@@ -439,6 +445,18 @@ def test_validation_counts_what_it_says(toy: ToyNet, digits: Dataset) -> None:
     assert clean == pytest.approx(float(right.float().mean()))
     both = right & (toy(fgsm(toy, x, y, eps=0.1)).argmax(dim=1) == y)
     assert one_step == pytest.approx(float(both.float().mean()))
+
+
+def test_validation_does_not_depend_on_its_batches(
+    toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = validate(toy, digits.validation, VALIDATION, seed=3)
+    monkeypatch.setattr("paperlib.training.trainer.VALIDATION_BATCH", 20)
+    sizes = set()
+    hook = toy.register_forward_hook(lambda module, args, out: sizes.add(len(args[0])))
+    assert validate(toy, digits.validation, VALIDATION, seed=3) == whole
+    hook.remove()
+    assert max(sizes) == 20
 
 
 def test_a_history_survives_its_table() -> None:

@@ -14,7 +14,6 @@ their MD5 has matched the known one, and nothing else is unpickled.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -34,13 +33,12 @@ from typing import IO, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from paperlib import paths
 from paperlib.checks import check_images, check_labels
-from paperlib.errors import DataError, InputError
+from paperlib.errors import DataError, InputError, StoreError
+from paperlib.files import read_tensors, write_tensors
 from paperlib.profiles import DataConfig, Profile, canonical
 from paperlib.progress import Say, say, track
 
@@ -417,30 +415,23 @@ def _load_cache(path: Path, say: Say) -> _Source | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            parts, about = [file.get_tensor(name) for name in CACHED], file.metadata()
+        tensors, about = read_tensors(path)
+        parts = [tensors[name] for name in CACHED]
         if about["sha256"] != _digest(parts):
-            raise SafetensorError("its checksum differs")
+            raise StoreError("its checksum differs")
         arrays = [part.numpy() for part in parts]
         return _Source(about["label"], CIFAR10_CLASSES, _Arrays(*arrays[:2]), _Arrays(*arrays[2:]))
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
+    except (StoreError, KeyError) as error:
         say(f"cifar10: the cache {path.name} is damaged ({error}) and will be made again")
         return None
 
 
 def _save_cache(source: _Source, path: Path, say: Say) -> None:
     parts = [torch.from_numpy(part) for part in (*source.train, *(source.test or ()))]
-    about = {"label": source.label, "sha256": _digest(parts)}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(zip(CACHED, parts, strict=True)), temporary, about)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+        write_tensors(path, dict(zip(CACHED, parts, strict=True)), {"label": source.label, "sha256": _digest(parts)})
+    except StoreError as error:
         say(f"cifar10: the decoded images could not be cached ({error}); the next load decodes them again")
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _digest(tensors: Iterable[Tensor], start: str = "") -> str:

@@ -31,7 +31,8 @@ def examine(profile: Profile, say: Say = say) -> None:
         )
     absent = [name for name in NOTEBOOK_TOOLS if importlib.util.find_spec(name) is None]
     say(f"notebooks {'all tools there' if not absent else 'missing: ' + ', '.join(absent) + '; run: make lab'}")
-    free = shutil.disk_usage(home() if home().exists() else home().parent).free
+    there = next(folder for folder in (home(), *home().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
     say(f"disk      {free / 1e9:.0f} GB free" + ("" if free > ROOM_NEEDED else "; make room: 2 GB are needed"))
     _data(profile, say)
     study = Study(profile, profile.run.seeds[0], replay=bool(Study(profile).published.index))
@@ -41,9 +42,9 @@ def examine(profile: Profile, say: Say = say) -> None:
         missing = study.missing(list(study.stages))
     except PaperlibError:
         return
-    there = len(study.stages) - len(missing)
+    done = len(study.stages) - len(missing)
     todo = "" if not missing else f"; compute the rest: python -m paperlib run --profile {profile.name}"
-    say(f"records   {there} of {len(study.stages)} stages there or published for seed {study.seed}{todo}")
+    say(f"records   {done} of {len(study.stages)} stages there or published for seed {study.seed}{todo}")
 
 
 def _data(profile: Profile, say: Say) -> None:

@@ -23,6 +23,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str,
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as temporary:
         save_file(plain, temporary, metadata=dict(notes or {}))
+        temporary.chmod(0o644)  # safetensors makes files private; a store may be shared
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -37,9 +38,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_json(path: Path, table: Any) -> None:
-    """Write JSON, sorted and indented, as a whole or not at all. Raises StoreError."""
+    """Write JSON, sorted and indented, as a whole or not at all. Raises StoreError, for NaN and infinity too."""
+    try:
+        text = json.dumps(table, indent=1, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise StoreError(f"{shown(path)}: cannot write ({error})") from error
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(table, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:

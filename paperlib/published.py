@@ -33,7 +33,12 @@ class Published:
     def index(self) -> Json:
         """What is there: seeds, data facts, configuration, checksums. Empty if nothing was published."""
         path = self.folder / INDEX
-        index: Json = read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        index: Json = read_json(path)
+        kinds = {"seeds": list, "files": dict, "data": dict, "fingerprint": str}
+        if not isinstance(index, dict) or not all(isinstance(index.get(key), kind) for key, kind in kinds.items()):
+            raise StoreError(f"{shown(path)}: changed since it was published; restore it from git")
         return index
 
     @property

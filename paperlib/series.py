@@ -259,7 +259,12 @@ def refresh(
             raise SeriesError(
                 f"{notebook.name}: its parameters cell must say what is run, but says {', '.join(differing)}"
             )
-    outcomes = run_series(profile, seed=seed, only=only, replay=True, timeout=timeout, say=say)
+    jobs, before = os.cpu_count() or 1, os.environ.get("PAPERLIB_LOCAL", "")
+    try:
+        os.environ["PAPERLIB_LOCAL"] = "no"  # the committed outputs show published records, whatever this machine has
+        outcomes = run_series(profile, seed=seed, only=only, replay=True, timeout=timeout, jobs=jobs, say=say)
+    finally:
+        os.environ["PAPERLIB_LOCAL"] = before
     texts = {outcome.notebook.path: _refreshed(outcome) for outcome in outcomes}
     for path, text in texts.items():
         notebook_files.write_text(path, text)

@@ -62,10 +62,12 @@ class Store:
         folder = self.folder(name, key)
         if not (folder / MANIFEST).exists():
             return None
-        files: dict[str, str] = read_json(folder / MANIFEST)["files"]
+        manifest, where = read_json(folder / MANIFEST), shown(folder)
+        files = manifest.get("files") if isinstance(manifest, dict) else None
+        if not isinstance(files, dict) or "record.json" not in files:
+            raise StoreError(f"{where}/{MANIFEST}: not what was written; delete {where} to compute it again")
         for file, expected in files.items():
             if not (folder / file).is_file() or checksum(folder / file) != expected:
-                where = shown(folder)
                 raise StoreError(f"{where}/{file}: missing or not what was written; delete {where} to compute it again")
         arrays = read_tensors(folder / "arrays.safetensors")[0] if "arrays.safetensors" in files else {}
         weights = folder / "weights.safetensors" if "weights.safetensors" in files else None
@@ -86,6 +88,7 @@ class Store:
             temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.root))
         except OSError as error:
             raise StoreError(f"{shown(self.root)}: cannot write there ({error.strerror})") from error
+        replaced = temporary.with_name(f"{temporary.name}.old")
         try:
             write_json(temporary / "record.json", record)
             for file, tensors in (("arrays.safetensors", arrays), ("weights.safetensors", weights)):
@@ -94,12 +97,15 @@ class Store:
             files = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
             write_json(temporary / MANIFEST, {"name": name, "key": key, "files": files})
             if target.exists():
-                shutil.rmtree(target)
+                target.rename(replaced)
             temporary.rename(target)
         except OSError as error:
             raise StoreError(f"{shown(target)}: cannot write ({error.strerror})") from error
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if replaced.exists() and not target.exists():
+                replaced.rename(target)
+            for litter in (temporary, replaced):
+                shutil.rmtree(litter, ignore_errors=True)
         stored = self.read(name, key)
         assert stored is not None
         return stored
@@ -114,7 +120,13 @@ class Store:
     @contextmanager
     def lock(self, name: str, key: str) -> Iterator[None]:
         """Held while an artefact is computed: a second process waits, then finds it done. Freed if its holder dies."""
-        self.root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.root / f".{self.folder(name, key).name}.lock")
-        with lock:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise StoreError(f"{shown(self.root)}: cannot write there ({error.strerror})") from error
+        try:
             yield
+        finally:
+            lock.release()

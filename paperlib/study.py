@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import functools
 import multiprocessing
@@ -26,7 +27,7 @@ from paperlib.files import read_tensors
 from paperlib.paths import published_dir, store_dir
 from paperlib.profiles import Profile, load_profile, parse_profile, to_table
 from paperlib.progress import Say, say
-from paperlib.provenance import provenance
+from paperlib.provenance import provenance, source_digest
 from paperlib.published import Published, write_published
 from paperlib.stages import PUBLISHED_WEIGHTS, Stage, evaluation, stages
 from paperlib.store import Artefact, Store, artefact_key
@@ -42,7 +43,8 @@ class Study:
         profile: a profile or its name.
         seed: decides initial weights, batches, strikes and random starts; the split of the data does not depend on it.
         replay: read published records where this machine has not computed its own. False never reads them.
-        local: use, and add to, what this machine has computed. False leaves only published records.
+        local: use, and add to, what this machine has computed. False, or ``PAPERLIB_LOCAL=no``, leaves only published
+            records.
         workers: processes that compute side by side; by default as many as the cores allow, one on an accelerator.
     """
 
@@ -56,14 +58,14 @@ class Study:
         workers: int | None = None,
         say: Say = say,
     ) -> None:
-        self.profile = load_profile(profile) if isinstance(profile, str) else profile
+        self.profile = profile if isinstance(profile, Profile) else load_profile(profile)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise PaperlibError(f"seed={seed!r}: expected a whole number, 0 or more")
         if not isinstance(replay, bool):
             raise PaperlibError(f"replay={replay!r}: expected True or False")
         self.seed = seed
         self.replay = replay
-        self.local = local
+        self.local = local and os.environ.get("PAPERLIB_LOCAL") != "no"
         self.say = say
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.store = Store(store_dir() / self.profile.name)
@@ -179,11 +181,19 @@ class Study:
     def outcome(self, system: str, spec: AttackSpec) -> Artefact:
         """One system under one attack; settings outside the series are computed and kept like any other."""
         stage = evaluation(recipe_for(system, self.profile), spec, self.profile)
+        if self.stages.get(stage.name, stage).config != stage.config:
+            # A name leaves out the step size and the start; with others than usual, the hash of all settings joins it.
+            stage = dataclasses.replace(stage, name=f"{stage.name}:{artefact_key(stage.config)[:8]}")
         self.stages.setdefault(stage.name, stage)
+        if self.find(stage.name) is None:
+            self.compute(stage.inputs, weights=True)  # side by side; workers do not know a stage that was added here
         return self.get(stage.name)
 
-    def missing(self, names: Sequence[str]) -> list[str]:
-        """What must be computed to have the named stages: they and their inputs, inputs first."""
+    def missing(self, names: Sequence[str], *, weights: bool = False) -> list[str]:
+        """What must be computed to have the named stages: they and their inputs, inputs first.
+
+        With ``weights``, training stages count as missing when only their published record is there.
+        """
         order: dict[str, None] = {}
 
         def visit(name: str, weights: bool) -> None:
@@ -194,18 +204,15 @@ class Study:
             order[name] = None
 
         for name in names:
-            visit(name, weights=False)
+            visit(name, weights=weights and name.startswith("train:"))
         return list(order)
 
     def compute(self, names: Sequence[str] | None = None, *, weights: bool = False) -> None:
         """Make sure that the named stages (all by default) have results; what is missing is computed, with progress.
 
-        With ``weights``, training stages count as missing when only their published record is there.
+        ``weights`` as in `missing`.
         """
-        wanted = list(self.stages) if names is None else list(names)
-        todo = self.missing(wanted)
-        if weights:
-            todo += [n for n in wanted if n not in todo and n.startswith("train:") and not self.find(n, weights=True)]
+        todo = self.missing(list(self.stages) if names is None else names, weights=weights)
         if not todo:
             return
         if not self.local:
@@ -238,13 +245,26 @@ class Study:
         """What a notebook does first: find or compute its records, and say which it was."""
         names = self.matching(*patterns)
         self.compute(names)
-        sources = Counter(found.source for name in names if (found := self.find(name)))
+        there = [found for name in names if (found := self.find(name))]
+        sources = Counter(found.source for found in there)
         told = ", ".join(f"{count} {source}" for source, count in sorted(sources.items()))
         self.say(f"{len(names)} records of profile {self.profile.name}, seed {self.seed}: {told}")
+        own = [found.record["provenance"]["source"] for found in there if found.source == "computed"]
+        if others := sum(digest != source_digest() for digest in own):
+            self.say(
+                f"note: {others} of them were computed by another version of the code; --fresh computes them again"
+            )
 
     def forget(self, names: Sequence[str] | None = None) -> int:
-        """Delete this machine's results of the named stages (all by default); returns how many there were."""
-        return sum(self.store.delete(name, self.key(self.stage(name))) for name in names or list(self.stages))
+        """Delete this machine's results of the named stages (all by default); returns how many there were.
+
+        The states of unfinished training runs go with them.
+        """
+        count = 0
+        for name in list(self.stages) if names is None else names:
+            count += self.store.delete(name, self.key(self.stage(name)))
+            self.checkpoint(name).unlink(missing_ok=True)
+        return count
 
     # -- internals -------------------------------------------------------------------------------------------------
 
@@ -272,7 +292,7 @@ class Study:
             }
             record = {"result": dict(result.record), "config": stage.config, "provenance": facts}
             self.store.write(name, key, record, result.arrays, result.weights)
-            self.checkpoint(name).unlink(missing_ok=True) if name.startswith("train:") else None
+            self.checkpoint(name).unlink(missing_ok=True)
 
     def _compute_side_by_side(self, todo: list[str], workers: int) -> None:
         context = multiprocessing.get_context("spawn")  # fork is not safe once torch has started threads
@@ -292,8 +312,8 @@ class Study:
                     running[pool.submit(_work, name)] = name
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
-                    name = running.pop(future)
                     future.result()
+                    name = running.pop(future)
                     self.say(f"[{len(todo) - len(waiting) - len(running)}/{len(todo)}] {name}")
         except BrokenProcessPool as error:
             names = ", ".join(running.values())
@@ -306,6 +326,7 @@ class Study:
             pool.shutdown(cancel_futures=True)
             lines.put(None)
             relay.join(timeout=5)
+            lines.cancel_join_thread()  # a worker ended in the middle of a line may hold the queue's lock for ever
 
 
 def load_system(system: str, profile: Profile | str, seed: int = 0) -> nn.Module:
@@ -321,7 +342,7 @@ def load_system(system: str, profile: Profile | str, seed: int = 0) -> nn.Module
         return study.model(system)
     except MissingError:
         tensors = study.published.weights(system, seed)
-        if tensors is None:
+        if tensors is None or study.find(f"train:{system}") is None:  # none, or of another configuration
             raise
         model = study.build(system)
         model.load_state_dict(
@@ -336,7 +357,7 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say) -
     Raises:
         MissingError: a stage has not been computed here; the message says which command does it.
     """
-    profile = load_profile(profile) if isinstance(profile, str) else profile
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
     seeds = list(seeds) or list(profile.run.seeds)
     records: dict[int, dict[str, Artefact]] = {}
     weights = {}
@@ -368,8 +389,10 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say) -
 
 
 def _default_workers(device: torch.device, threads: int) -> int:
-    if os.environ.get("PAPERLIB_WORKERS"):
-        return max(1, int(os.environ["PAPERLIB_WORKERS"]))
+    if asked := os.environ.get("PAPERLIB_WORKERS"):
+        if not asked.isdecimal():
+            raise PaperlibError(f"PAPERLIB_WORKERS={asked}: expected a whole number, 1 or more")
+        return max(1, int(asked))
     return max(1, (os.cpu_count() or 1) // threads) if device.type == "cpu" and threads else 1
 
 
@@ -390,7 +413,16 @@ _worker: Study | None = None
 
 def _start_worker(profile: Json, seed: int, replay: bool, lines: Any) -> None:
     global _worker
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     _worker = Study(parse_profile(profile), seed, replay=replay, workers=1, say=lines.put)
+
+
+def _leave_with_parent() -> None:
+    """End this worker when the process that started it is gone: a restarted kernel must leave nobody behind."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(name: str) -> None:

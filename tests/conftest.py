@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
-from toys import Linear, ToyNet, micro_table
+from toys import Linear, ToyNet, live_in, micro_table
 
 from paperlib import Dataset, Profile, load_dataset, load_profile
 from paperlib.profiles import parse_profile
 
 torch.set_num_threads(1)
+# The same examples each time, and no alarm because the machine was busy.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +26,8 @@ def seeded() -> None:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh folder for all that is computed or published."""
-    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PAPERLIB_PUBLISHED", str(tmp_path / "published"))
-    monkeypatch.setenv("PAPERLIB_PROGRESS", "lines")  # nbval brings ipykernel, so a bar would be drawn
+    """A fresh folder for all that is computed or published; the work is done on the CPU."""
+    live_in(tmp_path, monkeypatch)
     return tmp_path
 
 

@@ -95,7 +95,7 @@ def test_random_starts_fill_the_ball(linear: Linear) -> None:
     assert abs(float(moves.std()) - 3**-0.5) < 0.02  # of the uniform distribution on [-1, 1]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     eps=st.floats(0, 1),
     step=st.floats(0, 1),

@@ -89,13 +89,18 @@ def test_deleting_says_whether_there_was_something(store: Store) -> None:
     assert read(store) is None
 
 
-def test_shared_and_strided_tensors_are_written_as_they_look(tmp_path: Path) -> None:
-    base = torch.arange(6.0).view(2, 3)
-    write_tensors(tmp_path / "x.safetensors", {"a": base, "b": base, "c": base.T, "d": base.requires_grad_()})
-    found, _ = read_tensors(tmp_path / "x.safetensors")
-    assert torch.equal(found["b"], base)
-    assert torch.equal(found["c"], base.T)
-    assert torch.equal(found["d"], base)
+def test_tensors_are_written_as_they_look(tmp_path: Path) -> None:
+    base = torch.rand(2, 3, 4, 4)
+    tensors = {
+        "turned": base.permute(3, 2, 1, 0),
+        "part": base[:, 1],
+        "wide": base.contiguous(memory_format=torch.channels_last),
+    }
+    tensors["learnt"] = base.clone().requires_grad_()
+    write_tensors(tmp_path / "x.safetensors", tensors, {"note": "n"})
+    found, notes = read_tensors(tmp_path / "x.safetensors")
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert notes == {"note": "n"}
 
 
 # -- damage ----------------------------------------------------------------------------------------------------------
@@ -193,9 +198,15 @@ def visible(root: Path) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*"))
 
 
-def torn(path: str, *args: object, **kw: object) -> None:
-    Path(path).write_bytes(b"half of it")
+def torn(tensors: object, path: Path, **kw: object) -> None:
+    path.write_bytes(b"half of it")
     full()
+
+
+def full_at_the_last_moment(path: Path, target: Path) -> None:
+    if path.name.startswith(".writing-") and not path.name.endswith(".old"):
+        full()
+    os.rename(path, target)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +217,7 @@ def torn(path: str, *args: object, **kw: object) -> None:
         ("paperlib.store.tempfile.mkdtemp", full),
         ("pathlib.Path.write_text", full),
         ("pathlib.Path.rename", full),
+        ("pathlib.Path.rename", full_at_the_last_moment),
     ],
 )
 def test_a_full_disk_leaves_the_old_artefact_and_no_litter(
@@ -223,7 +235,9 @@ def test_a_full_disk_leaves_the_old_artefact_and_no_litter(
     assert found.record == RECORD
 
 
-@pytest.mark.parametrize("write_one", [lambda path: write_json(path, {"a": 1}), lambda path: write_tensors(path, WEIGHTS)])
+@pytest.mark.parametrize(
+    "write_one", [lambda path: write_json(path, {"a": 1}), lambda path: write_tensors(path, WEIGHTS)]
+)
 def test_one_file_is_replaced_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_one: Any
 ) -> None:

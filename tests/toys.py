@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 
+from paperlib.errors import NotFiniteError
 from paperlib.profiles import load_profile, to_table
+from paperlib.store import Store
 
 Json = dict[str, Any]
 
@@ -90,6 +95,15 @@ def changed(table: Json, path: str, value: object) -> Json:
     return copied
 
 
+def live_in(folder: Path, patched: pytest.MonkeyPatch) -> None:
+    """Compute and publish below ``folder``, on the CPU, where the same work gives the same bits."""
+    patched.setenv("PAPERLIB_HOME", str(folder / "home"))
+    patched.setenv("PAPERLIB_PUBLISHED", str(folder / "published"))
+    patched.setenv("PAPERLIB_PROGRESS", "lines")  # nbval brings ipykernel, so a bar would be drawn
+    patched.setenv("CUDA_VISIBLE_DEVICES", "")  # for worker processes
+    patched.setattr(torch.cuda, "is_available", lambda: False)
+
+
 def same_state(first: nn.Module, second: nn.Module) -> bool:
     """Equal parameters and buffers, bit for bit."""
     a, b = first.state_dict(), second.state_dict()
@@ -104,12 +118,21 @@ def die(name: str) -> None:
     os._exit(9)
 
 
+def fail(name: str) -> None:
+    """What a worker does whose network breaks."""
+    raise NotFiniteError(f"{name}: the loss is nan")
+
+
+def linger(name: str) -> None:
+    """Hold a lock for as long as this process lives, and leave a sign that it is held."""
+    sign = Path(os.environ["PAPERLIB_HOME"], name.replace(":", "-"))
+    with FileLock(sign.with_suffix(".lock")):
+        sign.touch()
+        time.sleep(120)
+
+
 def compute_once(root: Path, log: Path, ready: Sequence[Path]) -> None:
     """Compute an artefact under its lock unless it is there, and leave a line for each computation."""
-    import time
-
-    from paperlib.store import Store
-
     mine, other = ready
     mine.touch()
     while not other.exists():  # both processes are up before either begins

@@ -194,6 +194,15 @@ def paired_table(study: Study, against: str = "dwf") -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("comparison")
 
 
+def paired_seeds(studies: Sequence[Study], against: str = "dwf") -> pd.DataFrame:
+    """`paired_table`'s differences with their intervals, a column per seed, all on the same images."""
+    columns = {}
+    for study in studies:
+        pairs = paired_table(study, against)["points"]
+        columns[f"seed {study.seed}"] = pairs.rename({f"{against} - {best_expert(study)}": f"{against} - best expert"})
+    return pd.DataFrame(columns)
+
+
 def by_steps(study: Study, systems: Sequence[str]) -> pd.DataFrame:
     """Accuracy after each number of iterations of the headline attack's first start, with intervals."""
     spec = headline(study.profile.evaluation)

@@ -1,0 +1,64 @@
+"""The README says nothing the records do not: its tables, pictures, code and commands are checked."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paperlib import Study, paths
+from paperlib.__main__ import main
+from paperlib.profiles import profile_names
+from paperlib.report import tables
+
+README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(name: str) -> str:
+    found = re.search(rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", README, re.DOTALL)
+    assert found, f"README has no block {name}"
+    return found[1]
+
+
+def test_its_tables_are_those_of_the_published_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))
+    studies = tables.published_studies(Study("digits", local=False))
+    assert [study.seed for study in studies] == [0, 1, 2]
+    assert block("seeds_table") == tables.markdown(tables.seeds_table(studies))
+    assert block("paired_seeds") == tables.markdown(tables.paired_seeds(studies))
+
+
+def test_its_pictures_and_files_are_there() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert len([link for link in links if link.endswith(".png")]) >= 4
+    for link in links:
+        assert (paths.ROOT / link).is_file(), link
+
+
+def test_its_example_runs_right_after_a_clone(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert code
+    script = code[1] + "\nassert x_adv.shape == x.shape and 0 < int(done.fooled.sum()) < 100\n"
+    environment = {"PAPERLIB_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=paths.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_its_evaluate_command_runs_right_after_a_clone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))
+    command = re.search(r"`python -m paperlib (evaluate [^`]+)`", README)
+    assert command
+    assert main([*command[1].split(), "--images", "40"]) == 0
+    assert re.search(r"dwf on digits.*n = 40\)", capsys.readouterr().out)
+
+
+def test_every_profile_is_in_its_table() -> None:
+    for name in profile_names():
+        assert f"| `{name}` |" in README

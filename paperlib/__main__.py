@@ -100,7 +100,7 @@ def refresh(options: argparse.Namespace) -> None:
     """Execute the committed notebooks in replay mode and store their outputs, normalised."""
     from paperlib.series import refresh as write
 
-    write(options.profile, only=_listed(options.only))
+    write(load_profile(options.profile).name, only=_listed(options.only))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -72,6 +72,7 @@ class Study:
         self.published = Published(published_dir(self.profile.name))
         self.stages = stages(self.profile)
         self.workers = workers or _default_workers(self.device, self.profile.run.threads)
+        self._read_before: dict[str, Artefact] = {}
         self.used: dict[str, Artefact] = {}  # what this study has handed out, for the provenance table
 
     # -- data and models -------------------------------------------------------------------------------------------
@@ -264,12 +265,19 @@ class Study:
         for name in list(self.stages) if names is None else names:
             count += self.store.delete(name, self.key(self.stage(name)))
             self.checkpoint(name).unlink(missing_ok=True)
+        self._read_before.clear()
         return count
 
     # -- internals -------------------------------------------------------------------------------------------------
 
     def _read(self, stage: Stage) -> Artefact | None:
-        return self.store.read(stage.name, self.key(stage)) if self.local else None
+        if not self.local:
+            return None
+        key = self.key(stage)
+        # Verified once per study: hashing the weights of full-width networks at every look would take seconds.
+        if key not in self._read_before and (found := self.store.read(stage.name, key)):
+            self._read_before[key] = found
+        return self._read_before.get(key)
 
     def _compute(self, name: str) -> None:
         stage = self.stage(name)

@@ -57,7 +57,7 @@ class History:
 
     epochs: list[Epoch] = field(default_factory=list)
     best: int = -1  # epoch whose weights were kept
-    passes: int = 0  # network passes per image spent on training: attack iterations plus updates
+    passes: int = 0  # passes of images through the model: attack iterations plus updates
 
     def table(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -183,7 +183,7 @@ def expert_heatmap(frame: pd.DataFrame, names: dict[str, str]) -> Figure:
     """Accuracy of every expert (rows) under every attack (columns)."""
     table = frame.pivot(index="system", columns="column", values="accuracy")[list(dict.fromkeys(frame["column"]))]
     table.index = [names[name] for name in table.index]
-    figure, ax = plt.subplots(figsize=(WIDTH * 0.75, 3.6))
+    figure, ax = plt.subplots(figsize=(WIDTH, 3.6))
     sns.heatmap(
         100 * table, annot=True, fmt=".0f", vmin=0, vmax=100, cmap="cividis", ax=ax, cbar_kws={"label": "accuracy (%)"}
     )

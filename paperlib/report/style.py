@@ -19,7 +19,7 @@ SYSTEMS = {
     "pgd-at": _SAFE[0],
     "best expert": _SAFE[4],
     "uniform": _SAFE[9],
-    "frozen": _SAFE[5],
+    "frozen": (0.2, 0.2, 0.2),
     "dwf": _SAFE[3],
 }
 MARKERS = {"plain": "X", "pgd-at": "s", "best expert": "D", "uniform": "^", "frozen": "v", "dwf": "o"}

@@ -285,7 +285,7 @@ def test_decoded_images_are_cached_by_content(name: str, tmp_path: Path, monkeyp
     cache = list((tmp_path / "home" / "data" / "cache").iterdir())
     assert [path.suffix for path in cache] == [".safetensors"]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_decode", None)  # a second decoding would fail
+        patch.setattr("paperlib.image_files._decode", None)  # a second decoding would fail
         moved = source.rename(tmp_path / f"moved-{name}")
         assert load_from(moved, patch).fingerprint == first.fingerprint
 

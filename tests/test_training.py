@@ -561,3 +561,10 @@ def test_what_is_trainable_is_what_its_name_says(micro: Profile, digits: Dataset
     dwf = build(recipe_for("dwf", micro), micro, digits)
     assert ids(TRAINABLE["all"](dwf)) == ids(dwf.parameters())
     assert ids(TRAINABLE["gate"](dwf)) == ids(dwf.get_submodule("gate").parameters()) != set()
+
+
+def test_bfloat16_and_channels_last_learn_as_well_and_leave_float32_weights(digits: Dataset) -> None:
+    model = net()
+    history = run(model, digits, bf16=True, channels_last=True, threat=RandomPGD(0.05, 0.02, (2,)))
+    assert history.epochs[-1].loss < history.epochs[0].loss
+    assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from paperlib import Dataset, Profile, load_dataset, load_profile
 from paperlib.profiles import parse_profile
 
 torch.set_num_threads(1)
+os.environ["PAPERLIB_PROGRESS"] = "lines"  # nbval brings ipykernel, so bars would be drawn
 # The same examples each time, and no alarm because the machine was busy.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

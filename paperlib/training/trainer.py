@@ -19,7 +19,7 @@ from paperlib.data import Dataset, Split, augment
 from paperlib.errors import NotFiniteError, StoreError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.profiles import DataConfig, TrainConfig
-from paperlib.progress import Say, say
+from paperlib.progress import Say, say, track
 from paperlib.training.threats import Threat
 
 # An FGSM-trained network that beats FGSM but not PGD has collapsed: it masks its gradient (catastrophic overfitting).
@@ -121,7 +121,8 @@ def train(
         started, loss_sum, step_sum = time.monotonic(), torch.zeros((), device=device), 0
         _training_mode(model, chosen)
         order = torch.randperm(len(data.train), generator=generator, device=device)
-        for i, index in enumerate(order.split(config.batch_size)):
+        place = f"{label}: epoch {epoch + 1:>3}/{config.epochs}"
+        for i, index in enumerate(track(order.split(config.batch_size), batches, place, say, every=20)):
             for group in optimiser.param_groups:
                 group["lr"] = config.lr * schedule(config.schedule, (epoch * batches + i) / total)
             x, y = data.train.images[index], data.train.labels[index]

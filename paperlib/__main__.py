@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> None:
 
     profile = load_profile(options.profile)
     for seed in _seeds(options.seeds, profile.run.seeds[:1]):
-        study = Study(profile, seed, replay=False)
+        study = Study(options.profile, seed, replay=False)
         names = study.matching(*options.stage)
         if options.list:
             for name in names:
@@ -68,8 +68,8 @@ def evaluate(options: argparse.Namespace) -> None:
         "fgsm": fgsm_spec(eps),
         "pgd": pgd_spec(eps, steps, step, options.restarts),
     }[options.attack]
-    model = load_system(options.system, profile, options.seed)
-    study = Study(profile, options.seed)
+    model = load_system(options.system, options.profile, options.seed)
+    study = Study(options.profile, options.seed)
     split = study.data.test.first(options.images or profile.evaluation.images).to(study.device)
     seed = hash_seed(options.seed, "evaluate", spec.name)
     outcome = evaluate(model, split, spec, seed=seed, batch_size=profile.evaluation.batch_size, label=options.system)
@@ -86,7 +86,7 @@ def publish(options: argparse.Namespace) -> None:
     from paperlib.study import publish as write
 
     profile = load_profile(options.profile)
-    write(profile, _seeds(options.seeds, profile.run.seeds))
+    write(options.profile, _seeds(options.seeds, profile.run.seeds))
 
 
 def doctor(options: argparse.Namespace) -> None:

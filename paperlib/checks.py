@@ -17,6 +17,8 @@ def as_budget(value: float | str | Fraction, name: str = "eps") -> float:
         InputError: not a number, negative, NaN, or above 1 (8 where 8/255 was meant).
     """
     try:
+        if isinstance(value, bool):
+            raise TypeError
         number = float(Fraction(value)) if isinstance(value, str | Fraction) else float(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
         raise InputError(f'{name}: expected a float or text such as "8/255", got {value!r}') from error

@@ -38,7 +38,7 @@ def track(items: Iterable[T], total: int, label: str, say: Say = say, every: flo
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - shown >= every:
+        if now - shown >= every and done < total:
             shown = now
             left = (now - started) / done * (total - done)
             say(f"{label}: {done} of {total}, about {left:.0f} s left")

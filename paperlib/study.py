@@ -59,6 +59,7 @@ class Study:
         say: Say = say,
     ) -> None:
         self.profile = profile if isinstance(profile, Profile) else load_profile(profile)
+        self.called = profile if isinstance(profile, str) else self.profile.name  # what a command line would name it
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise PaperlibError(f"seed={seed!r}: expected a whole number, 0 or more")
         if not isinstance(replay, bool):
@@ -122,7 +123,7 @@ class Study:
             if found is None or found.weights is None:
                 raise MissingError(
                     f"{system}: no weights here for profile {self.profile.name}, seed {self.seed}; "
-                    f"make them with: python -m paperlib run --profile {self.profile.name} --seeds {self.seed} "
+                    f"make them with: python -m paperlib run --profile {self.called} --seeds {self.seed} "
                     f"--stage train:{system}"
                 )
             model.load_state_dict(read_tensors(found.weights)[0])
@@ -139,7 +140,7 @@ class Study:
         """Raises MissingError for a stage that does not exist."""
         if name not in self.stages:
             raise MissingError(
-                f"unknown stage {name!r}; list them: python -m paperlib run --profile {self.profile.name} --list"
+                f"unknown stage {name!r}; list them: python -m paperlib run --profile {self.called} --list"
             )
         return self.stages[name]
 
@@ -236,8 +237,7 @@ class Study:
             found = fnmatch.filter(self.stages, pattern)
             if not found:
                 raise MissingError(
-                    f"no stage matches {pattern!r}; list them: "
-                    f"python -m paperlib run --profile {self.profile.name} --list"
+                    f"no stage matches {pattern!r}; list them: python -m paperlib run --profile {self.called} --list"
                 )
             chosen += [name for name in found if name not in chosen]
         return chosen
@@ -365,6 +365,7 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say) -
     Raises:
         MissingError: a stage has not been computed here; the message says which command does it.
     """
+    called = profile if isinstance(profile, str) else profile.name
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     seeds = list(seeds) or list(profile.run.seeds)
     records: dict[int, dict[str, Artefact]] = {}
@@ -374,7 +375,7 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say) -
         if missing := study.missing(list(study.stages)):
             raise MissingError(
                 f"profile {profile.name}, seed {seed}: {len(missing)} stages are not computed yet ({missing[0]}, ...); "
-                f"run: python -m paperlib run --profile {profile.name} --seeds {','.join(map(str, seeds))}"
+                f"run: python -m paperlib run --profile {called} --seeds {','.join(map(str, seeds))}"
             )
         records[seed] = {name: study.get(name) for name in study.stages}
         if seed == seeds[0]:

@@ -29,7 +29,7 @@ def test_a_budget_from_zero_to_one_is_taken(value: float, number: float) -> None
 
 @pytest.mark.parametrize(
     "value",
-    [8, "8", Fraction(8), -1, "-1/255", float("nan"), float("inf"), "nan", "x", "", "8/0", "1e999", None, [0.1]],
+    [8, "8", Fraction(8), -1, "-1/255", float("nan"), float("inf"), "nan", "x", "", "8/0", "1e999", None, True, [0.1]],
 )
 def test_other_budgets_are_refused_by_name(value: object) -> None:
     with pytest.raises(InputError, match="step_size") as caught:

@@ -13,6 +13,7 @@ from paperlib.paths import data_source, home, published_dir, shown
 from paperlib.profiles import Profile
 from paperlib.progress import Say, say
 from paperlib.provenance import commit, device_name, versions
+from paperlib.published import Published
 from paperlib.study import Study
 
 NOTEBOOK_TOOLS = ("jupyterlab", "papermill", "nbval", "seaborn", "ipywidgets", "nbconvert", "sklearn")
@@ -25,7 +26,7 @@ def examine(profile: Profile, say: Say = say) -> None:
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     say(f"code      {commit()}; {found}")
     say(f"device    {device_name(device)}; {os.cpu_count()} cores")
-    if device.type == "cpu" and profile.name in ("cifar10", "svhn", "cifar10_h100"):
+    if device.type == "cpu" and profile.run.bf16:
         say(
             f"          profile {profile.name} is meant for a GPU; here it would take days. Try cifar10_lite or digits."
         )
@@ -35,8 +36,8 @@ def examine(profile: Profile, say: Say = say) -> None:
     free = shutil.disk_usage(there).free
     say(f"disk      {free / 1e9:.0f} GB free" + ("" if free > ROOM_NEEDED else "; make room: 2 GB are needed"))
     _data(profile, say)
-    study = Study(profile, profile.run.seeds[0], replay=bool(Study(profile).published.index))
-    seeds = study.published.seeds
+    seeds = Published(published_dir(profile.name)).seeds
+    study = Study(profile, profile.run.seeds[0], replay=bool(seeds))
     say(f"published {shown(published_dir(profile.name))}: {f'seeds {seeds}' if seeds else 'nothing for this profile'}")
     try:
         missing = study.missing(list(study.stages))

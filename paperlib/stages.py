@@ -120,7 +120,7 @@ def _train(recipe: Recipe, profile: Profile) -> Stage:
     name = f"train:{recipe.system}"
     # The threat model that picks checkpoints is the one the main table reports, on images the table never uses.
     attacked = profile.evaluation
-    how = Validation(float(attacked.eps), float(attacked.eps) / 4, config.validation_steps, recipe.select)
+    how = Validation(float(attacked.eps), float(attacked.step), config.validation_steps, recipe.select)
 
     def compute(context: Context) -> Result:
         with torch.random.fork_rng(devices=[]):

@@ -69,7 +69,7 @@ def pgd(
     generator: torch.Generator | None = None,
     objective: Objective = cross_entropy,
 ) -> Tensor:
-    r"""The last iterate of projected gradient descent: the inner maximisation of adversarial training.
+    """The last iterate of projected gradient descent: the inner maximisation of adversarial training.
 
     Args:
         model: pixels to logits. Attacked in evaluation mode; its modes, buffers and parameter gradients are left

@@ -93,9 +93,10 @@ def random_signs(images: Tensor, budgets: Sequence[Fraction], seed: int) -> list
     return [(images + float(eps) * signs).clamp(0, 1) for eps in budgets]
 
 
-def answers(arrays: dict[str, Tensor], classes: Sequence[str], budget: str) -> Figure:
+def answers(arrays: dict[str, Tensor], classes: Sequence[str], facts: dict[str, Any]) -> Figure:
     """Clean and attacked images with what the system says about each; wrong answers in red."""
-    kinds = {"clean": "clean", "fgsm": f"FGSM\n{budget}", "pgd": f"PGD\n{budget}"}
+    budget = f"eps {facts['eps']}"
+    kinds = {"clean": "clean", "fgsm": f"FGSM\n{budget}", "pgd": f"PGD-{facts['pgd_steps']}\n{budget}"}
     rows = [arrays[f"{kind}/images"] for kind in kinds]
     figure = image_grid(rows, list(kinds.values()), [""] * len(rows[0]))
     for i, kind in enumerate(kinds):
@@ -284,7 +285,8 @@ def gate_by_attack(frame: pd.DataFrame, title: str) -> Figure:
                 label=f"{expert} {EXPERT_KINDS[expert]}",
             )
             bottom += table[expert].to_numpy()
-        ax.set(title=f"under {attack.upper()}", xlabel="eps", ylim=(0, 1))
+        name = f"PGD-{part['steps'].iloc[0]}" if attack == "pgd" else "FGSM"
+        ax.set(title=f"under {name}", xlabel="eps (pixels in [0, 1])", ylim=(0, 1))
     axes[0].set_ylabel("mean gate weight")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right center", title="expert", fontsize=8.5)
@@ -317,9 +319,15 @@ def gate_by_class(weights: dict[str, Tensor], labels: Tensor, classes: Sequence[
     return figure
 
 
-def gate_cases(arrays: dict[str, Tensor], classes: Sequence[str], chosen: Sequence[int]) -> Figure:
+def gate_cases(
+    arrays: dict[str, Tensor], classes: Sequence[str], facts: dict[str, Any], chosen: Sequence[int]
+) -> Figure:
     """For a few images: the picture and the gate weights, clean and under attack."""
-    kinds = ("clean", "fgsm", "pgd")
+    kinds = {
+        "clean": "clean",
+        "fgsm": f"FGSM, eps {facts['eps']}",
+        "pgd": f"PGD-{facts['pgd_steps']}, eps {facts['eps']}",
+    }
     figure, axes = plt.subplots(
         len(chosen),
         2 * len(kinds),
@@ -337,7 +345,7 @@ def gate_cases(arrays: dict[str, Tensor], classes: Sequence[str], chosen: Sequen
             bars.set(ylim=(0, 1), xticks=range(9), yticks=[0, 0.5, 1])
             bars.tick_params(labelsize=6.5, pad=0, labelleft=j == 0)
             if i == chosen[0]:
-                bars.set_title({"clean": "clean", "fgsm": "FGSM", "pgd": "PGD"}[kind], fontsize=9)
+                bars.set_title(kinds[kind], fontsize=9)
     figure.supxlabel("gate weight by expert: 0 benign, 1-4 FGSM, 5-8 PGD", fontsize=9)
     return figure
 

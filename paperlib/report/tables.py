@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paperlib.evaluation import accuracy_by_step, battery, headline, paired, sweep, wilson
+from paperlib.evaluation import CLEAN, accuracy_by_step, battery, headline, paired, sweep, wilson
 from paperlib.files import replacing
 from paperlib.paths import figures_dir
 from paperlib.profiles import budget_text
@@ -34,9 +34,7 @@ def signed(value: float) -> str:
 def results(study: Study, systems: Sequence[str], *, swept: bool = False) -> pd.DataFrame:
     """One row per system and attack: eps, n, correct, accuracy, interval, seed, and where the number is from."""
     config = study.profile.evaluation
-    specs = sweep(config) if swept else battery(config)
-    if swept:
-        specs = [battery(config)[0], *specs]
+    specs = [CLEAN, *sweep(config)] if swept else battery(config)
     rows = []
     for system in systems:
         for spec in specs:
@@ -216,6 +214,16 @@ def by_steps(study: Study, systems: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(n=len(first), seed=study.seed)
 
 
+def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
+    """`results` as text: one line per attack and eps, one column per system, each cell with its Wilson interval."""
+    cells = [
+        percent(a, (low, high)) for a, low, high in zip(frame["accuracy"], frame["low"], frame["high"], strict=True)
+    ]
+    labels = [column(kind, steps) for kind, steps in zip(frame["attack"], frame["steps"], strict=True)]
+    table = frame.assign(cell=cells, attack=labels).pivot(index=["attack", "eps"], columns="system", values="cell")
+    return table[list(dict.fromkeys(frame["system"]))]
+
+
 def histories(study: Study, systems: Sequence[str]) -> pd.DataFrame:
     """One row per system and epoch: loss and validation accuracies."""
     frames = []
@@ -232,19 +240,13 @@ def expert_names() -> dict[str, str]:
 
 
 def gate_rows(study: Study, system: str) -> pd.DataFrame:
-    """Mean gate weight by attack, eps and expert: one row each."""
-    rows = []
-    for row in study.record(f"gate:{system}")["rows"]:
-        for i, weight in enumerate(row["mean_weights"]):
-            rows.append(
-                {
-                    "attack": row["kind"],
-                    "eps": row["eps"],
-                    "expert": i,
-                    "kind": EXPERT_KINDS[i],
-                    "weight": weight,
-                }
-            )
+    """Mean gate weight by attack, eps and expert: one row each, with the iterations of its PGD."""
+    result = study.record(f"gate:{system}")
+    rows = [
+        {"attack": row["kind"], "eps": row["eps"], "expert": i, "weight": weight, "steps": result["pgd_steps"]}
+        for row in result["rows"]
+        for i, weight in enumerate(row["mean_weights"])
+    ]
     return pd.DataFrame(rows)
 
 

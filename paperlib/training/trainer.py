@@ -145,9 +145,8 @@ def train(
         if not math.isfinite(mean_loss):
             raise NotFiniteError(f"{label}: the loss is {mean_loss} in epoch {epoch + 1}; lower lr={config.lr}")
         clean, fgsm, pgd, gap = validate(model, data.validation, validation, seed=hash_seed(seed, epoch, "validation"))
-        collapsed = (
-            gap and 0 < threat.mean_steps() <= 1
-        )  # longer attacks leave a gap too, with nothing hidden behind it
+        # Networks trained on longer attacks show a gap too, with nothing hidden behind it.
+        collapsed = gap and 0 < threat.mean_steps() <= 1
         seconds = time.monotonic() - started
         history.epochs.append(Epoch(epoch, mean_loss, step_sum / batches, clean, fgsm, pgd, collapsed, seconds))
         scores = [getattr(e, validation.select) for e in history.epochs]

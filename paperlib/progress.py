@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,18 +28,37 @@ def wants_bar() -> bool:
     return choice == "bar" or (choice != "lines" and "ipykernel" in sys.modules)
 
 
-def track(items: Iterable[T], total: int, label: str, say: Say = say, every: float = 5.0) -> Iterator[T]:
-    """Yield ``items``, showing a bar, or a line each ``every`` seconds once the work has lasted that long."""
+@contextmanager
+def meter(
+    total: int, label: str, say: Say = say, every: float = 5.0, unit: str = ""
+) -> Iterator[Callable[[int], None]]:
+    """Show a bar, or a line each ``every`` seconds once the work has lasted that long.
+
+    What it yields is told how far the work is, from 0 to ``total``; ``unit`` is written behind the numbers.
+    """
     if wants_bar() and say is not silent:
         from tqdm.auto import tqdm
 
-        yield from tqdm(items, total=total, desc=label, leave=False)
+        with tqdm(total=total, desc=label, leave=False, unit=unit or "it") as bar:
+            yield lambda done: bar.update(done - bar.n) and None
         return
     started = shown = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
+
+    def reached(done: int) -> None:
+        nonlocal shown
         now = time.monotonic()
-        if now - shown >= every and done < total:
+        if now - shown >= every and 0 < done < total:
             shown = now
             left = (now - started) / done * (total - done)
-            say(f"{label}: {done} of {total}, about {left:.0f} s left")
+            amount = f"{done} {unit}" if unit == "%" else f"{done} of {total}{unit and ' ' + unit}"
+            say(f"{label}: {amount}, about {left:.0f} s left")
+
+    yield reached
+
+
+def track(items: Iterable[T], total: int, label: str, say: Say = say, every: float = 5.0) -> Iterator[T]:
+    """Yield ``items`` and show how many are done, as `meter` does."""
+    with meter(total, label, say, every) as reached:
+        for done, item in enumerate(items, start=1):
+            yield item
+            reached(done)

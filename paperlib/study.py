@@ -24,6 +24,7 @@ from paperlib.data import Dataset, load_dataset
 from paperlib.errors import DataError, MissingError, PaperlibError
 from paperlib.evaluation import AttackSpec
 from paperlib.files import read_tensors
+from paperlib.memory import keep_memory
 from paperlib.paths import published_dir, store_dir
 from paperlib.profiles import Profile, load_profile, parse_profile, to_table
 from paperlib.progress import Say, say
@@ -285,6 +286,7 @@ class Study:
         with self.store.lock(name, key):
             if self._read(stage) is not None:  # another process was faster
                 return
+            keep_memory()
             started = time.monotonic()
             with _threads(self.profile.run.threads if self.device.type == "cpu" else 0):
                 result = stage.compute(self)

@@ -31,6 +31,7 @@ from paperlib.evaluation import (
     sweep,
     wilson,
 )
+from paperlib.models import fold
 from paperlib.progress import silent
 
 EPS, STEP = Fraction("0.1"), Fraction("0.025")
@@ -206,7 +207,7 @@ def test_one_seed_gives_one_outcome_and_another_another(toy: ToyNet, digits: Dat
 def test_an_evaluation_is_the_attack_it_names(toy: ToyNet, digits: Dataset) -> None:
     outcome = evaluate(toy, digits.test, pgd_spec(EPS, 3, STEP, restarts=2), seed=4, say=silent)
     done = attack(
-        toy,
+        fold(toy, digits.test.images),
         digits.test.images,
         digits.test.labels,
         eps=EPS,

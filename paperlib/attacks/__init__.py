@@ -1,5 +1,15 @@
 """White-box attacks on [0, 1] pixels: one gradient loop, from which FGSM and PGD follow."""
 
-from paperlib.attacks.gradient import NEVER, Attacked, Objective, attack, cross_entropy, fgsm, pgd, undisturbed
+from paperlib.attacks.gradient import (
+    NEVER,
+    Attacked,
+    Objective,
+    attack,
+    cross_entropy,
+    fgsm,
+    misclassified,
+    pgd,
+    undisturbed,
+)
 
-__all__ = ["NEVER", "Attacked", "Objective", "attack", "cross_entropy", "fgsm", "pgd", "undisturbed"]
+__all__ = ["NEVER", "Attacked", "Objective", "attack", "cross_entropy", "fgsm", "misclassified", "pgd", "undisturbed"]

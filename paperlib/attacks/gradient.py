@@ -5,6 +5,7 @@ Sources: FGSM, Goodfellow et al. 2015 (arXiv 1412.6572); PGD, Madry et al. 2018 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from torch import Tensor, nn
 
 from paperlib.checks import as_budget, check_images, check_labels, check_logits
 from paperlib.errors import InputError, NotFiniteError
+from paperlib.models import Folded, fold
 
 Budget = float | str | Fraction
 # An objective maps the model, the images (N, C, H, W) and the labels (N,) to the logits (N, classes) and to one
 # value per image (N,) that the attack climbs.
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 NEVER = -1
+FOLD_FROM = 2000  # images x steps from which making a folded copy pays
+LOOK_EVERY = 4  # steps between the moments at which the host asks a GPU which images are done; each is a wait
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,7 +62,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def pgd(
-    model: nn.Module,
+    model: nn.Module | Folded,
     x: Tensor,
     y: Tensor,
     *,
@@ -73,7 +77,8 @@ def pgd(
 
     Args:
         model: pixels to logits. Attacked in evaluation mode; its modes, buffers and parameter gradients are left
-            exactly as they were.
+            exactly as they were. Where it pays, a folded copy does the work (`paperlib.models.fold`); pass the copy
+            itself to use it again.
         x: images (N, C, H, W), pixels in [0, 1].
         y: labels (N,), int64.
         eps, step_size: L-infinity budget and step in pixels of [0, 1]; floats or text such as ``"8/255"``.
@@ -87,15 +92,26 @@ def pgd(
     Raises:
         InputError: pixels, labels or settings out of range. NotFiniteError: NaN or infinity in the model's answer.
     """
-    eps, step_size = _checked(x, y, eps, step_size, steps)
+    how = _How(*_checked(x, y, eps, step_size, steps), steps, objective, len(x) or 1)
     x = x.detach()
-    with undisturbed(model):
-        start = _start(x, eps, random_start, generator)
-        images, _, _ = _climb(model, x, y, start, eps, step_size, steps, objective, until_fooled=False)
+    start = _start(x, how.eps, random_start, generator)
+    folded = _prepared(model, x, steps)
+    images, done = torch.empty_like(start), 0
+    with undisturbed(folded.model):
+        while done < len(x):
+            part = slice(done, done + how.room(folded))
+            try:
+                images[part] = _every_step(folded.network, x[part], y[part], start[part], how)
+            except RuntimeError as error:
+                folded.room = _smaller_room(len(x[part]), error)
+            else:
+                done += len(x[part])
     return images
 
 
-def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: Budget, objective: Objective = cross_entropy) -> Tensor:
+def fgsm(
+    model: nn.Module | Folded, x: Tensor, y: Tensor, *, eps: Budget, objective: Objective = cross_entropy
+) -> Tensor:
     """The fast gradient sign method: one step of PGD, as long as the budget, from the image itself.
 
     x_adv = clip(x + eps * sign(grad_x L(x, y)), 0, 1). Arguments, result and errors as in `pgd`.
@@ -104,7 +120,7 @@ def fgsm(model: nn.Module, x: Tensor, y: Tensor, *, eps: Budget, objective: Obje
 
 
 def attack(
-    model: nn.Module,
+    model: nn.Module | Folded,
     x: Tensor,
     y: Tensor,
     *,
@@ -115,77 +131,184 @@ def attack(
     restarts: int = 1,
     generator: torch.Generator | None = None,
     objective: Objective = cross_entropy,
+    batch_size: int | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> Attacked:
     """PGD as an evaluation: an image counts as fooled if *any* iterate of any restart is misclassified.
 
-    An image already fooled needs no further step, so it leaves the batch; this changes no outcome. Arguments and
-    errors as in `pgd`.
+    An image already fooled needs no further step, so it leaves the batch and one that waits takes its place; this
+    changes no outcome. A folded copy finds the adversarial images, and the model itself confirms each. Further
+    arguments and errors as in `pgd`.
+
+    Args:
+        batch_size: images attacked at once, all if None; halved when memory does not suffice.
+        progress: told the share of the work that is done, now and then.
     """
-    eps, step_size = _checked(x, y, eps, step_size, steps, restarts)
+    how = _How(*_checked(x, y, eps, step_size, steps, restarts), steps, objective, batch_size or len(x) or 1)
     x = x.detach()
-    with undisturbed(model):
-        with torch.no_grad():
-            clean_logits = model(x)
-        check_logits(clean_logits, y)
+    folded = _prepared(model, x, steps * restarts)
+    with undisturbed(folded.model):
+        fooled = misclassified(folded, x, y, how.batch_size)
         images, passes = x.clone(), len(x)
-        fooled = clean_logits.argmax(dim=1) != y
         first = torch.where(fooled, 0, NEVER)
         for restart in range(restarts):
             # Drawn for all images, so that the fate of one never changes the start of another.
-            start = _start(x, eps, random_start, generator)
+            start = _start(x, how.eps, random_start, generator)
             left = (~fooled).nonzero().squeeze(1)
-            images[left], success, cost = _climb(
-                model, x[left], y[left], start[left], eps, step_size, steps, objective, until_fooled=True
-            )
-            fooled[left] = success != NEVER
+            share = functools.partial(_share, progress, restart, restarts)
+            found, success, cost = _until_fooled(folded, x[left], y[left], start[left], how, share)
+            images[left], fooled[left] = found, success != NEVER
             first[left] = success if restart == 0 else NEVER
             passes += cost
     return Attacked(images, fooled, first, passes)
 
 
-def _climb(
-    model: nn.Module,
+def _share(progress: Callable[[float], None], before: int, runs: int, share: float) -> None:
+    progress((before + share) / runs)
+
+
+def misclassified(model: nn.Module | Folded, x: Tensor, y: Tensor, batch_size: int | None = None) -> Tensor:
+    """Which images (N,) the model gets wrong, asked in the mode it is in. Batches are halved when memory runs out."""
+    folded = model if isinstance(model, Folded) else Folded(model, model)
+    wrong = torch.zeros_like(y, dtype=torch.bool)
+    done, room = 0, batch_size or len(x)
+    while done < len(x):
+        part = slice(done, done + min(room, folded.room or room))
+        try:
+            with torch.no_grad():
+                logits = folded.model(x[part])
+        except RuntimeError as error:
+            folded.room = _smaller_room(len(x[part]), error)
+            continue
+        check_logits(logits, y[part])
+        wrong[part] = logits.argmax(dim=1) != y[part]
+        done += len(x[part])
+    return wrong
+
+
+@dataclass(frozen=True)
+class _How:
+    """The settings of an attack, checked."""
+
+    eps: float
+    step_size: float
+    steps: int
+    objective: Objective
+    batch_size: int  # images at once, if memory allows
+
+    def room(self, folded: Folded) -> int:
+        return min(self.batch_size, folded.room or self.batch_size)
+
+    def advance(self, x: Tensor, current: Tensor, gradient: Tensor) -> Tensor:
+        # x_{k+1} = clip_[0,1]( P_{x +- eps}( x_k + alpha * sign(grad_x L(x_k, y)) ) )
+        moved = torch.add(current, gradient.sign(), alpha=self.step_size)
+        return torch.minimum(torch.maximum(moved, x - self.eps), x + self.eps).clamp_(0, 1)
+
+
+def _every_step(network: nn.Module, x: Tensor, y: Tensor, start: Tensor, how: _How) -> Tensor:
+    """The last of ``steps`` iterates. Nothing is asked that the gradient does not need, and the host never waits."""
+    current, steepest = start, start.new_zeros(())
+    for step in range(how.steps):
+        logits, gradient = _input_gradient(network, current, y, how.objective)
+        if step == 0:
+            check_logits(logits, y)
+        steepest = torch.maximum(steepest, gradient.abs().amax())
+        current = how.advance(x, current, gradient)
+    _check_gradient(steepest)
+    return current
+
+
+def _until_fooled(
+    folded: Folded, x: Tensor, y: Tensor, start: Tensor, how: _How, progress: Callable[[float], None]
+) -> tuple[Tensor, Tensor, int]:
+    """The images, the step at which each fooled the model (or NEVER), and the passes it took.
+
+    The folded copy finds adversarial images. Rounding may tell copy and model apart at the border of a class, so the
+    model itself confirms each, and is attacked itself with those on which it disagrees.
+    """
+    images, first, passes = _drop_fooled(folded, folded.network, x, y, start, how, progress)
+    won = (first != NEVER).nonzero().squeeze(1)
+    if folded.network is folded.model or len(won) == 0:
+        return images, first, passes
+    doubtful = won[~misclassified(folded, images[won], y[won], how.batch_size)]
+    passes += len(won)
+    if len(doubtful):
+        found, success, cost = _drop_fooled(
+            folded, folded.model, x[doubtful], y[doubtful], start[doubtful], how, progress
+        )
+        images[doubtful], first[doubtful], passes = found, success, passes + cost
+    return images, first, passes
+
+
+def _drop_fooled(
+    folded: Folded,
+    network: nn.Module,
     x: Tensor,
     y: Tensor,
     start: Tensor,
-    eps: float,
-    step_size: float,
-    steps: int,
-    objective: Objective,
-    until_fooled: bool,
+    how: _How,
+    progress: Callable[[float], None],
 ) -> tuple[Tensor, Tensor, int]:
-    """The loop. Returns the images, the step at which each fooled the model (or NEVER), and the passes it took.
-
-    With ``until_fooled`` an image leaves the batch at the first iterate that is misclassified, and the last iterate
-    is asked too; without, every image takes every step and nothing is asked that the gradient does not need.
-    """
-    images, first = start.clone(), torch.full_like(y, NEVER)
-    left, current, passes = torch.arange(len(x), device=x.device), start, 0
-    steepest = torch.zeros((), device=x.device)
-    for step in range(steps + until_fooled):
-        if len(left) == 0:
-            break
-        logits, gradient = _input_gradient(model, current, y[left], objective, needed=step < steps)
-        passes += len(left)
-        if step < steps:
+    """As `_until_fooled`, asking ``network`` alone."""
+    current, first = start.clone(), torch.full_like(y, NEVER)
+    taken = torch.zeros_like(y)  # steps each image has taken
+    waiting = torch.arange(len(x), device=x.device)  # unfinished; the first ones are in the batch
+    steepest, passes, rounds = start.new_zeros(()), 0, 0
+    look_every = 1 if x.device.type == "cpu" else LOOK_EVERY
+    further = True
+    while len(waiting):
+        active = waiting[: how.room(folded)]
+        images, labels, step = current[active], y[active], taken[active]
+        looking = rounds % look_every == 0
+        if looking:
+            further = bool((step < how.steps).any())
+        try:
+            logits, gradient = _input_gradient(network, images, labels, how.objective, needed=further)
+        except RuntimeError as error:
+            folded.room = _smaller_room(len(active), error)
+            continue
+        passes += len(active)
+        if looking:
+            check_logits(logits, labels)
+        wrong = logits.argmax(dim=1) != labels
+        # Finished images that have not left the batch yet stand still, so asking them again changes nothing.
+        over = wrong | (step >= how.steps)
+        first[active] = torch.where(wrong, step, NEVER)
+        if further:
             steepest = torch.maximum(steepest, gradient.abs().amax())
-        if until_fooled or step == 0:
-            check_logits(logits, y[left])
-        if until_fooled:
-            wrong = logits.argmax(dim=1) != y[left]
-            images[left], first[left[wrong]] = current, step
-            left, current, gradient = left[~wrong], current[~wrong], gradient[~wrong]
-        if step < steps:
-            # x_{k+1} = clip_[0,1]( P_{x +- eps}( x_k + alpha * sign(grad_x L(x_k, y)) ) )
-            moved = current + step_size * gradient.sign()
-            current = torch.minimum(torch.maximum(moved, x[left] - eps), x[left] + eps).clamp(0, 1)
-    if not until_fooled:
-        images = current
+            moved = how.advance(x[active], images, gradient)
+            current[active] = torch.where(over.view(-1, 1, 1, 1), images, moved)
+            taken[active] = torch.where(over, step, step + 1)
+        rounds += 1
+        if rounds % look_every == 0 or not further:
+            waiting = torch.cat([active[~over], waiting[len(active) :]])
+            progress(1 - float((how.steps + 1 - taken[waiting]).sum()) / (len(x) * (how.steps + 1)))
+    _check_gradient(steepest)
+    return current, first, passes
+
+
+def _prepared(model: nn.Module | Folded, x: Tensor, steps: int) -> Folded:
+    if isinstance(model, Folded):
+        return model
+    if steps * len(x) < FOLD_FROM:
+        return Folded(model, model, reason="too little work for a copy to pay")
+    return fold(model, x)
+
+
+def _smaller_room(images: int, error: RuntimeError) -> int:
+    """Half as many images, if ``error`` says that memory ran out; else the error is raised again."""
+    words = ("can't allocate memory", "not enough memory")  # of the CPU's allocator
+    full = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    if not full or images == 1:
+        raise error
+    return images // 2
+
+
+def _check_gradient(steepest: Tensor) -> None:
     # sign(NaN) is 0: an image with a bad gradient would stand still and look robust. NaN survives a maximum, so one
     # look at the end finds it at any step.
     if not bool(torch.isfinite(steepest)):
         raise NotFiniteError("attack: the gradient held NaN or infinity; this model is not robust, it is broken")
-    return images, first, passes
 
 
 def _input_gradient(

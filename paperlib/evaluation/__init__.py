@@ -12,6 +12,7 @@ from paperlib.evaluation.robustness import (
     headline,
     pgd_spec,
     sweep,
+    worst_case,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "pgd_spec",
     "sweep",
     "wilson",
+    "worst_case",
 ]

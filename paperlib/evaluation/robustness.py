@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import NEVER, attack, undisturbed
-from paperlib.checks import check_images, check_labels, check_logits
+from paperlib.attacks import NEVER, attack, misclassified, undisturbed
+from paperlib.checks import check_images, check_labels
 from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation.metrics import wilson
+from paperlib.models import Folded, fold
 from paperlib.profiles import EvaluationConfig, budget_text
-from paperlib.progress import Say, say, track
+from paperlib.progress import Say, meter, say
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Outcome:
     first_success: Tensor  # (N,) int16: the step at which the attack won in its first restart, or NEVER
     passes: float  # network passes per image
     seconds: float
+    batch_size: int  # images attacked at once
 
     def record(self) -> dict[str, Any]:
         """n, correct, accuracy and its Wilson 95 % interval, with what it cost."""
@@ -94,6 +97,7 @@ class Outcome:
             "interval": list(wilson(correct, n)),
             "passes_per_image": self.passes,
             "seconds": self.seconds,
+            "batch_size": self.batch_size,
         }
 
     def arrays(self) -> dict[str, Tensor]:
@@ -101,7 +105,7 @@ class Outcome:
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Folded,
     split: Split,
     spec: AttackSpec,
     *,
@@ -112,6 +116,8 @@ def evaluate(
 ) -> Outcome:
     """Attack every image of ``split``; an image counts as right only if no iterate of any restart was misclassified.
 
+    The batch size, halved where memory does not suffice, changes no outcome but for rounding.
+
     Raises:
         InputError: pixels or labels out of range. NotFiniteError: NaN or infinity in the model's answers.
     """
@@ -120,34 +126,61 @@ def evaluate(
     check_labels(y, x)
     if len(x) == 0:
         raise InputError("evaluate: no images; an accuracy needs at least one")
-    generator = torch.Generator(x.device).manual_seed(seed)
+    folded = model if isinstance(model, Folded) else fold(model, x)
     started = time.monotonic()
-    correct, first, passes = [], [], 0
-    batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
-    for xb, yb in track(batches, len(batches), f"{label} under {spec.name}", say):
+    with meter(100, f"{label} under {spec.name}", say, unit="%") as reached:
         if spec.kind == "clean":
-            with undisturbed(model), torch.no_grad():
-                logits = model(xb)
-            check_logits(logits, yb)
-            right = logits.argmax(dim=1) == yb
-            fooled_at, cost = torch.where(right, NEVER, 0), len(xb)
+            with undisturbed(folded.model):
+                correct, passes = ~misclassified(folded, x, y, batch_size), len(x)
+            first = torch.where(correct, NEVER, 0)
         else:
             done = attack(
-                model,
-                xb,
-                yb,
+                folded,
+                x,
+                y,
                 eps=spec.eps,
                 step_size=spec.step,
                 steps=spec.steps,
                 random_start=spec.random_start,
                 restarts=spec.restarts,
-                generator=generator,
+                generator=torch.Generator(x.device).manual_seed(seed),
+                batch_size=batch_size,
+                progress=lambda share: reached(int(100 * share)),
             )
-            right, fooled_at, cost = ~done.fooled, done.first_success, done.passes
-        correct.append(right.cpu())
-        first.append(fooled_at.to(torch.int16).cpu())
-        passes += cost
-    return Outcome(torch.cat(correct), torch.cat(first), passes / len(x), time.monotonic() - started)
+            correct, first, passes = ~done.fooled, done.first_success, done.passes
+    seconds = time.monotonic() - started
+    used = min(batch_size, folded.room or batch_size)
+    return Outcome(correct.cpu(), first.to(torch.int16).cpu(), passes / len(x), seconds, used)
+
+
+def worst_case(
+    model: nn.Module | Folded,
+    split: Split,
+    specs: Sequence[AttackSpec],
+    *,
+    seed: int,
+    batch_size: int = 512,
+    label: str = "evaluation",
+    say: Say = say,
+) -> Outcome:
+    """Right under every one of several attacks, each of which sees only the images that withstood those before it.
+
+    The result's ``first_success`` is that of the attack that won. Put the cheapest attack first.
+    """
+    folded = model if isinstance(model, Folded) else fold(model, split.images)
+    standing = torch.ones_like(split.labels, dtype=torch.bool)
+    first = torch.full((len(split),), NEVER, dtype=torch.int16)
+    passes = seconds = 0.0
+    for spec in specs:
+        part = Split(split.images[standing], split.labels[standing])
+        if len(part) == 0:
+            break
+        found = evaluate(folded, part, spec, seed=seed, batch_size=batch_size, label=label, say=say)
+        first[standing.cpu()] = found.first_success
+        standing[standing.clone()] = found.correct.to(standing.device)
+        passes, seconds = passes + found.passes * len(part) / len(split), seconds + found.seconds
+        batch_size = found.batch_size
+    return Outcome(standing.cpu(), first, passes, seconds, batch_size)
 
 
 def accuracy_by_step(first_success: Tensor, steps: list[int] | tuple[int, ...]) -> list[int]:

@@ -45,6 +45,13 @@ class UniformGate(nn.Module):
         return x.new_zeros(len(x), self.experts)
 
 
+class Experts(nn.ModuleList):
+    """Networks that look at the same image: pixels to logits (N, experts, classes)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([expert(x) for expert in self], dim=1)
+
+
 class Mixture(nn.Module):
     """Nine networks as one classifier: pixels (N, C, H, W) in [0, 1] to logits (N, classes).
 
@@ -59,7 +66,7 @@ class Mixture(nn.Module):
         super().__init__()
         if mixing not in ("probabilities", "logits"):
             raise ValueError(f"mixing={mixing!r}: expected 'probabilities' or 'logits'")
-        self.experts = nn.ModuleList(experts)
+        self.experts = Experts(experts)
         self.gate = gate
         self.mixing = mixing
 
@@ -68,7 +75,7 @@ class Mixture(nn.Module):
 
     def evidence(self, x: Tensor) -> Evidence:
         """The answer together with what each expert said and how the gate weighed it."""
-        expert_logits = torch.stack([expert(x) for expert in self.experts], dim=1)
+        expert_logits = self.experts(x)
         # w(x) = softmax(g(x)): "fractional activation", no expert is ever switched off.
         log_weights = torch.log_softmax(self.gate(x), dim=1)
         weights = log_weights.exp()

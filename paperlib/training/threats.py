@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import pgd
+from paperlib.models import Folded
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ class Strike:
     steps: int = 0
     random_start: bool = False
 
-    def perturb(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    def perturb(self, model: nn.Module | Folded, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """The images (N, C, H, W) the network is to learn from."""
         if self.steps == 0:
             return x

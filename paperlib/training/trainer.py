@@ -18,6 +18,7 @@ from paperlib.attacks import attack
 from paperlib.data import Dataset, Split, augment
 from paperlib.errors import NotFiniteError, StoreError
 from paperlib.files import read_tensors, write_tensors
+from paperlib.models import Folded, fold
 from paperlib.profiles import DataConfig, TrainConfig
 from paperlib.progress import Say, say, track
 from paperlib.training.threats import Threat
@@ -113,6 +114,9 @@ def train(
     history, best = _resume(checkpoint, model, optimiser, chosen)
     if history.epochs:
         say(f"{label}: going on after epoch {history.epochs[-1].epoch + 1} of {config.epochs}")
+    # What is attacked: the network's copy without batch norm, brought up to date before each attack.
+    exact = fold(model, data.train.images[:2])
+    attacked = fold(model, data.train.images[:2], dtype=torch.bfloat16) if bf16 else exact
     batches = math.ceil(len(data.train) / config.batch_size)
     total = config.epochs * batches
     for epoch in range(len(history.epochs), config.epochs):
@@ -130,8 +134,10 @@ def train(
             x = x.to(memory_format=memory)
             strike = threat.draw(generator)
             try:
+                if strike.steps:
+                    attacked.refresh()
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    x = strike.perturb(model, x, y, generator)
+                    x = strike.perturb(attacked, x, y, generator)
                     loss = nn.functional.cross_entropy(model(x).float(), y)
             except NotFiniteError as error:
                 raise NotFiniteError(f"{label}: {error} (epoch {epoch + 1}, {strike}); lower lr={config.lr}") from error
@@ -144,7 +150,8 @@ def train(
         mean_loss = float(loss_sum) / len(data.train)
         if not math.isfinite(mean_loss):
             raise NotFiniteError(f"{label}: the loss is {mean_loss} in epoch {epoch + 1}; lower lr={config.lr}")
-        clean, fgsm, pgd, gap = validate(model, data.validation, validation, seed=hash_seed(seed, epoch, "validation"))
+        exact.refresh()
+        clean, fgsm, pgd, gap = validate(exact, data.validation, validation, seed=hash_seed(seed, epoch, "validation"))
         # Networks trained on longer attacks show a gap too, with nothing hidden behind it.
         collapsed = gap and 0 < threat.mean_steps() <= 1
         seconds = time.monotonic() - started
@@ -161,14 +168,24 @@ def train(
     return history
 
 
-def validate(model: nn.Module, split: Split, how: Validation, *, seed: int) -> tuple[float, float, float, bool]:
+def validate(
+    model: nn.Module | Folded, split: Split, how: Validation, *, seed: int
+) -> tuple[float, float, float, bool]:
     """Clean, FGSM and PGD accuracy on a split, and whether the last two lie so far apart as after an FGSM collapse."""
     generator = torch.Generator(split.images.device).manual_seed(seed)
-    lost = torch.zeros(3, dtype=torch.int64)
-    for x, y in zip(split.images.split(VALIDATION_BATCH), split.labels.split(VALIDATION_BATCH), strict=True):
-        one = attack(model, x, y, eps=how.eps, step_size=how.eps, steps=1, random_start=False)
-        many = attack(model, x, y, eps=how.eps, step_size=how.step_size, steps=how.steps, generator=generator)
-        lost += torch.stack([(one.first_success == 0).sum(), one.fooled.sum(), many.fooled.sum()]).cpu()
+    x, y = split.images, split.labels
+    one = attack(model, x, y, eps=how.eps, step_size=how.eps, steps=1, random_start=False, batch_size=VALIDATION_BATCH)
+    many = attack(
+        model,
+        x,
+        y,
+        eps=how.eps,
+        step_size=how.step_size,
+        steps=how.steps,
+        generator=generator,
+        batch_size=VALIDATION_BATCH,
+    )
+    lost = torch.stack([(one.first_success == 0).sum(), one.fooled.sum(), many.fooled.sum()])
     clean, fgsm, pgd = (1 - count / len(split) for count in lost.tolist())
     return clean, fgsm, pgd, fgsm - pgd > COLLAPSE_GAP
 

@@ -1,0 +1,209 @@
+"""The same network made for attacking: batch norm folded away, the experts of a mixture run as one.
+
+An attack asks a network in evaluation mode for thousands of input gradients while its weights stand still. `fold`
+makes a copy that answers faster and equals the network within rounding, which is checked on an example; what cannot
+be folded is attacked as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.models.convolution import FoldedConvolution, FoldedLinear
+from paperlib.models.mixture import Experts
+
+LARGE_MAP = 16  # pixels a side from which a CPU wants channels last, and experts one after the other
+# How far the copy's logits and gradients may lie from the network's, relative to their size: rounding, and a ReLU
+# that rounding switches.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
+
+
+@dataclass
+class Folded:
+    """A network and the copy of it that an attack runs."""
+
+    model: nn.Module  # the network itself
+    network: nn.Module  # its folded copy, or the network itself
+    reason: str = ""  # why it could not be folded, if so
+    layers: list[FoldedConvolution | FoldedLinear] = field(default_factory=list)
+    others: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # all other tensors: the copy's, the network's
+    room: int | None = None  # how many images fit in memory at once, known after more did not
+
+    def refresh(self) -> None:
+        """Take over the weights the network has now."""
+        for layer in self.layers:
+            layer.refresh()
+        with torch.no_grad():
+            for own, original in self.others:
+                own.copy_(original)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one pass of an example tells of a convolution."""
+
+    size: tuple[int, int]  # of the maps it reads
+    norm: nn.BatchNorm2d | None  # that reads what it returns
+
+
+def fold(
+    model: nn.Module, example: Tensor, *, dtype: torch.dtype = torch.float32, stacked: bool | None = None
+) -> Folded:
+    """A copy of ``model`` for attacks on images like ``example`` (N, C, H, W); nothing in ``model`` changes.
+
+    Args:
+        dtype: what the copy computes in; its logits are float32. bfloat16 is for training attacks, never for numbers.
+        stacked: run the experts of a mixture as one grouped network. None decides by the size of the images and the
+            device: it pays for small images on the CPU (see tests/benchmarks/ways.py).
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        return _fold(model, example[:2].detach(), dtype, stacked)
+    # Any module may be attacked, so copying one may fail in any way; it is then attacked as it is.
+    except Exception as error:
+        return Folded(model, model, reason=f"{type(error).__name__}: {error}")
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _fold(model: nn.Module, example: Tensor, dtype: torch.dtype, stacked: bool | None) -> Folded:
+    if example.dtype != torch.float32:
+        return Folded(model, model, reason=f"{example.dtype} images")
+    answers, seen = _observe(model, example)
+    if not seen:
+        return Folded(model, model, reason="no convolution to fold")
+    with torch.no_grad():
+        on_cpu = example.device.type == "cpu"
+        small = on_cpu and max(example.shape[2:]) < LARGE_MAP
+        folded = Folded(model, copy.deepcopy(model).requires_grad_(False))
+        merged = []
+        for name, group in model.named_modules():
+            if isinstance(group, Experts) and (small if stacked is None else stacked) and _alike(group, seen):
+                side_by_side = _replace(folded, copy.deepcopy(group[0]), list(group), seen, dtype, channels_last=True)
+                folded.network.set_submodule(name, side_by_side)
+                merged.append(f"{name}.")
+        folded.network = _replace(
+            folded, folded.network, [model], seen, dtype, channels_last=not small, skip=tuple(merged)
+        )
+    folded.network.eval()
+    for what, found, wanted in zip(("logits", "gradient"), _answers(folded.network, example), answers, strict=True):
+        off = float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
+        if not off <= TOLERANCE[dtype]:
+            return Folded(model, model, reason=f"the copy's {what} differs by {off:.2g} of its size")
+    return folded
+
+
+def _answers(model: nn.Module, example: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and the gradient of something that hangs on all of them."""
+    with torch.enable_grad():
+        x = example.clone().requires_grad_()
+        logits = model(x)
+        weights = torch.linspace(-1, 1, logits.shape[1], device=x.device)
+        return logits.detach(), torch.autograd.grad((logits * weights).sum(), x)[0]
+
+
+def _observe(model: nn.Module, example: Tensor) -> tuple[tuple[Tensor, Tensor], dict[nn.Module, _Seen]]:
+    """The answers, and the convolutions that ran exactly once, in the order in which they ran."""
+    outputs: dict[int, nn.Conv2d] = {}
+    kept: list[Tensor] = []  # so that no two outputs share an id
+    calls: dict[nn.Module, int] = {}
+    sizes: dict[nn.Conv2d, tuple[int, int]] = {}
+    norms: dict[nn.Conv2d, nn.BatchNorm2d] = {}
+
+    def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        if isinstance(module, nn.Conv2d):
+            outputs[id(output)] = module
+            kept.append(output)
+            sizes[module] = (args[0].shape[2], args[0].shape[3])
+        elif isinstance(module, nn.BatchNorm2d) and (conv := outputs.get(id(args[0]))) is not None:
+            norms[conv] = module
+
+    with ExitStack() as hooks:
+        for module in model.modules():
+            # Exact types: a subclass, a parametrised layer or one with hooks may compute something else.
+            plain = type(module) in (nn.Conv2d, nn.BatchNorm2d) and not _hooked(module)
+            if plain and getattr(module, "padding_mode", "zeros") == "zeros":
+                hooks.callback(module.register_forward_hook(after).remove)
+        answers = _answers(model, example)
+    seen: dict[nn.Module, _Seen] = {}
+    for conv, size in sizes.items():
+        norm = norms.get(conv)
+        frozen = norm is not None and calls[norm] == 1 and norm.running_mean is not None
+        if calls[conv] == 1 and not isinstance(conv.padding, str):
+            seen[conv] = _Seen(size, norm if frozen else None)
+    return answers, seen
+
+
+def _alike(experts: Experts, seen: dict[nn.Module, _Seen]) -> bool:
+    """Whether the networks differ in nothing but the weights of convolutions, their batch norms and linear layers."""
+    first, *rest = experts
+    merging: set[nn.Module] = {m for net in experts for m in net.modules() if m in seen or type(m) is nn.Linear}
+    merging |= {s.norm for conv in merging if (s := seen.get(conv)) and s.norm is not None}
+    return bool(rest) and all(
+        [str(m) for m in net.modules()] == [str(m) for m in first.modules()]
+        and all(
+            (a in merging) == (b in merging)
+            and (a in merging or all(map(torch.equal, _tensors(a), _tensors(b))))
+            and (a not in seen or seen[a].size == seen[b].size)
+            for a, b in zip(first.modules(), net.modules(), strict=True)
+        )
+        for net in rest
+    )
+
+
+def _replace(
+    folded: Folded,
+    network: nn.Module,
+    sources: Sequence[nn.Module],
+    seen: dict[nn.Module, _Seen],
+    dtype: torch.dtype,
+    *,
+    channels_last: bool,
+    skip: tuple[str, ...] = (),
+) -> nn.Module:
+    """Put folded layers in place of those of ``network``, a copy of each of the ``sources``."""
+    first = sources[0]
+    names = {module: name for name, module in first.named_modules()}
+    if len(names) < sum(1 for _ in first.named_modules(remove_duplicate=False)):
+        raise ValueError("a module stands in two places")
+    order = [conv for conv in seen if conv in names]
+    layer: FoldedConvolution | FoldedLinear
+    for module, name in names.items():
+        if name.startswith(skip) and skip:
+            continue
+        same: list[Any] = [source.get_submodule(name) for source in sources]
+        if module in seen:
+            pairs = [(conv, seen[conv].norm) for conv in same]
+            shared = len(sources) > 1 and module is order[0]
+            layer = FoldedConvolution(pairs, seen[module].size, shared=shared, channels_last=channels_last, dtype=dtype)
+            if (norm := seen[module].norm) is not None:
+                network.set_submodule(names[norm], nn.Identity())
+        elif type(module) is nn.Linear and not _hooked(module):
+            layer = FoldedLinear(same, dtype=dtype)
+        else:
+            continue
+        folded.layers.append(layer)
+        network.set_submodule(name, layer)
+    originals = {**dict(first.named_parameters()), **dict(first.named_buffers())}
+    for name, own in (*network.named_parameters(), *network.named_buffers()):
+        if name in originals:
+            folded.others.append((own, originals[name]))
+    return network
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -95,7 +95,8 @@ class RunConfig:
 
     seeds: tuple[int, ...] = _limits(low=0)  # the seeds of the published records
     threads: int = _limits(low=0)  # CPU threads of one computation; 0 leaves torch's choice
-    bf16: bool = False  # bfloat16 autocast in training; evaluation is always float32
+    bf16: bool = False  # attack and update in bfloat16 while training; evaluation is always float32
+    tf32: bool = False  # TensorFloat-32 while training, on GPUs that have it; evaluation is always exact float32
     channels_last: bool = False
 
 

@@ -110,7 +110,7 @@ def evaluation(recipe: Recipe, spec: AttackSpec, profile: Profile) -> Stage:
 
     config = {"attack": spec.table(), "images": n, "batch_size": size}
     cost = n * (spec.steps * spec.restarts + 1) * _networks(recipe)
-    return Stage(f"evaluate:{recipe.system}:{spec.name}", 1, config, _weights_of(recipe), compute, cost)
+    return Stage(f"evaluate:{recipe.system}:{spec.name}", 2, config, _weights_of(recipe), compute, cost)
 
 
 def _train(recipe: Recipe, profile: Profile) -> Stage:
@@ -139,6 +139,7 @@ def _train(recipe: Recipe, profile: Profile) -> Stage:
             seed=hash_seed(context.seed, recipe.system),
             trainable=TRAINABLE[recipe.trainable],
             bf16=profile.run.bf16,
+            tf32=profile.run.tf32,
             channels_last=profile.run.channels_last,
             checkpoint=context.checkpoint(name),
             label=recipe.system,
@@ -161,10 +162,11 @@ def _train(recipe: Recipe, profile: Profile) -> Stage:
         "augmentation": {"crop": profile.data.crop, "flip": profile.data.flip},
         "validation": dataclasses.asdict(how),
         "bf16": profile.run.bf16,
+        "tf32": profile.run.tf32,
         "threads": profile.run.threads,
     }
     units = (threat.mean_steps() + 1) * config.epochs * _networks(recipe)
-    return Stage(name, 1, described, tuple(f"train:{s}" for s in recipe.starts_from), compute, units * 1e6)
+    return Stage(name, 2, described, tuple(f"train:{s}" for s in recipe.starts_from), compute, units * 1e6)
 
 
 def _data(profile: Profile) -> Stage:
@@ -220,7 +222,7 @@ def _trace(recipe: Recipe, profile: Profile) -> Stage:
 
     config = {"attack": spec.table(), "images": n}
     cost = n * spec.steps * _networks(recipe)
-    return Stage(f"trace:{recipe.system}", 1, config, _weights_of(recipe), compute, cost)
+    return Stage(f"trace:{recipe.system}", 2, config, _weights_of(recipe), compute, cost)
 
 
 def gate_attacks(profile: Profile) -> list[tuple[str, Fraction]]:
@@ -249,7 +251,7 @@ def _gate(recipe: Recipe, profile: Profile) -> Stage:
     attacks = [f"{kind}@{budget_text(eps)}" for kind, eps in gate_attacks(profile)]
     config = {"attacks": attacks, "images": n, "steps": steps}
     cost = n * steps * len(profile.evaluation.eps_sweep) * _networks(recipe)
-    return Stage(f"gate:{recipe.system}", 1, config, _weights_of(recipe), compute, cost)
+    return Stage(f"gate:{recipe.system}", 2, config, _weights_of(recipe), compute, cost)
 
 
 def _gallery(recipe: Recipe, profile: Profile) -> Stage:
@@ -274,7 +276,7 @@ def _gallery(recipe: Recipe, profile: Profile) -> Stage:
 
     config = {"eps": budget_text(eps), "steps": steps}
     return Stage(
-        f"gallery:{recipe.system}", 1, config, _weights_of(recipe), compute, cost=10 * steps * _networks(recipe)
+        f"gallery:{recipe.system}", 2, config, _weights_of(recipe), compute, cost=10 * steps * _networks(recipe)
     )
 
 

@@ -26,6 +26,7 @@ from paperlib.evaluation import AttackSpec
 from paperlib.files import read_tensors
 from paperlib.memory import keep_memory
 from paperlib.paths import published_dir, store_dir
+from paperlib.precision import tensor_float32
 from paperlib.profiles import Profile, load_profile, parse_profile, to_table
 from paperlib.progress import Say, say
 from paperlib.provenance import provenance, source_digest
@@ -288,7 +289,8 @@ class Study:
                 return
             keep_memory()
             started = time.monotonic()
-            with _threads(self.profile.run.threads if self.device.type == "cpu" else 0):
+            threads = self.profile.run.threads if self.device.type == "cpu" else 0
+            with _threads(threads), tensor_float32(False):  # training may allow it for itself
                 result = stage.compute(self)
                 facts = provenance(self.device, torch.get_num_threads())
             facts |= {

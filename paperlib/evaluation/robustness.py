@@ -17,6 +17,7 @@ from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation.metrics import wilson
 from paperlib.models import Folded, fold
+from paperlib.precision import tensor_float32
 from paperlib.profiles import EvaluationConfig, budget_text
 from paperlib.progress import Say, meter, say
 
@@ -128,7 +129,7 @@ def evaluate(
         raise InputError("evaluate: no images; an accuracy needs at least one")
     folded = model if isinstance(model, Folded) else fold(model, x)
     started = time.monotonic()
-    with meter(100, f"{label} under {spec.name}", say, unit="%") as reached:
+    with meter(100, f"{label} under {spec.name}", say, unit="%") as reached, tensor_float32(False):
         if spec.kind == "clean":
             with undisturbed(folded.model):
                 correct, passes = ~misclassified(folded, x, y, batch_size), len(x)

@@ -19,6 +19,7 @@ from paperlib.data import Dataset, Split, augment
 from paperlib.errors import NotFiniteError, StoreError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.models import Folded, fold
+from paperlib.precision import tensor_float32
 from paperlib.profiles import DataConfig, TrainConfig
 from paperlib.progress import Say, say, track
 from paperlib.training.threats import Threat
@@ -80,6 +81,7 @@ def train(
     seed: int,
     trainable: Callable[[nn.Module], Iterator[nn.Parameter]] = nn.Module.parameters,
     bf16: bool = False,
+    tf32: bool = False,
     channels_last: bool = False,
     checkpoint: Path | None = None,
     label: str = "training",
@@ -122,6 +124,8 @@ def train(
     for epoch in range(len(history.epochs), config.epochs):
         # All of an epoch's randomness follows from (seed, epoch), so an interrupted run needs no generator state.
         generator = torch.Generator(device).manual_seed(hash_seed(seed, epoch))
+        # Strikes are drawn on the host: asking the device which attack comes next would hold it up at every batch.
+        strikes = torch.Generator().manual_seed(hash_seed(seed, epoch, "strikes"))
         started, loss_sum, step_sum = time.monotonic(), torch.zeros((), device=device), 0
         _training_mode(model, chosen)
         order = torch.randperm(len(data.train), generator=generator, device=device)
@@ -132,17 +136,18 @@ def train(
             x, y = data.train.images[index], data.train.labels[index]
             x = augment(x, crop=augmentation.crop, flip=augmentation.flip, generator=generator)
             x = x.to(memory_format=memory)
-            strike = threat.draw(generator)
+            strike = threat.draw(strikes)
             try:
                 if strike.steps:
                     attacked.refresh()
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                with tensor_float32(tf32), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                     x = strike.perturb(attacked, x, y, generator)
                     loss = nn.functional.cross_entropy(model(x).float(), y)
             except NotFiniteError as error:
                 raise NotFiniteError(f"{label}: {error} (epoch {epoch + 1}, {strike}); lower lr={config.lr}") from error
             optimiser.zero_grad(set_to_none=True)
-            loss.backward(inputs=chosen)  # frozen networks get no gradients, and none are computed for them
+            with tensor_float32(tf32):
+                loss.backward(inputs=chosen)  # frozen networks get no gradients, and none are computed for them
             optimiser.step()
             loss_sum += loss.detach() * len(x)
             step_sum += strike.steps
@@ -151,7 +156,9 @@ def train(
         if not math.isfinite(mean_loss):
             raise NotFiniteError(f"{label}: the loss is {mean_loss} in epoch {epoch + 1}; lower lr={config.lr}")
         exact.refresh()
-        clean, fgsm, pgd, gap = validate(exact, data.validation, validation, seed=hash_seed(seed, epoch, "validation"))
+        with tensor_float32(False):
+            judged = validate(exact, data.validation, validation, seed=hash_seed(seed, epoch, "validation"))
+        clean, fgsm, pgd, gap = judged
         # Networks trained on longer attacks show a gap too, with nothing hidden behind it.
         collapsed = gap and 0 < threat.mean_steps() <= 1
         seconds = time.monotonic() - started

@@ -5,7 +5,7 @@ PROFILE ?= digits
 ARGS ?=
 BIN := .venv/bin
 
-.PHONY: help reproduce lab test clean
+.PHONY: help reproduce lab test bench clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,10 @@ test: .venv/.ready ## check style and types, then run the tests: ARGS= further p
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest $(ARGS)
+
+# The attacks of other libraries, side by side with ours; see tests/benchmarks/run.py. Run nothing else meanwhile.
+bench: .venv-bench/.ready ## measure speed against other libraries: ARGS= sections and options, --help lists them
+	PYTHONPATH="$(CURDIR)" .venv-bench/bin/python tests/benchmarks/run.py $(ARGS)
 
 # What was computed (data/store) and what is published (data/published, figures) stays.
 clean: ## remove build outputs and tool caches
@@ -41,4 +45,13 @@ clean: ## remove build outputs and tool caches
 	fi
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e ".[notebooks,test]"
 	@rm -f .venv/.creating
+	@touch $@
+
+# The peers' own environment: it sees all of .venv, and nothing they bring can disturb that.
+.venv-bench/.ready: .venv/.ready tests/benchmarks/requirements.txt
+	@echo "setting up .venv-bench: other libraries' attacks, on top of .venv"
+	@$(BIN)/python -m venv --clear .venv-bench
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	  > "$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r tests/benchmarks/requirements.txt
 	@touch $@

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = {"help", "reproduce", "lab", "test", "clean"}
+VERBS = {"help", "reproduce", "lab", "test", "bench", "clean"}
 
 
 def project() -> dict[str, Any]:

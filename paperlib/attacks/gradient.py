@@ -233,9 +233,8 @@ def _until_fooled(
     doubtful = won[~misclassified(folded, images[won], y[won], how.batch_size)]
     passes += len(won)
     if len(doubtful):
-        found, success, cost = _drop_fooled(
-            folded, folded.model, x[doubtful], y[doubtful], start[doubtful], how, progress
-        )
+        again = x[doubtful], y[doubtful], start[doubtful]
+        found, success, cost = _drop_fooled(folded, folded.model, *again, how, lambda share: None)
         images[doubtful], first[doubtful], passes = found, success, passes + cost
     return images, first, passes
 

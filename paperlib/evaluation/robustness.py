@@ -122,11 +122,8 @@ def evaluate(
     Raises:
         InputError: pixels or labels out of range. NotFiniteError: NaN or infinity in the model's answers.
     """
+    _check(split)
     x, y = split.images, split.labels
-    check_images(x)
-    check_labels(y, x)
-    if len(x) == 0:
-        raise InputError("evaluate: no images; an accuracy needs at least one")
     folded = model if isinstance(model, Folded) else fold(model, x)
     started = time.monotonic()
     with meter(100, f"{label} under {spec.name}", say, unit="%") as reached, tensor_float32(False):
@@ -168,6 +165,7 @@ def worst_case(
 
     The result's ``first_success`` is that of the attack that won. Put the cheapest attack first.
     """
+    _check(split)
     folded = model if isinstance(model, Folded) else fold(model, split.images)
     standing = torch.ones_like(split.labels, dtype=torch.bool)
     first = torch.full((len(split),), NEVER, dtype=torch.int16)
@@ -182,6 +180,13 @@ def worst_case(
         passes, seconds = passes + found.passes * len(part) / len(split), seconds + found.seconds
         batch_size = found.batch_size
     return Outcome(standing.cpu(), first, passes, seconds, batch_size)
+
+
+def _check(split: Split) -> None:
+    check_images(split.images)
+    check_labels(split.labels, split.images)
+    if len(split) == 0:
+        raise InputError("evaluate: no images; an accuracy needs at least one")
 
 
 def accuracy_by_step(first_success: Tensor, steps: list[int] | tuple[int, ...]) -> list[int]:

@@ -8,6 +8,7 @@ by timing, so that equal work gives equal bits. tests/benchmarks/ways.py measure
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,22 +84,23 @@ class FoldedConvolution(nn.Module):
         if self.way == "turned" and (channels_last or networks > 1) and (self.stride == (1, 1) or size[0] > 4):
             self.way = "native"  # with the channels last, or many, native kernels keep up
         if self.way == "matrix":
-            self.taps = _taps(conv, size).to(conv.weight.device)
+            self.taps = _taps(conv.out_channels, conv.in_channels, conv.kernel_size[0], conv.stride[0], size[0])
         self.refresh()
 
     def refresh(self) -> None:
         """Take over the weights the networks have now."""
+        # Under names of their own: a module that reads a layer's ``weight`` itself must fail, and so be left alone.
         weight, bias = _folded(self.sources)
-        self.weight = weight.to(self.dtype).contiguous(memory_format=self.format)
-        self.bias = bias.to(self.dtype)
+        self.folded_weight = weight.to(self.dtype).contiguous(memory_format=self.format)
+        self.folded_bias = bias.to(self.dtype)
         if self.way == "matrix":
             rows, columns = self.taps.shape
             entries = F.pad(weight.reshape(self.networks, -1), (0, 1))
             self.matrix = entries.index_select(1, self.taps.flatten()).view(-1, rows, columns).to(self.dtype)
             pixels = columns * self.networks // self.outputs
-            self.offset = self.bias.repeat_interleave(pixels).view(self.networks, 1, columns)
+            self.offset = self.folded_bias.repeat_interleave(pixels).view(self.networks, 1, columns)
         elif self.way == "turned":
-            self.turned = _turned(self.weight, self.groups, self.stride[0]).contiguous(memory_format=self.format)
+            self.turned = _turned(self.folded_weight, self.groups, self.stride[0]).contiguous(memory_format=self.format)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
@@ -107,10 +109,10 @@ class FoldedConvolution(nn.Module):
             side = (self.size[0] - 1) // self.stride[0] + 1
             return _Matrix.apply(x, self.matrix, self.offset, (len(x), self.outputs, side, side))
         if way == "sliced":
-            return F.conv2d(x[:, :, ::2, ::2], self.weight, self.bias, groups=self.groups)
+            return F.conv2d(x[:, :, ::2, ::2], self.folded_weight, self.folded_bias, groups=self.groups)
         if way == "turned":
-            return _Turned.apply(x, self.weight, self.bias, self.turned, self.stride[0], self.groups)
-        y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+            return _Turned.apply(x, self.folded_weight, self.folded_bias, self.turned, self.stride[0], self.groups)
+        y = F.conv2d(x, self.folded_weight, self.folded_bias, self.stride, self.padding, self.dilation, self.groups)
         return y.contiguous(memory_format=self.format)  # one-channel images have no layout to follow
 
     def extra_repr(self) -> str:
@@ -130,18 +132,18 @@ class FoldedLinear(nn.Module):
 
     def refresh(self) -> None:
         """Take over the weights the networks have now."""
-        self.weight = torch.stack([layer.weight.detach() for layer in self.sources]).mT.to(self.dtype)
+        self.folded_weight = torch.stack([layer.weight.detach() for layer in self.sources]).mT.to(self.dtype)
         biases = [
             layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in self.sources
         ]
-        self.bias = torch.stack([bias.detach() for bias in biases]).unsqueeze(1).to(self.dtype)
+        self.folded_bias = torch.stack([bias.detach() for bias in biases]).unsqueeze(1).to(self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if len(self.sources) == 1:
-            return torch.matmul(x, self.weight[0]).add(self.bias[0, 0]).float()
+            return torch.matmul(x, self.folded_weight[0]).add(self.folded_bias[0, 0]).float()
         parts = x.view(len(x), len(self.sources), -1).transpose(0, 1)
-        return torch.baddbmm(self.bias, parts, self.weight).transpose(0, 1).float()
+        return torch.baddbmm(self.folded_bias, parts, self.folded_weight).transpose(0, 1).float()
 
 
 class _Matrix(torch.autograd.Function):
@@ -236,12 +238,12 @@ def _turned(weight: Tensor, groups: int, stride: int) -> Tensor:
     return weight.reshape(groups * inputs, outputs // groups, k, k)
 
 
-def _taps(conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
+@functools.cache
+def _taps(outputs: int, inputs: int, k: int, stride: int, side: int) -> Tensor:
     """Which weight joins each input pixel to each output pixel: an index into the flat kernel, its end for none."""
-    count = conv.weight.numel()
-    k, side = conv.kernel_size[0], size[0]
+    count = outputs * inputs * k * k
     # A convolution that counts: its kernel holds the numbers 1, 2, ... and each image a single pixel.
-    numbers = torch.arange(1, count + 1, dtype=torch.float64).view(conv.out_channels, conv.in_channels, k, k)
-    pixels = torch.eye(conv.in_channels * side * side, dtype=torch.float64).view(-1, conv.in_channels, side, side)
-    met = F.conv2d(pixels, numbers, stride=conv.stride, padding=conv.padding).flatten(1).round().long()
+    numbers = torch.arange(1, count + 1, dtype=torch.float64).view(outputs, inputs, k, k)
+    pixels = torch.eye(inputs * side * side, dtype=torch.float64).view(-1, inputs, side, side)
+    met = F.conv2d(pixels, numbers, stride=stride, padding=k // 2).flatten(1).round().long()
     return torch.where(met == 0, count, met - 1)

@@ -8,6 +8,7 @@ be folded is attacked as it is.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -33,16 +34,12 @@ class Folded:
     network: nn.Module  # its folded copy, or the network itself
     reason: str = ""  # why it could not be folded, if so
     layers: list[FoldedConvolution | FoldedLinear] = field(default_factory=list)
-    others: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # all other tensors: the copy's, the network's
     room: int | None = None  # how many images fit in memory at once, known after more did not
 
     def refresh(self) -> None:
-        """Take over the weights the network has now."""
+        """Take over the weights the network has now; what no folded layer holds, copy and network share."""
         for layer in self.layers:
             layer.refresh()
-        with torch.no_grad():
-            for own, original in self.others:
-                own.copy_(original)
 
 
 @dataclass(frozen=True)
@@ -84,46 +81,62 @@ def _fold(model: nn.Module, example: Tensor, dtype: torch.dtype, stacked: bool |
     with torch.no_grad():
         on_cpu = example.device.type == "cpu"
         small = on_cpu and max(example.shape[2:]) < LARGE_MAP
-        folded = Folded(model, copy.deepcopy(model).requires_grad_(False))
+        folded = Folded(model, _structure(model))
         merged = []
         for name, group in model.named_modules():
             if isinstance(group, Experts) and (small if stacked is None else stacked) and _alike(group, seen):
-                side_by_side = _replace(folded, copy.deepcopy(group[0]), list(group), seen, dtype, channels_last=True)
+                side_by_side = _replace(folded, _structure(group[0]), list(group), seen, dtype, channels_last=True)
                 folded.network.set_submodule(name, side_by_side)
                 merged.append(f"{name}.")
         folded.network = _replace(
             folded, folded.network, [model], seen, dtype, channels_last=not small, skip=tuple(merged)
         )
     folded.network.eval()
-    for what, found, wanted in zip(("logits", "gradient"), _answers(folded.network, example), answers, strict=True):
-        off = float((found - wanted).norm() / wanted.norm().clamp_min(1e-30))
-        if not off <= TOLERANCE[dtype]:
+    with torch.no_grad():  # some modules take another path where no gradient is wanted
+        found = (*_answers(folded.network, example), folded.network(example))
+    for what, value, wanted in zip(("logits", "gradient", "logits"), found, (*answers, answers[0]), strict=True):
+        off = float((value - wanted).norm() / wanted.norm().clamp_min(1e-30))
+        if value.dtype != wanted.dtype or not off <= TOLERANCE[dtype]:
             return Folded(model, model, reason=f"the copy's {what} differs by {off:.2g} of its size")
     return folded
 
 
 def _answers(model: nn.Module, example: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the gradient of something that hangs on all of them."""
+    logits, gradient, _ = _graph(model, example)
+    return logits, gradient
+
+
+def _graph(model: nn.Module, example: Tensor) -> tuple[Tensor, Tensor, Counter[Any]]:
+    """As `_answers`, with how often the result of each operation is used by others."""
     with torch.enable_grad():
         x = example.clone().requires_grad_()
         logits = model(x)
         weights = torch.linspace(-1, 1, logits.shape[1], device=x.device)
-        return logits.detach(), torch.autograd.grad((logits * weights).sum(), x)[0]
+        used: Counter[Any] = Counter()
+        waiting = [logits.grad_fn]
+        while waiting:
+            for operation, _ in waiting.pop().next_functions:
+                if operation is not None:
+                    used[operation] += 1
+                    if used[operation] == 1:
+                        waiting.append(operation)
+        return logits.detach(), torch.autograd.grad((logits * weights).sum(), x)[0], used
 
 
 def _observe(model: nn.Module, example: Tensor) -> tuple[tuple[Tensor, Tensor], dict[nn.Module, _Seen]]:
     """The answers, and the convolutions that ran exactly once, in the order in which they ran."""
     outputs: dict[int, nn.Conv2d] = {}
-    kept: list[Tensor] = []  # so that no two outputs share an id
-    calls: dict[nn.Module, int] = {}
+    kept: dict[nn.Module, tuple[Tensor, Any]] = {}  # outputs, so that no two share an id, and how they came to be
+    calls: Counter[nn.Module] = Counter()
     sizes: dict[nn.Conv2d, tuple[int, int]] = {}
     norms: dict[nn.Conv2d, nn.BatchNorm2d] = {}
 
     def after(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        calls[module] = calls.get(module, 0) + 1
+        calls[module] += 1
         if isinstance(module, nn.Conv2d):
             outputs[id(output)] = module
-            kept.append(output)
+            kept[module] = output, output.grad_fn
             sizes[module] = (args[0].shape[2], args[0].shape[3])
         elif isinstance(module, nn.BatchNorm2d) and (conv := outputs.get(id(args[0]))) is not None:
             norms[conv] = module
@@ -134,14 +147,16 @@ def _observe(model: nn.Module, example: Tensor) -> tuple[tuple[Tensor, Tensor], 
             plain = type(module) in (nn.Conv2d, nn.BatchNorm2d) and not _hooked(module)
             if plain and getattr(module, "padding_mode", "zeros") == "zeros":
                 hooks.callback(module.register_forward_hook(after).remove)
-        answers = _answers(model, example)
+        logits, gradient, used = _graph(model, example)
     seen: dict[nn.Module, _Seen] = {}
     for conv, size in sizes.items():
         norm = norms.get(conv)
         frozen = norm is not None and calls[norm] == 1 and norm.running_mean is not None
+        # Nobody but the batch norm may read what the convolution returned: folded, it is no longer there.
+        frozen = frozen and used[kept[conv][1]] == 1
         if calls[conv] == 1 and not isinstance(conv.padding, str):
             seen[conv] = _Seen(size, norm if frozen else None)
-    return answers, seen
+    return (logits, gradient), seen
 
 
 def _alike(experts: Experts, seen: dict[nn.Module, _Seen]) -> bool:
@@ -149,14 +164,19 @@ def _alike(experts: Experts, seen: dict[nn.Module, _Seen]) -> bool:
     first, *rest = experts
     merging: set[nn.Module] = {m for net in experts for m in net.modules() if m in seen or type(m) is nn.Linear}
     merging |= {s.norm for conv in merging if (s := seen.get(conv)) and s.norm is not None}
+
+    def same(a: nn.Module, b: nn.Module) -> bool:
+        if type(a) is not type(b) or a.extra_repr() != b.extra_repr() or (a in merging) != (b in merging):
+            return False
+        if a in merging:
+            return a not in seen or seen[a].size == seen[b].size
+        # What is not merged must stay the same for ever: constants may differ from expert to expert, but do not.
+        learns = any(True for _ in a.parameters(recurse=False)) or isinstance(a, nn.modules.batchnorm._NormBase)
+        constants = zip(a.buffers(recurse=False), b.buffers(recurse=False), strict=True)
+        return not learns and all(torch.equal(*pair) for pair in constants)
+
     return bool(rest) and all(
-        [str(m) for m in net.modules()] == [str(m) for m in first.modules()]
-        and all(
-            (a in merging) == (b in merging)
-            and (a in merging or all(map(torch.equal, _tensors(a), _tensors(b))))
-            and (a not in seen or seen[a].size == seen[b].size)
-            for a, b in zip(first.modules(), net.modules(), strict=True)
-        )
+        len(list(net.modules())) == len(list(first.modules())) and all(map(same, first.modules(), net.modules()))
         for net in rest
     )
 
@@ -174,8 +194,6 @@ def _replace(
     """Put folded layers in place of those of ``network``, a copy of each of the ``sources``."""
     first = sources[0]
     names = {module: name for name, module in first.named_modules()}
-    if len(names) < sum(1 for _ in first.named_modules(remove_duplicate=False)):
-        raise ValueError("a module stands in two places")
     order = [conv for conv in seen if conv in names]
     layer: FoldedConvolution | FoldedLinear
     for module, name in names.items():
@@ -194,15 +212,13 @@ def _replace(
             continue
         folded.layers.append(layer)
         network.set_submodule(name, layer)
-    originals = {**dict(first.named_parameters()), **dict(first.named_buffers())}
-    for name, own in (*network.named_parameters(), *network.named_buffers()):
-        if name in originals:
-            folded.others.append((own, originals[name]))
     return network
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+def _structure(model: nn.Module) -> nn.Module:
+    """A copy of the modules that shares every parameter and buffer."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
 
 
 def _hooked(module: nn.Module) -> bool:

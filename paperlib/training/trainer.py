@@ -116,9 +116,6 @@ def train(
     history, best = _resume(checkpoint, model, optimiser, chosen)
     if history.epochs:
         say(f"{label}: going on after epoch {history.epochs[-1].epoch + 1} of {config.epochs}")
-    # What is attacked: the network's copy without batch norm, brought up to date before each attack.
-    exact = fold(model, data.train.images[:2])
-    attacked = fold(model, data.train.images[:2], dtype=torch.bfloat16) if bf16 else exact
     batches = math.ceil(len(data.train) / config.batch_size)
     total = config.epochs * batches
     for epoch in range(len(history.epochs), config.epochs):
@@ -127,6 +124,10 @@ def train(
         # Strikes are drawn on the host: asking the device which attack comes next would hold it up at every batch.
         strikes = torch.Generator().manual_seed(hash_seed(seed, epoch, "strikes"))
         started, loss_sum, step_sum = time.monotonic(), torch.zeros((), device=device), 0
+        # What is attacked: a folded copy, brought up to date before each attack. Made anew in each epoch, because its
+        # check tells little on a fresh network, whose batch norm does nothing yet.
+        exact = fold(model, data.train.images[:2])
+        attacked = fold(model, data.train.images[:2], dtype=torch.bfloat16) if bf16 else exact
         _training_mode(model, chosen)
         order = torch.randperm(len(data.train), generator=generator, device=device)
         place = f"{label}: epoch {epoch + 1:>3}/{config.epochs}"

@@ -1,0 +1,173 @@
+"""How close an attack comes to what the network itself costs, and how its cost grows."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from arena import interleave, spread, timed
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from ways import _Mean, _step, _trained_looking
+
+from paperlib.attacks import pgd
+from paperlib.memory import keep_memory
+from paperlib.models import Experts, fold
+
+Json = dict[str, Any]
+STEPS = 20
+BUDGET: dict[str, Any] = {"eps": 0.03, "step_size": 0.008}
+# (width, side, channels, experts, images)
+SIZES = [(8, 8, 1, 1, 128), (8, 8, 1, 9, 128), (16, 32, 3, 1, 64)]
+GPU_SIZES = [(64, 32, 3, 1, 256), (64, 32, 3, 9, 256)]
+
+
+def step_against_bare(*, rounds: int, say: Callable[[str], None]) -> list[Json]:
+    """A PGD step over a bare forward pass with input gradient of the same folded network at the same batch."""
+    rows = []
+    for width, side, channels, experts, images in GPU_SIZES if torch.cuda.is_available() else SIZES:
+        model, x, y = _network(width, channels, experts), *_images(images, channels, side)
+        for dtype in (torch.float32, torch.bfloat16):
+            folded = fold(model, x, dtype=dtype)
+            bare = _step(folded.network, x, y)
+            generator = torch.Generator(x.device).manual_seed(0)
+
+            def attacked(folded: Any = folded, x: Any = x, y: Any = y, generator: Any = generator) -> object:
+                return pgd(folded, x, y, **BUDGET, steps=STEPS, generator=generator)
+
+            seconds = interleave({"step": timed(attacked), "bare": timed(bare, repeats=STEPS)}, rounds)
+            per_step = [s / STEPS for s in seconds["step"]]
+            ratio = spread([a / b for a, b in zip(per_step, seconds["bare"], strict=True)])
+            with FlopCounterMode(display=False) as counter:
+                # Counted on the network as it is: what folding or another way of computing saves is a gain.
+                _step(model, x, y)()
+            name = str(dtype).removeprefix("torch.")
+            peak, best = matrix_peak(dtype), min(per_step)
+            row = {"width": width, "side": side, "experts": experts, "images": images, "dtype": name}
+            row |= {"step_seconds": per_step, "bare_seconds": seconds["bare"], "ratio": ratio}
+            row |= {"images_x_steps_per_second": images / spread(per_step)[0], "matrix_peak_flops": peak}
+            row |= {"share_of_peak": counter.get_total_flops() / best / peak}
+            rows.append(row)
+            say(
+                f"{experts} x width {width}, {side}x{side}, {images} images, {name}: step / bare {ratio[0]:.3f} "
+                f"[{ratio[1]:.3f}, {ratio[2]:.3f}], {row['images_x_steps_per_second']:.0f} images x steps/s, "
+                f"{row['share_of_peak']:.0%} of the matrix peak ({peak / 1e9:.0f} GFLOP/s)"
+            )
+    return rows
+
+
+def matrix_peak(dtype: torch.dtype) -> float:
+    """Floating-point operations per second of the best matrix product found here, with the threads set now."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    best = 0.0
+    for n in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
+        a, b = (torch.rand(n, n, device=device).to(dtype) for _ in range(2))
+        for _ in range(3):
+            best = max(best, 2 * n**3 / timed(lambda a=a, b=b: a @ b)())
+    return best
+
+
+def growth(*, rounds: int, say: Callable[[str], None]) -> list[Json]:
+    """Seconds against images, steps and experts, each with the exponent of the power law fitted to the medians."""
+    gpu = torch.cuda.is_available()
+    width, channels, side, batch = (64, 3, 32, 256) if gpu else (8, 3, 16, 64)
+    rows = []
+
+    def measure(axis: str, points: Sequence[int], work: Callable[[int], Callable[[], object]]) -> None:
+        seconds = interleave({str(p): timed(work(p)) for p in points}, rounds)
+        medians = [spread(seconds[str(p)])[0] for p in points]
+        exponent = _slope([math.log(p) for p in points], [math.log(s) for s in medians])
+        rows.append({"axis": axis, "points": list(points), "seconds": list(seconds.values()), "exponent": exponent})
+        say(f"cost against {axis}: exponent {exponent:.3f}, " + ", ".join(f"{s:.3f} s" for s in medians))
+
+    one = fold(_network(width, channels, 1), _images(2, channels, side)[0])
+    one.room = batch  # a fixed batch: more images are more batches
+
+    def by_images(n: int) -> Callable[[], object]:
+        x, y = _images(n, channels, side)
+        return lambda: pgd(one, x, y, **BUDGET, steps=5)
+
+    def by_steps(steps: int) -> Callable[[], object]:
+        x, y = _images(batch, channels, side)
+        return lambda: pgd(one, x, y, **BUDGET, steps=steps)
+
+    def by_experts(stacked: bool) -> Callable[[int], Callable[[], object]]:
+        def work(experts: int) -> Callable[[], object]:
+            x, y = _images(batch, channels, side)
+            folded = fold(_network(width, channels, experts, mean=True), x, stacked=stacked)
+            return lambda: pgd(folded, x, y, **BUDGET, steps=5)
+
+        return work
+
+    def by_width(width: int) -> Callable[[], object]:
+        x, y = _images(batch, channels, side)
+        folded = fold(_network(width, channels, 1), x)
+        return lambda: pgd(folded, x, y, **BUDGET, steps=5)
+
+    measure("images", [batch * k for k in (1, 2, 4, 8)], by_images)
+    measure("steps", [5, 10, 20, 40], by_steps)
+    measure("experts", [1, 3, 5, 9], by_experts(stacked=False))
+    measure("experts, side by side", [1, 3, 5, 9], by_experts(stacked=True))
+    measure("width", [8, 16, 32, 64], by_width)
+    return rows
+
+
+def memory(say: Callable[[str], None]) -> list[Json]:
+    """The most memory a PGD run adds, against its steps: each in a process of its own."""
+    rows = []
+    context = multiprocessing.get_context("spawn")
+    for steps in (5, 10, 20, 40, 80):
+        with context.Pool(1) as pool:
+            added = pool.apply(_added_memory, (steps,))
+        rows.append({"steps": steps, "added_bytes": added})
+        say(f"memory with {steps} steps: {added / 1e6:.1f} MB")
+    return rows
+
+
+def _added_memory(steps: int) -> int:
+    keep_memory()
+    torch.set_num_threads(1)
+    width, channels, side, images = 16, 3, 32, 64
+    model, x, y = _network(width, channels, 1), *_images(images, channels, side)
+    folded = fold(model, x)
+    generator = torch.Generator(x.device).manual_seed(0)
+    before = _peak()
+    pgd(folded, x, y, **BUDGET, steps=steps, generator=generator)
+    return _peak() - before
+
+
+def _peak() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _network(width: int, channels: int, experts: int, mean: bool = False) -> nn.Module:
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    networks = [_trained_looking(width, channels) for _ in range(experts)]
+    model = networks[0] if experts == 1 and not mean else _Mean(Experts(networks))
+    return model.to(device).eval()
+
+
+def _images(n: int, channels: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    x, y = torch.rand(n, channels, side, side, generator=generator), torch.randint(10, (n,), generator=generator)
+    return x.to(device), y.to(device)
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> float:
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    products = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return products / sum((a - mean_x) ** 2 for a in x)
+
+
+if __name__ == "__main__":
+    print(json.dumps(memory(print)))

@@ -1,0 +1,166 @@
+"""Nine experts as one, and one network several ways: the time of a forward pass with its input gradient.
+
+The winners are what `paperlib.models.fold` chooses; the losers stand here with their numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from arena import interleave, spread, timed
+from torch import Tensor, nn
+
+from paperlib.models import Experts, Normalize, fold, resnet18
+
+Json = dict[str, Any]
+Step = Callable[[], object]
+# (width, side, channels, images): digits, small colour images, CIFAR-10 narrow and at the paper's width
+SIZES = [(8, 8, 1, 128), (16, 16, 3, 64), (16, 32, 3, 64), (64, 32, 3, 8)]
+GPU_SIZES = [(8, 8, 1, 128), (16, 32, 3, 128), (64, 32, 3, 128), (64, 32, 3, 512)]
+
+
+def run(*, rounds: int, compiled: bool, say: Callable[[str], None]) -> list[Json]:
+    """One row per size and way; the ratio is to the plain loop over the experts, and to the plain network."""
+    rows = []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for width, side, channels, images in GPU_SIZES if device.type == "cuda" else SIZES:
+        torch.manual_seed(0)
+        x = torch.rand(images, channels, side, side, device=device)
+        y = torch.randint(10, (images,), device=device)
+        experts = Experts([_trained_looking(width, channels) for _ in range(9)]).to(device).eval()
+        for networks, model in (("nine experts", _Mean(experts)), ("one network", experts[0])):
+            ways, failed = _ways(model, x, y, compiled)
+            seconds = interleave({name: timed(step) for name, step in ways.items()}, rounds)
+            for name, times in seconds.items():
+                ratio = spread([a / b for a, b in zip(seconds["as it is"], times, strict=True)])
+                row = {"networks": networks, "width": width, "side": side, "images": images, "way": name}
+                rows.append({**row, "seconds": times, "ratio": ratio})
+                say(f"{networks}, width {width}, {side}x{side}, {images} images, {name}: {ratio[0]:.2f}x")
+            rows += [
+                {"networks": networks, "width": width, "side": side, "images": images, "way": name, "failed": reason}
+                for name, reason in failed.items()
+            ]
+    return rows
+
+
+class _Mean(nn.Module):
+    """Nine networks without a gate, so that nothing but them is timed."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.experts(x).mean(dim=1)
+
+
+def _ways(model: nn.Module, x: Tensor, y: Tensor, compiled: bool) -> tuple[dict[str, Step], dict[str, str]]:
+    many = isinstance(model, _Mean)
+    looped, auto = fold(model, x, stacked=False), fold(model, x)
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    candidates: dict[str, nn.Module] = {
+        "as it is": model,
+        "as it is, channels last": last,
+        "folded": looped.network,
+        "folded, bfloat16": fold(model, x, stacked=False, dtype=torch.bfloat16).network,
+    }
+    if many:
+        candidates["folded, side by side"] = fold(model, x, stacked=True).network
+        candidates["folded, side by side, bfloat16"] = fold(model, x, stacked=True, dtype=torch.bfloat16).network
+        candidates["torch.func.vmap"] = _Vmap(model.experts)
+    if compiled:
+        candidates["as it is, torch.compile"] = torch.compile(copy.deepcopy(model))
+        candidates["folded, torch.compile"] = torch.compile(copy.deepcopy(auto.network))
+    steps: dict[str, Step] = {
+        name: _step(network, x.contiguous(memory_format=torch.channels_last) if network is last else x, y)
+        for name, network in candidates.items()
+    }
+    if x.is_cuda:
+        steps["folded, CUDA graph"] = _graphed(looped.network, x, y)
+        if many:
+            steps["folded, one stream each"] = _streams(looped.network, x, y)
+    failed: dict[str, str] = {}
+    for name, step in list(steps.items()):
+        try:
+            step()  # compiles
+        except Exception as error:  # a way that does not run here is a result as well
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            del steps[name]
+    return steps, failed
+
+
+def _step(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    def step() -> Tensor:
+        z = x.detach().requires_grad_()
+        loss = nn.functional.cross_entropy(model(z), y, reduction="sum")
+        return torch.autograd.grad(loss, z)[0]
+
+    return step
+
+
+class _Vmap(nn.Module):
+    """The experts' parameters stacked, and one call vectorised over them."""
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        parameters, buffers = torch.func.stack_module_state(list(experts))
+        self.state = {name: p.detach() for name, p in parameters.items()}, buffers
+        self.base = [copy.deepcopy(experts[0])]
+        # Batch norm would count batches in place, which vmap refuses; evaluation mode does not read the count.
+        for module in self.base[0].modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(self.base[0], (parameters, buffers), (x,))
+
+        return torch.vmap(one)(*self.state).mean(dim=0)
+
+
+def _graphed(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    """The step recorded once and replayed: no launch costs the host anything."""
+    step = _step(model, x, y)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def _streams(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+    """Each expert on a CUDA stream of its own."""
+    streams = [torch.cuda.Stream() for _ in model.experts]
+
+    def step() -> Tensor:
+        z = x.detach().requires_grad_()
+        here = torch.cuda.current_stream()
+        answers = []
+        for stream, expert in zip(streams, model.experts, strict=True):
+            stream.wait_stream(here)
+            with torch.cuda.stream(stream):
+                answers.append(expert(z))
+        for stream in streams:
+            here.wait_stream(stream)
+        logits = torch.stack(answers, dim=1).mean(dim=1)
+        return torch.autograd.grad(nn.functional.cross_entropy(logits, y, reduction="sum"), z)[0]
+
+    return step
+
+
+def _trained_looking(width: int, channels: int) -> nn.Module:
+    model = resnet18(10, width, [0.5] * channels, [0.25] * channels)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    assert isinstance(model.normalize, Normalize)
+    return model

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from toys import Linear, ToyNet, same_state
 
 from paperlib import Dataset
-from paperlib.attacks import NEVER, attack, cross_entropy, fgsm, pgd, undisturbed
+from paperlib.attacks import NEVER, Attacked, attack, cross_entropy, fgsm, gradient, misclassified, pgd, undisturbed
+from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
+from paperlib.models import Folded, fold
 
 EPS, STEP = 0.1, 0.025
 
@@ -252,6 +254,288 @@ def test_passes_are_counted_per_image(linear: Linear) -> None:
     assert done.passes == sum(asked)
 
 
+def same_outcome(first: Attacked, second: Attacked) -> bool:
+    """For networks in double precision, where the company an image has in its batch changes no outcome."""
+    return (
+        torch.equal(first.fooled, second.fooled)
+        and torch.equal(first.first_success, second.first_success)
+        and torch.allclose(first.images, second.images, rtol=0, atol=1e-12)
+    )
+
+
+@pytest.mark.parametrize("how", [{"random_start": False}, {}, {"restarts": 3}], ids=["still", "random", "restarts"])
+def test_outcomes_do_not_depend_on_the_batch_size(toy: ToyNet, digits: Dataset, how: dict[str, Any]) -> None:
+    model = copy.deepcopy(toy).double()
+    x, y = digits.test.images.double(), digits.test.labels
+    how |= {"eps": EPS, "step_size": STEP, "steps": 4}
+    whole, *others = (attack(model, x, y, **how, generator=rng(3), batch_size=size) for size in (None, 80, 1000, 7, 1))
+    assert 10 < int(whole.fooled.sum()) < 75
+    for other in others:
+        assert same_outcome(other, whole)
+        assert other.passes == whole.passes
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30])
+def test_a_batch_is_full_while_images_wait_and_never_overfull(toy: ToyNet, digits: Dataset, batch_size: int) -> None:
+    model = copy.deepcopy(toy)
+    sizes: list[int] = []
+    model.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    x, y = digits.test.images, digits.test.labels
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 4, "random_start": False}
+    done = attack(Folded(model, model), x, y, **how, batch_size=batch_size)
+    assert max(sizes) == batch_size
+    assert sum(sizes) == done.passes
+    steps = sizes[-(-len(x) // batch_size) :]  # behind the first look at all images
+    tail = next((i for i, size in enumerate(steps) if size < batch_size), len(steps))
+    assert tail > 3
+    assert steps[tail:] == sorted(steps[tail:], reverse=True)  # no image is held back for a later batch
+
+
+# -- the folded copy -------------------------------------------------------------------------------------------------
+
+
+def all_digits(digits: Dataset) -> Split:
+    splits = (digits.train, digits.validation, digits.test)
+    return Split(torch.cat([s.images for s in splits]), torch.cat([s.labels for s in splits]))
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_a_folded_copy_leads_to_the_outcomes_of_the_plain_loop(toy: ToyNet, digits: Dataset, restarts: int) -> None:
+    data = all_digits(digits)
+    x, y = data.images, data.labels
+    folded = fold(toy, x)
+    assert folded.network is not toy
+    fooled, first = plain_loop(toy, x, y, 10, restarts, rng(7))
+    done = attack(folded, x, y, eps=EPS, step_size=STEP, steps=10, restarts=restarts, generator=rng(7))
+    assert 50 < int(fooled.sum()) < 340
+    # The two differ by rounding, which only matters at the border of a class or where a gradient is all but zero.
+    assert int((done.fooled != fooled).sum()) <= len(x) // 200
+    assert int((done.first_success != first).sum()) <= len(x) // 200
+    assert misclassified(toy, done.images, y)[done.fooled].all()
+
+
+def test_a_folded_copy_leads_pgd_to_the_same_pixels(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 10}
+    found = pgd(fold(toy, x), x, y, **how, generator=rng())
+    as_it_is = pgd(Folded(toy, toy), x, y, **how, generator=rng())
+    assert float((found != as_it_is).float().mean()) < 0.01
+    assert (found - x).abs().max() <= EPS + 1e-6
+
+
+def test_a_copy_is_made_where_it_pays(toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def folding(model: nn.Module, x: Tensor) -> Folded:
+        made.append(len(x))
+        return fold(model, x)
+
+    monkeypatch.setattr("paperlib.attacks.gradient.fold", folding)
+    x, y = digits.test.images, digits.test.labels
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP}
+    for call in (pgd, attack):
+        call(toy, x, y, **how, steps=24)  # 80 x 24 < 2000
+        assert made == []
+        call(toy, x, y, **how, steps=25)
+        call(fold(toy, x), x, y, **how, steps=25)
+        assert made == [80]
+        made.clear()
+    attack(toy, x, y, **how, steps=5, restarts=5)
+    assert made == [80]
+
+
+class Shifted(nn.Module):
+    """Says of each image what the network says of another class: claims that what is right is wrong."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).roll(1, dims=1)
+
+
+@pytest.mark.parametrize(
+    "how", [{"random_start": False}, {"random_start": True, "restarts": 2}], ids=["still", "random"]
+)
+def test_a_copy_that_cries_wolf_changes_no_outcome(toy: ToyNet, digits: Dataset, how: dict[str, Any]) -> None:
+    model = copy.deepcopy(toy).double()
+    x, y = digits.test.images.double(), digits.test.labels
+    how |= {"eps": EPS, "step_size": STEP, "steps": 4}
+    plain = attack(model, x, y, **how, generator=rng(3))
+    asked: list[int] = []
+    model.register_forward_hook(lambda module, args, output: asked.append(len(args[0])))
+    misled = attack(Folded(model, Shifted(model)), x, y, **how, generator=rng(3), batch_size=30)
+    assert max(asked) == 30
+    assert 10 < int(plain.fooled.sum()) < 75
+    assert same_outcome(misled, plain)
+    assert misled.passes == sum(asked) > plain.passes  # both looks are counted
+
+
+def test_images_said_to_fool_do_fool_whatever_the_copy_says(toy: ToyNet, digits: Dataset) -> None:
+    crooked = copy.deepcopy(toy)
+    with torch.no_grad():
+        for parameter in crooked.parameters():
+            parameter.add_(0.3 * parameter.std() * torch.randn(parameter.shape, generator=rng()))
+    x, y = digits.test.images, digits.test.labels
+    done = attack(Folded(toy, crooked), x, y, eps=EPS, step_size=STEP, steps=5, restarts=2, generator=rng())
+    assert not torch.equal(misclassified(crooked, done.images, y), misclassified(toy, done.images, y))
+    assert 10 < int(done.fooled.sum()) < 75
+    assert misclassified(toy, done.images, y)[done.fooled].all()
+
+
+# -- memory ----------------------------------------------------------------------------------------------------------
+
+
+class Refused(torch.autograd.Function):
+    """Passes images on; coming back, memory runs out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+class Cramped(nn.Module):
+    """A network in a memory that holds ``room`` images; what more of them raise is ``kind``."""
+
+    def __init__(self, model: nn.Module, room: int, kind: str) -> None:
+        super().__init__()
+        self.model, self.room, self.kind = model, room, kind
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        assert len(self.sizes) < 5000  # an attack that never ends fails here
+        if len(x) > self.room:
+            if self.kind == "gpu":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            if self.kind == "cpu":
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+            if self.kind == "windows":
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate")
+            if self.kind == "another":
+                raise RuntimeError("expected scalar type Float but found Double")
+            x = Refused.apply(x)
+        return self.model(x)
+
+
+KINDS = ["gpu", "cpu", "windows", "backward"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [None, 60])
+def test_an_attack_for_which_memory_does_not_suffice_goes_on_with_fewer_images(
+    toy: ToyNet, digits: Dataset, kind: str, batch_size: int | None
+) -> None:
+    x, y = digits.test.images.double(), digits.test.labels
+    model = copy.deepcopy(toy).double()
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 3}
+    folded = Folded(model, Cramped(model, 9, kind)) if kind == "backward" else Folded(Cramped(model, 9, kind), model)
+    expected = attack(model, x, y, **how, restarts=2, generator=rng(3))
+    found = attack(folded, x, y, **how, restarts=2, generator=rng(3), batch_size=batch_size)
+    assert same_outcome(found, expected)
+    small = folded.room
+    assert small is not None and 9 / 2 < small <= 9
+    again = attack(folded, x, y, **how, restarts=2, generator=rng(3), batch_size=batch_size)
+    assert same_outcome(again, expected)
+    assert folded.room == small  # known from then on
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pgd_and_misclassified_go_on_with_fewer_images_too(toy: ToyNet, digits: Dataset, kind: str) -> None:
+    x, y = digits.test.images.double(), digits.test.labels
+    model = copy.deepcopy(toy).double()
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 3}
+    cramped = Cramped(model, 9, kind)
+    folded = Folded(cramped, cramped)
+    found = pgd(folded, x, y, **how, generator=rng(3))
+    assert torch.allclose(found, pgd(model, x, y, **how, generator=rng(3)), rtol=0, atol=1e-12)
+    assert folded.room == 5  # 80, 40, 20, 10, 5
+    assert cramped.sizes == [80, 40, 20, 10] + [5] * 16 * 3  # what did not fit is not tried again
+    if kind == "backward":
+        return  # nothing comes back where only the answer is asked
+    cramped.sizes.clear()
+    folded = Folded(cramped, cramped)
+    assert torch.equal(misclassified(folded, x, y), misclassified(model, x, y))
+    assert cramped.sizes == [80, 40, 20, 10] + [5] * 16
+    assert torch.equal(misclassified(folded, x, y, batch_size=3), misclassified(model, x, y))
+    assert max(cramped.sizes[20:]) == 3
+    assert torch.equal(misclassified(cramped, x, y), misclassified(model, x, y))  # without a copy, too
+
+
+def test_fewer_images_are_tried_also_when_a_copy_is_made_on_the_way(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 30, "random_start": False}
+    cramped = Cramped(toy, 9, "cpu")
+    expected = attack(toy, x, y, **how)
+    found = attack(cramped, x, y, **how)
+    assert torch.equal(found.fooled, misclassified(toy, found.images, y))
+    assert int((found.fooled != expected.fooled).sum()) <= 1
+    assert cramped.sizes[:5] == [2, 80, 40, 20, 10]  # the copy's example, and what did not fit
+    assert max(cramped.sizes[5:]) == 5
+    assert sum(cramped.sizes[5:]) <= 2 * 80  # at first and where the copy has won; the steps are the copy's work
+
+
+def everything(model: nn.Module, x: Tensor, y: Tensor) -> list[Callable[[], object]]:
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 2}
+    return [lambda: pgd(model, x, y, **how), lambda: attack(model, x, y, **how), lambda: misclassified(model, x, y)]
+
+
+@pytest.mark.parametrize(("kind", "message"), [("gpu", "CUDA out of memory"), ("cpu", "can't allocate memory")])
+def test_where_not_one_image_fits_the_error_is_passed_on(linear: Linear, kind: str, message: str) -> None:
+    x, y = images()
+    cramped = Cramped(linear, 0, kind)
+    for call in everything(cramped, x, y):
+        cramped.sizes.clear()
+        with pytest.raises(RuntimeError, match=message):
+            call()
+        assert cramped.sizes == [6, 3, 1]
+
+
+def test_another_error_is_passed_on_at_once(linear: Linear) -> None:
+    x, y = images()
+    cramped = Cramped(linear, 2, "another")
+    for call in everything(cramped, x, y):
+        cramped.sizes.clear()
+        with pytest.raises(RuntimeError, match="expected scalar type"):
+            call()
+        assert cramped.sizes == [6]
+
+
+# -- progress --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("restarts", [1, 3])
+@pytest.mark.parametrize("folding", [False, True])
+def test_the_share_done_rises_to_one(
+    toy: ToyNet, digits: Dataset, restarts: int, batch_size: int | None, folding: bool
+) -> None:
+    x, y = digits.test.images, digits.test.labels
+    shares: list[float] = []
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 6, "restarts": restarts, "generator": rng()}
+    model = fold(toy, x) if folding else toy
+    attack(model, x, y, **how, batch_size=batch_size, progress=shares.append)
+    assert len(set(shares)) > 5
+    assert 0 <= shares[0] < 0.5
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    if restarts == 3:
+        assert any(abs(share - 1 / 3) < 1e-9 for share in shares)  # the first restart is a third of the work
+
+
+def test_the_share_done_never_falls_although_a_copy_misleads(toy: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    shares: list[float] = []
+    attack(Folded(toy, Shifted(toy)), x, y, eps=EPS, step_size=STEP, steps=6, progress=shares.append)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+
+
 # -- chance ----------------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +682,9 @@ def test_images_are_not_changed_and_results_carry_no_graph(linear: Linear, call:
         ("steps", True, "steps"),
         ("restarts", 0, "restarts"),  # no restart is no attack: its accuracy would be the clean one
         ("restarts", 1.5, "restarts"),
+        ("batch_size", 0, "batch_size"),
+        ("batch_size", -1, "batch_size"),  # an empty batch would never end
+        ("batch_size", 2.5, "batch_size"),
         ("x", torch.full((6, 1, 2, 2), 255, dtype=torch.uint8), "divide bytes"),
         ("x", torch.full((6, 1, 2, 2), 2.0), "images"),
         ("x", torch.zeros(6, 4), "shape"),
@@ -412,7 +699,7 @@ def test_a_bad_setting_is_one_input_error_that_names_it(linear: Linear, setting:
     given: dict[str, Any] = {"x": x, "y": y, "eps": EPS, "step_size": STEP, "steps": 2, setting: value}
     with pytest.raises(InputError, match=word):
         attack(linear, **given)
-    if setting != "restarts":
+    if setting not in ("restarts", "batch_size"):
         with pytest.raises(InputError, match=word):
             pgd(linear, **given)
 
@@ -494,3 +781,21 @@ def test_pgd_agrees_with_foolbox(foolbox: Any, toy: ToyNet, digits: Dataset, eps
     robust, counted = float((~fooled).float().mean()), float((~attack(toy, x, y, **how).fooled).float().mean())
     # Theirs asks the last iterate only, ours any: within two points, and never the other way round.
     assert robust - 0.02 <= counted <= robust
+
+
+@pytest.mark.parametrize("every", [3, 4, 7])
+@pytest.mark.parametrize("batch_size", [20, 60])
+def test_looking_seldom_at_who_is_done_changes_no_outcome(
+    toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch, every: int, batch_size: int
+) -> None:
+    # As on a GPU, where each look makes the host wait.
+    model = copy.deepcopy(toy).double()
+    x, y = digits.test.images[:60].double(), digits.test.labels[:60]
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 4, "restarts": 2, "batch_size": batch_size}
+    often = attack(model, x, y, **how, generator=rng(3))
+    monkeypatch.setitem(gradient.LOOK_EVERY, "cpu", every)
+    seldom = attack(model, x, y, **how, generator=rng(3))
+    assert torch.equal(seldom.first_success, often.first_success)
+    assert torch.equal(seldom.fooled, often.fooled)
+    assert torch.equal(seldom.images, often.images)
+    assert often.passes <= seldom.passes < 3 * often.passes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from fractions import Fraction
 
@@ -30,9 +31,10 @@ from paperlib.evaluation import (
     pgd_spec,
     sweep,
     wilson,
+    worst_case,
 )
-from paperlib.models import fold
-from paperlib.progress import silent
+from paperlib.models import Folded, fold
+from paperlib.progress import meter, silent
 
 EPS, STEP = Fraction("0.1"), Fraction("0.025")
 
@@ -249,6 +251,120 @@ def test_a_model_is_evaluated_in_evaluation_mode_and_left_as_it_was(toy: ToyNet,
         assert torch.equal(evaluate(model, digits.test, spec, seed=0, say=silent).correct, expected.correct)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Cramped(nn.Module):
+    """A network in a memory that holds ``room`` images."""
+
+    def __init__(self, model: nn.Module, room: int) -> None:
+        super().__init__()
+        self.model, self.room = model, room
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.model(x)
+
+
+@pytest.mark.parametrize("spec", [CLEAN, fgsm_spec(EPS), pgd_spec(EPS, 3, STEP)], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("folding", [False, True])
+def test_a_record_carries_the_batch_size_that_memory_allowed(
+    toy: ToyNet, digits: Dataset, spec: AttackSpec, folding: bool
+) -> None:
+    model = toy if folding else copy.deepcopy(toy).double()
+    split = digits.test if folding else Split(digits.test.images.double(), digits.test.labels)
+    plenty = evaluate(Cramped(model, 80), split, spec, seed=0, batch_size=50, say=silent)
+    assert plenty.record()["batch_size"] == plenty.batch_size == 50
+    cramped = fold(Cramped(model, 13), split.images)
+    assert (cramped.network is not cramped.model) is folding
+    scarce = evaluate(cramped, split, spec, seed=0, batch_size=50, say=silent)
+    assert scarce.record()["batch_size"] == 12  # 50, 25, 12
+    assert int((scarce.correct != plenty.correct).sum()) <= (1 if folding else 0)
+    # What one evaluation has found out about memory is known to the next.
+    assert evaluate(cramped, split, CLEAN, seed=0, batch_size=50, say=silent).batch_size == 12
+    assert evaluate(cramped, split, CLEAN, seed=0, batch_size=5, say=silent).batch_size == 5
+
+
+def test_an_evaluation_says_which_attack_it_is_at_and_how_far(
+    toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paperlib.evaluation.robustness.meter", functools.partial(meter, every=0))
+    lines: list[str] = []
+    evaluate(toy, digits.test, pgd_spec(EPS, 8, STEP), seed=0, batch_size=20, label="toy", say=lines.append)
+    assert len(lines) > 5
+    assert all(line.startswith("toy under pgd-8@0.1: ") and " %, about " in line for line in lines)
+    shares = [int(line.split(": ")[1].split(" %")[0]) for line in lines]
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < 50 < shares[-1] < 100
+
+
+# -- the worst of several attacks ------------------------------------------------------------------------------------
+
+SEVERAL = [
+    CLEAN,
+    fgsm_spec(Fraction("0.03")),
+    fgsm_spec(Fraction("0.12")),
+    AttackSpec("pgd", EPS, STEP, 4),
+    AttackSpec("pgd", Fraction("0.06"), Fraction("0.02"), 10, restarts=2),
+]
+
+
+@pytest.mark.parametrize("specs", [SEVERAL, SEVERAL[::-1], SEVERAL[2:4], SEVERAL[:1]])
+@pytest.mark.parametrize("batch_size", [512, 7])
+def test_the_worst_case_is_what_withstands_each_attack(
+    toy: ToyNet, digits: Dataset, specs: list[AttackSpec], batch_size: int
+) -> None:
+    model = copy.deepcopy(toy).double()
+    split = Split(digits.test.images.double(), digits.test.labels)
+    single = [evaluate(model, split, spec, seed=0, say=silent) for spec in specs]
+    asked: list[int] = []
+    model.register_forward_hook(lambda module, args, output: asked.append(len(args[0])))
+    found = worst_case(model, split, specs, seed=0, batch_size=batch_size, say=silent)
+    correct = torch.stack([outcome.correct for outcome in single])
+    assert torch.equal(found.correct, correct.all(dim=0))
+    assert 0 < int(found.correct.sum()) < 80
+    # The step is that of the first attack that won.
+    winner = correct.int().argmin(dim=0)
+    steps = torch.stack([outcome.first_success for outcome in single])
+    assert torch.equal(found.first_success, steps[winner, torch.arange(80)])
+    assert torch.equal(found.first_success == NEVER, found.correct)
+    assert found.record()["batch_size"] == batch_size
+    assert found.passes == pytest.approx(sum(asked) / 80)
+    # Each attack meets only those that withstood the ones before it.
+    alone = sum(outcome.passes for outcome in single)
+    assert found.passes < alone if len(specs) > 1 else found.passes == alone
+
+
+def test_the_worst_case_asks_nothing_more_once_nothing_stands() -> None:
+    split = on_a_line(0.1, 0.52, 0.58)
+    impossible = AttackSpec("pgd", EPS, STEP, steps=0)  # raises if it is tried
+    found = worst_case(THRESHOLD, split, [CLEAN, fgsm_spec(EPS), impossible], seed=0, say=silent)
+    assert found.correct.tolist() == [False] * 3
+    assert found.first_success.tolist() == [0, 1, 1]
+    assert found.passes == pytest.approx((3 + 2 + 2 + 2) / 3)  # all clean, two by FGSM: clean, step 0, step 1
+    with pytest.raises(InputError, match="steps"):
+        worst_case(THRESHOLD, on_a_line(0.9), [CLEAN, impossible], seed=0, say=silent)
+
+
+def test_the_worst_case_runs_on_one_folded_copy(toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Folded] = []
+
+    def folding(model: nn.Module, x: Tensor) -> Folded:
+        made.append(fold(model, x))
+        return made[-1]
+
+    monkeypatch.setattr("paperlib.evaluation.robustness.fold", folding)
+    found = worst_case(Cramped(toy, 13), digits.test, SEVERAL, seed=0, batch_size=50, say=silent)
+    assert [folded.reason for folded in made] == [""]
+    assert found.record()["batch_size"] == made[0].room == 12
+    again = worst_case(fold(toy, digits.test.images), digits.test, SEVERAL, seed=0, say=silent)
+    assert len(made) == 1
+    assert int((again.correct != found.correct).sum()) <= 1
+
+
+def test_the_worst_case_of_no_images_is_refused_like_any_evaluation() -> None:
+    with pytest.raises(InputError, match="no images"):
+        worst_case(THRESHOLD, Split(torch.zeros(0, 1, 1, 1), torch.zeros(0, dtype=torch.int64)), SEVERAL, seed=0)
 
 
 class Nan(nn.Module):

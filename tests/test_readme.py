@@ -12,7 +12,7 @@ import pytest
 from paperlib import Study, paths
 from paperlib.__main__ import main
 from paperlib.profiles import profile_names
-from paperlib.report import tables
+from paperlib.report import cost, tables
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -29,6 +29,13 @@ def test_its_tables_are_those_of_the_published_records(tmp_path: Path, monkeypat
     assert [study.seed for study in studies] == [0, 1, 2]
     assert block("seeds_table") == tables.markdown(tables.seeds_table(studies))
     assert block("paired_seeds") == tables.markdown(tables.paired_seeds(studies))
+
+
+def test_its_table_of_speed_is_that_of_the_published_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAPERLIB_LOCAL", "no")
+    record = cost.benchmark("peers")
+    assert record is not None
+    assert block("peers_summary") == tables.markdown(cost.peers_summary(record))
 
 
 def test_its_pictures_and_files_are_there() -> None:

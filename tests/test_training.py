@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from toys import Linear, ToyNet, same_state
 
 from paperlib import Dataset, Profile, load_profile
-from paperlib.attacks import fgsm
+from paperlib.attacks import fgsm, undisturbed
 from paperlib.data import Split
 from paperlib.errors import MissingError, NotFiniteError, StoreError
 from paperlib.files import read_tensors, write_tensors
-from paperlib.models import Gate, Mixture, ResNet, UniformGate, resnet18
+from paperlib.models import Folded, Gate, Mixture, ResNet, UniformGate, resnet18
+from paperlib.precision import tensor_float32
 from paperlib.profiles import DataConfig, TrainConfig
 from paperlib.progress import silent
+from paperlib.training import trainer
 from paperlib.training.recipes import EXPERT_KINDS, EXPERTS, TRAINABLE, build, recipe_for, recipes
 from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, Strike, Threat
 from paperlib.training.threats import Mixture as OneOf
@@ -193,6 +195,88 @@ def test_each_batch_is_attacked_in_evaluation_mode_and_learnt_from_in_training_m
     batches = "".join(modes).split("|")[1:]
     assert len(batches) == 4
     assert [batch[:3] for batch in batches] == ["eet"] * 4
+
+
+class Spied:
+    """What each attack and each validation of a training run was given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.attacked: list[Folded] = []
+        self.stale: list[float] = []
+        self.validated: list[Folded] = []
+        self.tf32: list[str] = []
+        perturb = Strike.perturb
+
+        def watched(strike: Strike, model: Folded, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+            self.attacked.append(model)
+            with undisturbed(model.model), torch.no_grad():
+                self.stale.append(float((model.network(x).float() - model.model(x).float()).abs().max()))
+            self.tf32.append("attack on" if torch.backends.cudnn.allow_tf32 else "attack off")
+            return perturb(strike, model, x, y, generator)
+
+        def judged(model: Folded, *rest: Any, **settings: Any) -> Any:
+            self.validated.append(model)
+            self.tf32.append("judged on" if torch.backends.cudnn.allow_tf32 else "judged off")
+            return validate(model, *rest, **settings)
+
+        monkeypatch.setattr(Strike, "perturb", watched)
+        monkeypatch.setattr(trainer, "validate", judged)
+
+
+def test_attacks_see_the_weights_of_the_moment_through_a_folded_copy(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spied = Spied(monkeypatch)
+    model = net()
+    run(model, digits, threat=PGD)
+    assert len(spied.attacked) == 12
+    assert all(folded.model is model and folded.network is not model for folded in spied.attacked)
+    assert max(spied.stale) < 1e-4
+    assert [folded.network is not model for folded in spied.validated] == [True] * 3
+
+
+def test_bfloat16_attacks_a_copy_in_bfloat16_and_judges_in_float32(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spied = Spied(monkeypatch)
+    run(net(), digits, threat=PGD, bf16=True)
+    assert {layer.dtype for folded in spied.attacked for layer in folded.layers} == {torch.bfloat16}
+    assert {layer.dtype for folded in spied.validated for layer in folded.layers} == {torch.float32}
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tensor_float32_is_for_training_alone(digits: Dataset, monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    spied = Spied(monkeypatch)
+    run(net(), digits, threat=PGD, tf32=tf32)
+    assert set(spied.tf32) == {"attack on" if tf32 else "attack off", "judged off"}
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_the_choice_of_precision_is_taken_back_after_an_error() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    def interrupted(allowed: bool) -> None:
+        with tensor_float32(allowed):
+            assert torch.backends.cuda.matmul.allow_tf32 is allowed
+            assert torch.backends.cudnn.allow_tf32 is allowed
+            raise RuntimeError("in the middle")
+
+    for allowed in (True, False):
+        with pytest.raises(RuntimeError, match="in the middle"):
+            interrupted(allowed)
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_training_on_a_folded_copy_is_training_as_it_is(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Rounding aside: the same strikes against the same weights.
+    folded, plain = net(), net()
+    config = dataclasses.replace(CONFIG, epochs=1)
+    run(folded, digits, threat=RandomFGSM((0.1,)), config=config)
+    monkeypatch.setattr(trainer, "fold", lambda model, example, **settings: Folded(model, model))
+    run(plain, digits, threat=RandomFGSM((0.1,)), config=config)
+    for a, b in zip(folded.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(a, b, atol=2e-3)
 
 
 def test_the_same_seed_gives_the_same_network_and_another_seed_another(digits: Dataset) -> None:

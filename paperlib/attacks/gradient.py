@@ -25,7 +25,8 @@ Budget = float | str | Fraction
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 NEVER = -1
 FOLD_FROM = 2000  # images x steps from which making a folded copy pays
-LOOK_EVERY = 4  # steps between the moments at which the host asks a GPU which images are done; each is a wait
+# Steps between the moments at which the host asks the device which images are done: to a GPU each is a wait.
+LOOK_EVERY = {"cpu": 1, "cuda": 4}
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,7 @@ def pgd(
     Raises:
         InputError: pixels, labels or settings out of range. NotFiniteError: NaN or infinity in the model's answer.
     """
-    how = _How(*_checked(x, y, eps, step_size, steps), steps, objective, len(x) or 1)
+    how = _How(*_checked(x, y, eps, step_size, steps), steps, objective, max(len(x), 1))
     x = x.detach()
     start = _start(x, how.eps, random_start, generator)
     folded = _prepared(model, x, steps)
@@ -144,7 +145,8 @@ def attack(
         batch_size: images attacked at once, all if None; halved when memory does not suffice.
         progress: told the share of the work that is done, now and then.
     """
-    how = _How(*_checked(x, y, eps, step_size, steps, restarts), steps, objective, batch_size or len(x) or 1)
+    batch_size = max(len(x), 1) if batch_size is None else batch_size
+    how = _How(*_checked(x, y, eps, step_size, steps, restarts, batch_size), steps, objective, batch_size)
     x = x.detach()
     folded = _prepared(model, x, steps * restarts)
     with undisturbed(folded.model):
@@ -171,7 +173,8 @@ def misclassified(model: nn.Module | Folded, x: Tensor, y: Tensor, batch_size: i
     """Which images (N,) the model gets wrong, asked in the mode it is in. Batches are halved when memory runs out."""
     folded = model if isinstance(model, Folded) else Folded(model, model)
     wrong = torch.zeros_like(y, dtype=torch.bool)
-    done, room = 0, batch_size or len(x)
+    done, room = 0, max(len(x), 1) if batch_size is None else batch_size
+    _check_whole("batch_size", room)
     while done < len(x):
         part = slice(done, done + min(room, folded.room or room))
         try:
@@ -253,7 +256,7 @@ def _drop_fooled(
     taken = torch.zeros_like(y)  # steps each image has taken
     waiting = torch.arange(len(x), device=x.device)  # unfinished; the first ones are in the batch
     steepest, passes, rounds = start.new_zeros(()), 0, 0
-    look_every = 1 if x.device.type == "cpu" else LOOK_EVERY
+    look_every = LOOK_EVERY.get(x.device.type, 1)
     further = True
     while len(waiting):
         active = waiting[: how.room(folded)]
@@ -281,6 +284,7 @@ def _drop_fooled(
         rounds += 1
         if rounds % look_every == 0 or not further:
             waiting = torch.cat([active[~over], waiting[len(active) :]])
+            rounds = rounds if further else 0  # images that come in after a last pass want to be looked at
             progress(1 - float((how.steps + 1 - taken[waiting]).sum()) / (len(x) * (how.steps + 1)))
     _check_gradient(steepest)
     return current, first, passes
@@ -331,11 +335,15 @@ def _start(x: Tensor, eps: float, random: bool, generator: torch.Generator | Non
 
 
 def _checked(
-    x: Tensor, y: Tensor, eps: Budget, step_size: Budget, steps: int, restarts: int = 1
+    x: Tensor, y: Tensor, eps: Budget, step_size: Budget, steps: int, restarts: int = 1, batch_size: int = 1
 ) -> tuple[float, float]:
     check_images(x)
     check_labels(y, x)
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-            raise InputError(f"{name}={value!r}: expected a whole number, at least 1; less is no attack")
+    for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
+        _check_whole(name, value)
     return as_budget(eps, "eps"), as_budget(step_size, "step_size")
+
+
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise InputError(f"{name}={value!r}: expected a whole number, at least 1; less is no attack")

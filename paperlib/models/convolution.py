@@ -81,7 +81,7 @@ class FoldedConvolution(nn.Module):
         self.way = way(conv, size, conv.weight.device.type)
         if self.way == "matrix" and shared and networks > 1:
             self.way = "native"
-        if self.way == "turned" and (channels_last or networks > 1) and (self.stride == (1, 1) or size[0] > 4):
+        if self.way == "turned" and (channels_last or networks > 1):
             self.way = "native"  # with the channels last, or many, native kernels keep up
         if self.way == "matrix":
             self.taps = _taps(conv.out_channels, conv.in_channels, conv.kernel_size[0], conv.stride[0], size[0])
@@ -109,7 +109,8 @@ class FoldedConvolution(nn.Module):
             side = (self.size[0] - 1) // self.stride[0] + 1
             return _Matrix.apply(x, self.matrix, self.offset, (len(x), self.outputs, side, side))
         if way == "sliced":
-            return F.conv2d(x[:, :, ::2, ::2], self.folded_weight, self.folded_bias, groups=self.groups)
+            kept = x[:, :, ::2, ::2].contiguous(memory_format=self.format)
+            return F.conv2d(kept, self.folded_weight, self.folded_bias, groups=self.groups)
         if way == "turned":
             return _Turned.apply(x, self.folded_weight, self.folded_bias, self.turned, self.stride[0], self.groups)
         y = F.conv2d(x, self.folded_weight, self.folded_bias, self.stride, self.padding, self.dilation, self.groups)

@@ -78,26 +78,27 @@ def _fold(model: nn.Module, example: Tensor, dtype: torch.dtype, stacked: bool |
     answers, seen = _observe(model, example)
     if not seen:
         return Folded(model, model, reason="no convolution to fold")
+    small = example.device.type == "cpu" and max(example.shape[2:]) < LARGE_MAP
+    stacked = small if stacked is None else stacked
     with torch.no_grad():
-        on_cpu = example.device.type == "cpu"
-        small = on_cpu and max(example.shape[2:]) < LARGE_MAP
-        folded = Folded(model, _structure(model))
-        merged = []
-        for name, group in model.named_modules():
-            if isinstance(group, Experts) and (small if stacked is None else stacked) and _alike(group, seen):
-                side_by_side = _replace(folded, _structure(group[0]), list(group), seen, dtype, channels_last=True)
-                folded.network.set_submodule(name, side_by_side)
-                merged.append(f"{name}.")
-        folded.network = _replace(
-            folded, folded.network, [model], seen, dtype, channels_last=not small, skip=tuple(merged)
-        )
+        replaced: dict[nn.Module, nn.Module] = {}
+        for group in model.modules():
+            if stacked and isinstance(group, Experts) and _alike(group, seen):
+                inside = _layers(list(group), seen, dtype, channels_last=True)
+                replaced |= inside
+                replaced[group] = _copy(group[0], inside)
+        replaced = _layers([model], seen, dtype, channels_last=not small) | replaced
+        folded = Folded(model, _copy(model, replaced))
+    folded.layers = [m for m in folded.network.modules() if isinstance(m, FoldedConvolution | FoldedLinear)]
     folded.network.eval()
     with torch.no_grad():  # some modules take another path where no gradient is wanted
         found = (*_answers(folded.network, example), folded.network(example))
-    for what, value, wanted in zip(("logits", "gradient", "logits"), found, (*answers, answers[0]), strict=True):
-        off = float((value - wanted).norm() / wanted.norm().clamp_min(1e-30))
-        if value.dtype != wanted.dtype or not off <= TOLERANCE[dtype]:
-            return Folded(model, model, reason=f"the copy's {what} differs by {off:.2g} of its size")
+    for what, value, wanted in zip(("logits", "gradients", "logits"), found, (*answers, answers[0]), strict=True):
+        size, off = float(wanted.norm()), float((value - wanted).norm())
+        if size == 0:
+            return Folded(model, model, reason=f"{what} of zero tell nothing about a copy")
+        if value.dtype != wanted.dtype or not off <= TOLERANCE[dtype] * size:
+            return Folded(model, model, reason=f"the copy's {what} differ by {off / size:.2g} ({value.dtype})")
     return folded
 
 
@@ -138,8 +139,10 @@ def _observe(model: nn.Module, example: Tensor) -> tuple[tuple[Tensor, Tensor], 
             outputs[id(output)] = module
             kept[module] = output, output.grad_fn
             sizes[module] = (args[0].shape[2], args[0].shape[3])
-        elif isinstance(module, nn.BatchNorm2d) and (conv := outputs.get(id(args[0]))) is not None:
-            norms[conv] = module
+            return
+        conv = outputs.get(id(args[0]))
+        if isinstance(module, nn.BatchNorm2d) and conv is not None and args[0].grad_fn is kept[conv][1]:
+            norms[conv] = module  # nothing has changed it in place in between
 
     with ExitStack() as hooks:
         for module in model.modules():
@@ -181,45 +184,38 @@ def _alike(experts: Experts, seen: dict[nn.Module, _Seen]) -> bool:
     )
 
 
-def _replace(
-    folded: Folded,
-    network: nn.Module,
-    sources: Sequence[nn.Module],
-    seen: dict[nn.Module, _Seen],
-    dtype: torch.dtype,
-    *,
-    channels_last: bool,
-    skip: tuple[str, ...] = (),
-) -> nn.Module:
-    """Put folded layers in place of those of ``network``, a copy of each of the ``sources``."""
-    first = sources[0]
-    names = {module: name for name, module in first.named_modules()}
-    order = [conv for conv in seen if conv in names]
-    layer: FoldedConvolution | FoldedLinear
-    for module, name in names.items():
-        if name.startswith(skip) and skip:
-            continue
-        same: list[Any] = [source.get_submodule(name) for source in sources]
+def _layers(
+    networks: Sequence[nn.Module], seen: dict[nn.Module, _Seen], dtype: torch.dtype, *, channels_last: bool
+) -> dict[nn.Module, nn.Module]:
+    """What takes the place of the layers of the first network; it stands for that layer of all of them."""
+    found: dict[nn.Module, nn.Module] = {}
+    inside = set(networks[0].modules())
+    first = next((conv for conv in seen if conv in inside), None)  # of those that read the image
+    same: tuple[Any, ...]
+    for same in zip(*(network.modules() for network in networks), strict=True):
+        module = same[0]
         if module in seen:
-            pairs = [(conv, seen[conv].norm) for conv in same]
-            shared = len(sources) > 1 and module is order[0]
-            layer = FoldedConvolution(pairs, seen[module].size, shared=shared, channels_last=channels_last, dtype=dtype)
+            sources = [(conv, seen[conv].norm) for conv in same]
+            found[module] = FoldedConvolution(
+                sources,
+                seen[module].size,
+                shared=len(networks) > 1 and module is first,
+                channels_last=channels_last,
+                dtype=dtype,
+            )
             if (norm := seen[module].norm) is not None:
-                network.set_submodule(names[norm], nn.Identity())
+                found[norm] = nn.Identity()
         elif type(module) is nn.Linear and not _hooked(module):
-            layer = FoldedLinear(same, dtype=dtype)
-        else:
-            continue
-        folded.layers.append(layer)
-        network.set_submodule(name, layer)
-    return network
+            found[module] = FoldedLinear(same, dtype=dtype)
+    return found
 
 
-def _structure(model: nn.Module) -> nn.Module:
-    """A copy of the modules that shares every parameter and buffer."""
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
+def _copy(model: nn.Module, replaced: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A copy that shares every parameter and buffer, with some modules replaced wherever the original holds them."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo | {id(old): new for old, new in replaced.items()})
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)

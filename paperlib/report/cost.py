@@ -85,6 +85,18 @@ def peers_table(record: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["data", "system", "eps", "library"])
 
 
+def peers_summary(record: dict[str, Any]) -> pd.DataFrame:
+    """One row per network attacked: how many times as long as ours each library takes, and what is left standing."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in record["rows"]:
+        line = rows.setdefault(f"{row['system']} on {row['data']}, eps {row['eps']}", {})
+        if row["contender"] == "paperlib":
+            line |= {"robust accuracy": percent(row["correct"] / row["n"], row["interval"]), "n": row["n"]}
+        elif row["contender"] != "textbook":
+            line[NAMES[row["contender"]]] = ratio(row["ratio"])
+    return pd.DataFrame(rows).T.rename_axis("attacked")
+
+
 def peers_figure(record: dict[str, Any]) -> Figure:
     """How many times as long each library takes, per network attacked, with the share it leaves standing."""
     frame = pd.DataFrame(record["rows"])

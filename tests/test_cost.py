@@ -37,7 +37,7 @@ def peers() -> dict[str, Any]:
     rows = []
     times = {"paperlib": 1.0, "paperlib-all": 5.0, "textbook": 7.0, "torchattacks": 8.0, "foolbox": 9.0}
     for name, seconds in times.items():
-        row = {"contender": name, "data": "digits", "system": "plain", "eps": "0.15", "n": 200, "correct": 3}
+        row = {"contender": name, "data": "cifar10", "system": "plain", "eps": "8/255", "n": 200, "correct": 3}
         row |= {"interval": [0.005, 0.04], "differing_images": 1, "version": "", "seconds": [seconds] * 3}
         rows.append({**row, "ratio": [seconds, seconds - 0.5, seconds + 0.5]})
     return {"section": "peers", "rows": rows, "notes": [], "steps": 20, "rounds": 3, "provenance": FACTS}

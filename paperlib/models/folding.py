@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from paperlib.models.convolution import FoldedConvolution, FoldedLinear
 from paperlib.models.mixture import Experts
 
-LARGE_MAP = 16  # pixels a side from which a CPU wants channels last, and experts one after the other
+# Pixels a side: from the first on a CPU wants the channels last, up to the second it wants experts side by side.
+LARGE_MAP, SIDE_BY_SIDE = 16, 16
 # How far the copy's logits and gradients may lie from the network's, relative to their size: rounding, and a ReLU
 # that rounding switches.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.5}
@@ -78,8 +79,9 @@ def _fold(model: nn.Module, example: Tensor, dtype: torch.dtype, stacked: bool |
     answers, seen = _observe(model, example)
     if not seen:
         return Folded(model, model, reason="no convolution to fold")
-    small = example.device.type == "cpu" and max(example.shape[2:]) < LARGE_MAP
-    stacked = small if stacked is None else stacked
+    on_cpu, side = example.device.type == "cpu", max(example.shape[2:])
+    small = on_cpu and side < LARGE_MAP
+    stacked = on_cpu and side <= SIDE_BY_SIDE if stacked is None else stacked
     with torch.no_grad():
         replaced: dict[nn.Module, nn.Module] = {}
         for group in model.modules():

@@ -129,13 +129,13 @@ def main() -> None:
     if unknown := set(options.sections) - set(SECTIONS):
         parser.error(f"unknown section {', '.join(unknown)}; known: {', '.join(SECTIONS)}")
     keep_memory()
-    torch.set_num_threads(options.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = published_dir("benchmarks") if options.publish else store_dir() / "benchmarks"
     for name in options.sections or SECTIONS:
         started = time.monotonic()
         say(f"== {name}: {SECTIONS[name].__doc__}")
-        threads = 1 if name == "training" else options.threads
+        threads = 1 if name == "training" else options.threads  # as the companion trains: with another, bits differ
+        torch.set_num_threads(threads)
         found = SECTIONS[name](options)
         facts = provenance(device, threads) | {"cores": os.cpu_count()}
         facts["versions"] |= {c: v for c in PACKAGES if (v := version(c))} | {"pip": metadata.version("pip")}

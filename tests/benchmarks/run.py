@@ -19,7 +19,7 @@ import training
 import ways
 from arena import compete
 from contenders import CONTENDERS, PACKAGES, version
-from subjects import prepare, profile
+from subjects import data_label, prepare, profile
 
 from paperlib.evaluation import paired, wilson
 from paperlib.files import write_json
@@ -52,6 +52,7 @@ def peers(options: argparse.Namespace) -> Json:
         if reason := prepare(data, systems):
             notes.append(f"{data}: not run ({reason})")
             continue
+        label = data_label(data)
         for _, system, eps in (s for s in SUBJECTS if s[0] == data):
             config = profile(data).evaluation
             budget = float(eval_fraction(eps))
@@ -64,7 +65,7 @@ def peers(options: argparse.Namespace) -> Json:
                 right = ~torch.tensor(row.pop("fooled"))
                 compared = paired(right, ~reference)
                 n = len(right)
-                row |= {"data": data, "system": system, "eps": eps, "n": n, "correct": int(right.sum())}
+                row |= {"data": label, "system": system, "eps": eps, "n": n, "correct": int(right.sum())}
                 row |= {"interval": list(wilson(row["correct"], n)), "version": version(row["contender"])}
                 row |= {"differing_images": compared.only_first + compared.only_second}
                 rows.append(row)

@@ -34,6 +34,11 @@ def prepare(name: str, systems: tuple[str, ...]) -> str:
     return ""
 
 
+def data_label(name: str) -> str:
+    """What results are called after: ``cifar10-jpeg`` where the images are JPEGs."""
+    return Study(profile(name), replay=False).data.label
+
+
 @functools.cache
 def subject(name: str, system: str) -> tuple[nn.Module, Tensor, Tensor]:
     """A trained network and the test images of its data set, on the device."""

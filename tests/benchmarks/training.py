@@ -57,8 +57,10 @@ def run(system: str, seeds: Sequence[int], variants: Sequence[str], say: Callabl
                 batch_size=study.profile.evaluation.batch_size,
                 say=silent,
             )
+            found = outcome.record()
             row = {"system": system, "seed": seed, "variant": variant, "seconds": seconds, "attack": spec.name}
-            row |= {"correct_images": "".join("01"[right] for right in outcome.correct.tolist()), **outcome.record()}
+            row |= {key: found[key] for key in ("n", "correct", "accuracy", "interval")}
+            row["correct_images"] = "".join("01"[right] for right in outcome.correct.tolist())
             rows.append(row)
             say(f"{system}, seed {seed}, {variant}: {seconds:.1f} s, {row['accuracy']:.1%} under {spec.name}")
     return rows

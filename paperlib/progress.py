@@ -40,7 +40,11 @@ def meter(
         from tqdm.auto import tqdm
 
         with tqdm(total=total, desc=label, leave=False, unit=unit or "it") as bar:
-            yield lambda done: bar.update(done - bar.n) and None
+
+            def moved(done: int) -> None:
+                bar.update(done - bar.n)
+
+            yield moved
         return
     started = shown = time.monotonic()
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from paperlib.attacks import NEVER, attack, pgd
+from paperlib.attacks import attack, pgd
 
 
 @dataclass(frozen=True)
@@ -141,4 +141,3 @@ def version(contender: str) -> str | None:
 
 
 warnings.filterwarnings("ignore")
-__all__ = ["CONTENDERS", "NEVER", "OURS", "Settings", "version"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import re
@@ -180,7 +179,3 @@ def _slope(x: Sequence[float], y: Sequence[float]) -> float:
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     products = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
     return products / sum((a - mean_x) ** 2 for a in x)
-
-
-if __name__ == "__main__":
-    print(json.dumps(memory(print)))

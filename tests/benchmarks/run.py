@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 import time
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import limits
@@ -21,6 +21,7 @@ from arena import compete
 from contenders import CONTENDERS, PACKAGES, version
 from subjects import data_label, prepare, profile
 
+from paperlib.checks import as_budget
 from paperlib.evaluation import paired, wilson
 from paperlib.files import write_json
 from paperlib.memory import keep_memory
@@ -55,7 +56,7 @@ def peers(options: argparse.Namespace) -> Json:
         label = data_label(data)
         for _, system, eps in (s for s in SUBJECTS if s[0] == data):
             config = profile(data).evaluation
-            budget = float(eval_fraction(eps))
+            budget = as_budget(eps)
             settings = {"eps": budget, "step_size": budget / 4, "steps": STEPS, "seed": 0}
             images = min(options.images, config.images)
             say(f"{system} on {data}, PGD-{STEPS}, eps {eps}, {images} images")
@@ -71,20 +72,13 @@ def peers(options: argparse.Namespace) -> Json:
                 rows.append(row)
                 median, low, high = row["ratio"]
                 say(
-                    f"  {row['contender']:>13}: {sorted(row['seconds'])[len(row['seconds']) // 2]:7.2f} s, "
+                    f"  {row['contender']:>13}: {statistics.median(row['seconds']):7.2f} s, "
                     f"{median:5.2f}x [{low:.2f}, {high:.2f}], robust accuracy {row['correct'] / n:.1%}, "
                     f"{row['differing_images']} outcomes unlike the textbook loop's"
                 )
     for note in notes:
         say(note)
     return {"rows": rows, "notes": notes, "steps": STEPS, "rounds": options.rounds}
-
-
-def eval_fraction(text: str) -> float:
-    """``8/255`` or ``0.15`` as a float."""
-    from paperlib.checks import as_budget
-
-    return as_budget(text)
 
 
 def nine(options: argparse.Namespace) -> Json:
@@ -137,9 +131,9 @@ def main() -> None:
         say(f"== {name}: {SECTIONS[name].__doc__}")
         threads = 1 if name == "training" else options.threads  # as the companion trains: with another, bits differ
         torch.set_num_threads(threads)
-        found = SECTIONS[name](options)
         facts = provenance(device, threads) | {"cores": os.cpu_count()}
-        facts["versions"] |= {c: v for c in PACKAGES if (v := version(c))} | {"pip": metadata.version("pip")}
+        facts["versions"] |= {c: v for c in PACKAGES if (v := version(c))}
+        found = SECTIONS[name](options)
         path = folder / f"{name}.json"
         write_json(path, {"section": name, **found, "provenance": facts})
         say(f"{name}: {time.monotonic() - started:.0f} s, kept in {shown(path)}")

@@ -13,6 +13,7 @@ from paperlib import Study, paths
 from paperlib.__main__ import main
 from paperlib.profiles import profile_names
 from paperlib.report import cost, tables
+from paperlib.series import discover
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -36,6 +37,13 @@ def test_its_table_of_speed_is_that_of_the_published_benchmark(monkeypatch: pyte
     record = cost.benchmark("peers")
     assert record is not None
     assert block("peers_summary") == tables.markdown(cost.peers_summary(record))
+
+
+def test_every_notebook_stands_in_both_maps_of_the_series() -> None:
+    start = (paths.notebooks_dir() / "00_start_here.ipynb").read_text(encoding="utf-8")
+    for notebook in discover(paths.notebooks_dir()):
+        assert f"| `{notebook.path.stem}` |" in README
+        assert notebook.path.stem == "00_start_here" or f"| `{notebook.path.stem}` |" in start
 
 
 def test_its_pictures_and_files_are_there() -> None:

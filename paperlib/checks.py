@@ -5,7 +5,7 @@ from __future__ import annotations
 from fractions import Fraction
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paperlib.errors import InputError, NotFiniteError
 
@@ -72,3 +72,15 @@ def check_logits(logits: Tensor, labels: Tensor, name: str = "model") -> None:
         raise InputError(f"labels: {span} are out of range; the model knows classes 0 to {logits.shape[1] - 1}")
     if not bool(torch.isfinite(logits).all()):
         raise NotFiniteError(f"{name}: returned logits with NaN or infinity; no accuracy of it can be reported")
+
+
+def check_weights(model: nn.Module, name: str = "model") -> None:
+    """Require finite parameters and buffers: a router of NaN picks expert 0 for every image and looks healthy.
+
+    Raises:
+        NotFiniteError: names the first tensor that holds NaN or infinity.
+    """
+    for part, value in (*model.named_parameters(), *model.named_buffers()):
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            share = f"{float((~torch.isfinite(value)).float().mean()):.0%}"
+            raise NotFiniteError(f"{name}: {part} holds NaN or infinity ({share} of it); no accuracy can be reported")

@@ -76,6 +76,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class AblationConfig:
+    """The ablations repeat both phases many times, so with fewer epochs; all else as in phases 1 and 2."""
+
+    phase1_epochs: int = _limits(low=1)
+    phase2_epochs: int = _limits(low=1)
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """The headline attack, the sweeps, and how many test images they see."""
 
@@ -111,6 +119,7 @@ class Profile:
     threat: ThreatConfig
     phase1: TrainConfig
     phase2: TrainConfig
+    ablation: AblationConfig
     evaluation: EvaluationConfig
     run: RunConfig
 

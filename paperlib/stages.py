@@ -7,7 +7,7 @@ finds its result or computes it. Raise ``version`` when a change of code changes
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -18,18 +18,20 @@ from torch import Tensor, nn
 
 from paperlib.attacks import cross_entropy, fgsm, pgd, undisturbed
 from paperlib.data import Dataset, Split
-from paperlib.evaluation import AttackSpec, battery, evaluate, headline, sweep
-from paperlib.models import Mixture, parameters
+from paperlib.errors import NotFiniteError
+from paperlib.evaluation import CLEAN, AttackSpec, battery, evaluate, headline, sweep, through_choices
+from paperlib.models import Mixture, backbone, operations, parameters
 from paperlib.profiles import Profile, budget_text, to_table
 from paperlib.progress import Say
-from paperlib.training.recipes import EXPERTS, TRAINABLE, Recipe, recipes
-from paperlib.training.trainer import Validation, hash_seed, train
+from paperlib.training.recipes import Recipe, build, load_experts, recipes, unsafe_advmoe
+from paperlib.training.trainer import History, Validation, hash_seed, train
 
 Json = dict[str, Any]
 
-# The systems compared everywhere; the experts join them in the main table's battery.
+# The systems whose accuracy is followed over eps and iterations; the main table holds them all.
 COMPARED = ("plain", "pgd-at", "uniform", "frozen", "dwf")
-GATED = ("frozen", "dwf")
+GATED = ("frozen", "dwf")  # their gates are watched over all eps, those of the next at the headline eps alone
+ROUTED = ("soe", "soe-own", "soe-moe", "advmoe", "advmoe-own", "more", "more-own")
 TRACED = ("plain", "pgd-at", "dwf")
 SHOWN = ("plain", "dwf")
 PUBLISHED_WEIGHTS = ("dwf",)
@@ -45,8 +47,6 @@ class Context(Protocol):
 
     @property
     def data(self) -> Dataset: ...
-
-    def build(self, system: str) -> nn.Module: ...
 
     def model(self, system: str) -> nn.Module: ...
 
@@ -75,19 +75,30 @@ class Stage:
 
 
 def stages(profile: Profile) -> dict[str, Stage]:
-    """Every stage of the series at the scale of ``profile``, by name, inputs before what uses them."""
+    """Every stage of the series at the scale of ``profile``, by name."""
     known = recipes(profile)
     listed = [_data(profile)]
-    listed += [_train(recipe, profile) for recipe in known.values() if recipe.training]
+    listed += [_train(recipe, profile) for recipe in known.values() if recipe.turns]
     for recipe in known.values():
-        specs = battery(profile.evaluation)
+        specs = attacks_on(recipe, profile)
         if recipe.system in COMPARED:
             specs += [spec for spec in sweep(profile.evaluation) if spec not in specs]
         listed += [evaluation(recipe, spec, profile) for spec in specs]
     listed += [_trace(known[system], profile) for system in TRACED]
-    listed += [_gate(known[system], profile) for system in GATED]
+    listed += [_gate(known[system], profile, gate_attacks(profile)) for system in GATED]
+    at_headline = [("clean", Fraction(0)), ("pgd", profile.evaluation.eps)]
+    listed += [_gate(known[system], profile, at_headline) for system in ROUTED]
     listed += [_gallery(known[system], profile) for system in SHOWN]
+    listed += [_control(profile)]
     return {stage.name: stage for stage in listed}
+
+
+def attacks_on(recipe: Recipe, profile: Profile) -> list[AttackSpec]:
+    """The attacks of the main table a system faces; one that picks an expert by argmax also faces its soft stand-in."""
+    if recipe.family == "member":
+        return []
+    specs = battery(profile.evaluation)
+    return [*specs, *through_choices(profile.evaluation)] if recipe.chooses else specs
 
 
 def evaluation(recipe: Recipe, spec: AttackSpec, profile: Profile) -> Stage:
@@ -109,55 +120,33 @@ def evaluation(recipe: Recipe, spec: AttackSpec, profile: Profile) -> Stage:
         return Result({"system": recipe.system, "attack": spec.table(), **outcome.record()}, outcome.arrays())
 
     config = {"attack": spec.table(), "images": n, "batch_size": size}
-    cost = n * (spec.steps * spec.restarts + 1) * _networks(recipe)
-    return Stage(f"evaluate:{recipe.system}:{spec.name}", 2, config, _weights_of(recipe), compute, cost)
+    cost = n * (spec.steps * spec.restarts + 1) * recipe.network.experts
+    return Stage(f"evaluate:{recipe.system}:{spec.name}", 2, config, _weights_of(recipe, profile), compute, cost)
 
 
 def _train(recipe: Recipe, profile: Profile) -> Stage:
-    config = recipe.training
-    assert config is not None and recipe.threat is not None
-    threat = recipe.threat
+    config, how = recipe.training, _validation(recipe, profile)
+    assert config is not None
     name = f"train:{recipe.system}"
-    # The threat model that picks checkpoints is the one the main table reports, on images the table never uses.
-    # Its step size is a quarter of eps, whatever the table's: another evaluation step must not retrain everything.
-    eps = float(profile.evaluation.eps)
-    how = Validation(eps, eps / 4, config.validation_steps, recipe.select)
 
     def compute(context: Context) -> Result:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash_seed(context.seed, recipe.system, "initial weights"))
-            model = context.build(recipe.system)
-        if recipe.starts_from:
-            _load_experts(model, [context.model(system) for system in recipe.starts_from])
-        history = train(
-            model.to(context.device),
-            context.data.to(context.device),
-            config=config,
-            augmentation=profile.data,
-            threat=threat,
-            validation=how,
-            seed=hash_seed(context.seed, recipe.system),
-            trainable=TRAINABLE[recipe.trainable],
-            bf16=profile.run.bf16,
-            tf32=profile.run.tf32,
-            channels_last=profile.run.channels_last,
-            checkpoint=context.checkpoint(name),
-            label=recipe.system,
-            say=context.say,
-        )
+        model = _drawn(recipe, context)
+        load_experts(model, [context.model(system) for system in recipe.starts_from])
+        history = _taught(model, recipe, context, context.checkpoint(name))
+        cost = relative_cost(model, profile, context.data)
         record = {
             "system": recipe.system,
             "story": recipe.story,
             "parameters": parameters(model),
-            "networks": _networks(recipe),
+            "inference_cost": cost,
             "history": history.table(),
-            # Passes of single networks through the training set, in units of one clean epoch of one network.
-            "training_units": history.passes * _networks(recipe) / len(context.data.train),
+            # Passes through the training set, in units of one clean epoch of one ResNet-18.
+            "training_units": history.passes * cost / len(context.data.train),
         }
         return Result(record, weights=model.state_dict())
 
     described = {
-        "recipe": {**_described(recipe), "story": ""},
+        "recipe": _described(recipe),
         "model": to_table(profile.model),
         "augmentation": {"crop": profile.data.crop, "flip": profile.data.flip},
         "validation": dataclasses.asdict(how),
@@ -165,8 +154,84 @@ def _train(recipe: Recipe, profile: Profile) -> Stage:
         "tf32": profile.run.tf32,
         "threads": profile.run.threads,
     }
-    units = (threat.mean_steps() + 1) * config.epochs * _networks(recipe)
-    return Stage(name, 2, described, tuple(f"train:{s}" for s in recipe.starts_from), compute, units * 1e6)
+    units = sum(turn.threat.mean_steps() + 2 for turn in recipe.turns) * config.epochs * recipe.network.experts
+    units *= 6 if recipe.network.member == "wrn28-10" else recipe.network.width**1.5
+    return Stage(name, 3, described, tuple(f"train:{s}" for s in recipe.starts_from), compute, units * 1e6)
+
+
+def _validation(recipe: Recipe, profile: Profile) -> Validation:
+    # The threat model that picks checkpoints is the one the main table reports, on images the table never uses.
+    # Its step size is a quarter of eps, whatever the table's: another evaluation step must not retrain everything.
+    assert recipe.training is not None
+    eps = float(profile.evaluation.eps)
+    return Validation(eps, eps / 4, recipe.training.validation_steps, recipe.select)
+
+
+def _drawn(recipe: Recipe, context: Context) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash_seed(context.seed, recipe.system, "initial weights"))
+        return build(recipe, context.profile, context.data).to(context.device)
+
+
+def _taught(model: nn.Module, recipe: Recipe, context: Context, checkpoint: Path | None = None) -> History:
+    profile, config = context.profile, recipe.training
+    assert config is not None
+    return train(
+        model,
+        context.data.to(context.device),
+        config=config,
+        augmentation=profile.data,
+        turns=recipe.turns,
+        validation=_validation(recipe, profile),
+        seed=hash_seed(context.seed, recipe.system),
+        bf16=profile.run.bf16,
+        tf32=profile.run.tf32,
+        channels_last=profile.run.channels_last,
+        checkpoint=checkpoint,
+        label=recipe.system,
+        say=context.say,
+    )
+
+
+def relative_cost(model: nn.Module, profile: Profile, data: Dataset) -> float:
+    """Operations of one answer, in those of one ResNet-18 of the profile's width on the same images."""
+    reference = backbone("resnet18", len(data.classes), profile.model.width, data.shape[-1], data.mean, data.std)
+    return operations(model.eval(), data.shape) / operations(reference.eval(), data.shape)
+
+
+def _control(profile: Profile) -> Stage:
+    """The negative control: ADVMoE with the router loss that turns NaN, and who notices."""
+    recipe = unsafe_advmoe(profile)
+    n, eps = profile.evaluation.images, float(profile.evaluation.eps)
+
+    def compute(context: Context) -> Result:
+        model = _drawn(recipe, context)
+        stopped = _refusal(lambda: _taught(model, recipe, context))
+        split = context.data.test.first(n).to(context.device)
+        refused = _refusal(lambda: evaluate(model, split, CLEAN, seed=0, label=recipe.system, say=context.say))
+        generator = torch.Generator(context.device).manual_seed(hash_seed(context.seed, recipe.system, "naive"))
+        noise = 2 * torch.rand(split.images.shape, generator=generator, device=context.device) - 1
+        # What a careless evaluation prints: argmax of NaN is pathway 0, and a step along the sign of a NaN gradient
+        # that is taken for zero goes nowhere, so only the attack's random start is left.
+        left = [split.images, (split.images + eps * noise).clamp(0, 1)]
+        with undisturbed(model), torch.no_grad():
+            naive = [int((model(x).argmax(dim=1) == split.labels).sum()) for x in left]
+        broken = torch.cat([p.detach().flatten() for p in model.get_submodule("router").parameters()])
+        share = float((~torch.isfinite(broken)).float().mean())
+        told = {"training_stopped": stopped, "evaluation_refused": refused, "router_not_finite": share}
+        return Result({"system": recipe.system, "n": n, **told, "naive_clean": naive[0], "naive_attacked": naive[1]})
+
+    described = {"recipe": _described(recipe), "images": n, "eps": budget_text(profile.evaluation.eps)}
+    return Stage(f"control:{recipe.system}", 1, described, (), compute, 1e6)
+
+
+def _refusal(work: Callable[[], object]) -> str:
+    """What the check that stopped ``work`` said; empty if none did."""
+    try:
+        work()
+    except NotFiniteError as error:
+        return str(error)
+    return ""
 
 
 def _data(profile: Profile) -> Stage:
@@ -221,8 +286,8 @@ def _trace(recipe: Recipe, profile: Profile) -> Stage:
         return Result({**table, "loss": losses, "accuracy_at_iterate": accuracies})
 
     config = {"attack": spec.table(), "images": n}
-    cost = n * spec.steps * _networks(recipe)
-    return Stage(f"trace:{recipe.system}", 2, config, _weights_of(recipe), compute, cost)
+    cost = n * spec.steps * recipe.network.experts
+    return Stage(f"trace:{recipe.system}", 2, config, _weights_of(recipe, profile), compute, cost)
 
 
 def gate_attacks(profile: Profile) -> list[tuple[str, Fraction]]:
@@ -231,7 +296,7 @@ def gate_attacks(profile: Profile) -> list[tuple[str, Fraction]]:
     return [("clean", Fraction(0)), *((kind, eps) for kind in ("fgsm", "pgd") for eps in sweep_eps)]
 
 
-def _gate(recipe: Recipe, profile: Profile) -> Stage:
+def _gate(recipe: Recipe, profile: Profile, watched: Sequence[tuple[str, Fraction]]) -> Stage:
     steps = profile.phase2.validation_steps
     n = profile.evaluation.images
 
@@ -240,7 +305,7 @@ def _gate(recipe: Recipe, profile: Profile) -> Stage:
         model = context.model(recipe.system)
         arrays: dict[str, Tensor] = {"labels": split.labels.cpu()}
         rows = []
-        for kind, eps in gate_attacks(profile):
+        for kind, eps in watched:
             x = _strike(model, split, kind, eps, steps, hash_seed(context.seed, "gate"))
             weights = _gate_weights(model, x)
             name = kind if kind == "clean" else f"{kind}@{budget_text(eps)}"
@@ -248,10 +313,10 @@ def _gate(recipe: Recipe, profile: Profile) -> Stage:
             rows.append({"attack": name, "kind": kind, "eps": budget_text(eps), **_gate_health(weights)})
         return Result({"system": recipe.system, "n": n, "pgd_steps": steps, "rows": rows}, arrays)
 
-    attacks = [f"{kind}@{budget_text(eps)}" for kind, eps in gate_attacks(profile)]
+    attacks = [f"{kind}@{budget_text(eps)}" for kind, eps in watched]
     config = {"attacks": attacks, "images": n, "steps": steps}
-    cost = n * steps * len(profile.evaluation.eps_sweep) * _networks(recipe)
-    return Stage(f"gate:{recipe.system}", 2, config, _weights_of(recipe), compute, cost)
+    cost = n * steps * len(watched) / 2 * recipe.network.experts
+    return Stage(f"gate:{recipe.system}", 2, config, _weights_of(recipe, profile), compute, cost)
 
 
 def _gallery(recipe: Recipe, profile: Profile) -> Stage:
@@ -275,9 +340,8 @@ def _gallery(recipe: Recipe, profile: Profile) -> Stage:
         return Result({"system": recipe.system, "eps": budget_text(eps), "pgd_steps": steps}, arrays)
 
     config = {"eps": budget_text(eps), "steps": steps}
-    return Stage(
-        f"gallery:{recipe.system}", 2, config, _weights_of(recipe), compute, cost=10 * steps * _networks(recipe)
-    )
+    cost = 10 * steps * recipe.network.experts
+    return Stage(f"gallery:{recipe.system}", 2, config, _weights_of(recipe, profile), compute, cost)
 
 
 def _strike(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: int, seed: int) -> Tensor:
@@ -290,9 +354,8 @@ def _strike(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: int
 
 
 def _gate_weights(model: nn.Module, x: Tensor, batch: int = 500) -> Tensor:
-    gate = model.get_submodule("gate")
     with undisturbed(model), torch.no_grad():
-        return torch.cat([torch.softmax(gate(part), dim=1) for part in x.split(batch)]).cpu()
+        return torch.cat([model.evidence(part).gate_weights for part in x.split(batch)]).cpu()  # type: ignore[operator]
 
 
 def _gate_health(weights: Tensor) -> Json:
@@ -312,30 +375,28 @@ def _one_per_class(split: Split) -> Split:
     return Split(split.images[index], split.labels[index])
 
 
-def _load_experts(model: nn.Module, experts: list[nn.Module]) -> None:
-    assert isinstance(model, Mixture)
-    for own, trained in zip(model.experts, experts, strict=True):
-        own.load_state_dict(trained.state_dict())
-
-
 def _pair(split: Split) -> tuple[Tensor, Tensor]:
     return split.images, split.labels
 
 
-def _networks(recipe: Recipe) -> int:
-    return len(EXPERTS) if recipe.network == "mixture" else 1
-
-
-def _weights_of(recipe: Recipe) -> tuple[str, ...]:
-    systems = (recipe.system,) if recipe.training else recipe.starts_from
+def _weights_of(recipe: Recipe, profile: Profile) -> tuple[str, ...]:
+    if recipe.weights_of:
+        return _weights_of(recipes(profile)[recipe.weights_of], profile)
+    systems = (recipe.system,) if recipe.turns else recipe.starts_from
     return tuple(f"train:{system}" for system in systems)
 
 
-def _described(value: Any) -> Any:
-    """A recipe as JSON: dataclasses with the name of their class, so that two threats never look alike."""
+def _described(recipe: Recipe) -> Json:
+    """What of a recipe decides numbers."""
+    told: Json = _as_json(recipe)
+    return {key: value for key, value in told.items() if key not in ("story", "family", "own")}
+
+
+def _as_json(value: Any) -> Any:
+    """Dataclasses with the name of their class, so that two threats never look alike."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _described(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: _as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **fields}
     if isinstance(value, tuple):
-        return [_described(item) for item in value]
+        return [_as_json(item) for item in value]
     return value

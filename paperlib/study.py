@@ -33,7 +33,7 @@ from paperlib.provenance import provenance, source_digest
 from paperlib.published import Published, write_published
 from paperlib.stages import PUBLISHED_WEIGHTS, Stage, evaluation, stages
 from paperlib.store import Artefact, Store, artefact_key
-from paperlib.training.recipes import build_network, recipe_for
+from paperlib.training.recipes import build_network, load_experts, recipe_for
 
 Json = dict[str, Any]
 
@@ -109,17 +109,19 @@ class Study:
         facts = self.published.index.get("data") if self.replay else None
         if facts is None:
             data = self.data
-            facts = {"classes": data.classes, "mean": data.mean, "std": data.std}
+            facts = {"classes": data.classes, "shape": data.shape, "mean": data.mean, "std": data.std}
         recipe = recipe_for(system, self.profile)
-        return build_network(recipe, self.profile, len(facts["classes"]), tuple(facts["mean"]), tuple(facts["std"]))
+        mean, std = tuple(facts["mean"]), tuple(facts["std"])
+        return build_network(recipe, self.profile, len(facts["classes"]), facts["shape"][-1], mean, std)
 
     def model(self, system: str) -> nn.Module:
         """A trained system in evaluation mode, from weights computed here. Raises MissingError if there are none."""
         recipe = recipe_for(system, self.profile)
         model = self.build(system)
-        if recipe.training is None:
-            for own, name in zip(model.get_submodule("experts").children(), recipe.starts_from, strict=True):
-                own.load_state_dict(self.model(name).state_dict())
+        if recipe.weights_of:
+            model.load_state_dict(self.model(recipe.weights_of).state_dict())
+        elif not recipe.turns:
+            load_experts(model, [self.model(name) for name in recipe.starts_from])
         else:
             found = self._read(self.stage(f"train:{system}"))
             if found is None or found.weights is None:

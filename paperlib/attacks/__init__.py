@@ -11,5 +11,17 @@ from paperlib.attacks.gradient import (
     pgd,
     undisturbed,
 )
+from paperlib.attacks.objectives import AIMS
 
-__all__ = ["NEVER", "Attacked", "Objective", "attack", "cross_entropy", "fgsm", "misclassified", "pgd", "undisturbed"]
+__all__ = [
+    "AIMS",
+    "NEVER",
+    "Attacked",
+    "Objective",
+    "attack",
+    "cross_entropy",
+    "fgsm",
+    "misclassified",
+    "pgd",
+    "undisturbed",
+]

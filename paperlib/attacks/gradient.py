@@ -1,4 +1,4 @@
-"""One loop for every gradient attack: projected gradient ascent in an L-infinity ball; FGSM is its single step.
+"""One loop for every gradient attack: projected gradient ascent in a ball around the image; FGSM is its single step.
 
 Sources: FGSM, Goodfellow et al. 2015 (arXiv 1412.6572); PGD, Madry et al. 2018 (arXiv 1706.06083).
 """
@@ -20,8 +20,8 @@ from paperlib.errors import InputError, NotFiniteError
 from paperlib.models import Folded, fold
 
 Budget = float | str | Fraction
-# An objective maps the model, the images (N, C, H, W) and the labels (N,) to the logits (N, classes) and to one
-# value per image (N,) that the attack climbs.
+# An objective maps the model, the images (N, C, H, W) and the labels (N,), or other targets with a row per image, to
+# the logits (N, classes) and to one value per image (N,) that the attack climbs.
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 NEVER = -1
 FOLD_FROM = 2000  # images x steps from which making a folded copy pays
@@ -73,6 +73,9 @@ def pgd(
     random_start: bool = True,
     generator: torch.Generator | None = None,
     objective: Objective = cross_entropy,
+    targets: Tensor | None = None,
+    start: Tensor | None = None,
+    norm: str = "linf",
 ) -> Tensor:
     """The last iterate of projected gradient descent: the inner maximisation of adversarial training.
 
@@ -82,10 +85,14 @@ def pgd(
             itself to use it again.
         x: images (N, C, H, W), pixels in [0, 1].
         y: labels (N,), int64.
-        eps, step_size: L-infinity budget and step in pixels of [0, 1]; floats or text such as ``"8/255"``.
+        eps, step_size: budget and step in pixels of [0, 1]; floats or text such as ``"8/255"``.
         steps: iterations, at least 1.
-        random_start: begin at a uniform draw from the ball, from ``generator`` (torch's global one if None).
+        random_start: begin at a draw from the ball, from ``generator`` (torch's global one if None): each pixel
+            uniform for ``linf``, direction and length uniform for ``l2``.
         objective: what to climb, per image.
+        targets: what the objective is given in place of the labels, a row per image.
+        start: images to begin at instead, moved into the ball and into [0, 1].
+        norm: ``"linf"``, steps along the gradient's sign; or ``"l2"``, steps along the gradient.
 
     Returns:
         Images of x's shape, within eps of x and within [0, 1].
@@ -93,16 +100,17 @@ def pgd(
     Raises:
         InputError: pixels, labels or settings out of range. NotFiniteError: NaN or infinity in the model's answer.
     """
-    how = _How(*_checked(x, y, eps, step_size, steps), steps, objective, max(len(x), 1))
+    how = _How(*_checked(x, y, eps, step_size, steps), steps, objective, max(len(x), 1), _checked_norm(norm))
     x = x.detach()
-    start = _start(x, how.eps, random_start, generator)
+    start = how.start(x, random_start, generator) if start is None else how.project(x, start.detach())
+    wanted = y if targets is None else targets
     folded = _prepared(model, x, steps)
     images, done = torch.empty_like(start), 0
     with undisturbed(folded.model):
         while done < len(x):
             part = slice(done, done + how.room(folded))
             try:
-                images[part] = _every_step(folded.network, x[part], y[part], start[part], how)
+                images[part] = _every_step(folded.network, x[part], y[part], wanted[part], start[part], how)
             except RuntimeError as error:
                 folded.room = _smaller_room(len(x[part]), error)
             else:
@@ -155,7 +163,7 @@ def attack(
         first = torch.where(fooled, 0, NEVER)
         for restart in range(restarts):
             # Drawn for all images, so that the fate of one never changes the start of another.
-            start = _start(x, how.eps, random_start, generator)
+            start = how.start(x, random_start, generator)
             left = (~fooled).nonzero().squeeze(1)
             share = functools.partial(_share, progress, restart, restarts)
             found, success, cost = _until_fooled(folded, x[left], y[left], start[left], how, share)
@@ -198,21 +206,45 @@ class _How:
     steps: int
     objective: Objective
     batch_size: int  # images at once, if memory allows
+    norm: str = "linf"
 
     def room(self, folded: Folded) -> int:
         return min(self.batch_size, folded.room or self.batch_size)
 
+    def start(self, x: Tensor, random: bool, generator: torch.Generator | None) -> Tensor:
+        if not random:
+            return x
+        # Drawn where the generator lives, so a seed means the same on every device it is used from.
+        device = generator.device if generator is not None else x.device
+        noise = 2 * torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device) - 1
+        if self.norm == "linf":
+            return (x + noise * self.eps).clamp(0, 1)
+        length = torch.rand(len(x), generator=generator, device=device, dtype=x.dtype).to(x.device).view(-1, 1, 1, 1)
+        return (x + noise / _lengths(noise) * length * self.eps).clamp(0, 1)
+
     def advance(self, x: Tensor, current: Tensor, gradient: Tensor) -> Tensor:
-        # x_{k+1} = clip_[0,1]( P_{x +- eps}( x_k + alpha * sign(grad_x L(x_k, y)) ) )
-        moved = torch.add(current, gradient.sign(), alpha=self.step_size)
-        return torch.minimum(torch.maximum(moved, x - self.eps), x + self.eps).clamp_(0, 1)
+        # x_{k+1} = clip_[0,1]( P_{B(x, eps)}( x_k + alpha * d ) ),  d = sign(g) in L-infinity, g / |g|_2 in L2
+        along = gradient.sign() if self.norm == "linf" else gradient / _lengths(gradient)
+        return self.project(x, torch.add(current, along, alpha=self.step_size))
+
+    def project(self, x: Tensor, moved: Tensor) -> Tensor:
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(moved, x - self.eps), x + self.eps).clamp_(0, 1)
+        # Clipping to [0, 1] afterwards only brings the image nearer to x.
+        offset = moved - x
+        return (x + offset * (self.eps / _lengths(offset)).clamp(max=1)).clamp_(0, 1)
 
 
-def _every_step(network: nn.Module, x: Tensor, y: Tensor, start: Tensor, how: _How) -> Tensor:
+def _lengths(offsets: Tensor) -> Tensor:
+    """Euclidean length of each image's offset (N, 1, 1, 1), never zero."""
+    return torch.linalg.vector_norm(offsets, dim=(1, 2, 3), keepdim=True).clamp_min(1e-12)
+
+
+def _every_step(network: nn.Module, x: Tensor, y: Tensor, targets: Tensor, start: Tensor, how: _How) -> Tensor:
     """The last of ``steps`` iterates. Nothing is asked that the gradient does not need, and the host never waits."""
     current, steepest = start, start.new_zeros(())
     for step in range(how.steps):
-        logits, gradient = _input_gradient(network, current, y, how.objective)
+        logits, gradient = _input_gradient(network, current, targets, how.objective)
         if step == 0:
             check_logits(logits, y)
         steepest = torch.maximum(steepest, gradient.abs().amax())
@@ -325,15 +357,6 @@ def _input_gradient(
     return logits.detach(), gradient
 
 
-def _start(x: Tensor, eps: float, random: bool, generator: torch.Generator | None) -> Tensor:
-    if not random:
-        return x
-    # Drawn where the generator lives, so a seed means the same on every device it is used from.
-    device = generator.device if generator is not None else x.device
-    noise = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-    return (x + (2 * noise - 1) * eps).clamp(0, 1)
-
-
 def _checked(
     x: Tensor, y: Tensor, eps: Budget, step_size: Budget, steps: int, restarts: int = 1, batch_size: int = 1
 ) -> tuple[float, float]:
@@ -342,6 +365,12 @@ def _checked(
     for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
         _check_whole(name, value)
     return as_budget(eps, "eps"), as_budget(step_size, "step_size")
+
+
+def _checked_norm(norm: str) -> str:
+    if norm not in ("linf", "l2"):
+        raise InputError(f"norm={norm!r}: expected 'linf' or 'l2'")
+    return norm
 
 
 def _check_whole(name: str, value: object) -> None:

@@ -12,6 +12,7 @@ from paperlib.evaluation.robustness import (
     headline,
     pgd_spec,
     sweep,
+    through_choices,
     worst_case,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "paired",
     "pgd_spec",
     "sweep",
+    "through_choices",
     "wilson",
     "worst_case",
 ]

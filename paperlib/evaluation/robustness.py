@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import NEVER, attack, misclassified, undisturbed
-from paperlib.checks import check_images, check_labels
+from paperlib.attacks import AIMS, NEVER, attack, misclassified, undisturbed
+from paperlib.checks import check_images, check_labels, check_weights
 from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation.metrics import wilson
@@ -32,15 +32,17 @@ class AttackSpec:
     steps: int = 0
     restarts: int = 1
     random_start: bool = False
+    aim: str = "cross-entropy"  # what it climbs, a key of `paperlib.attacks.AIMS`
 
     @property
     def name(self) -> str:
-        """Such as ``clean``, ``fgsm@8/255`` or ``pgd-50@0.15``; restarts show where there is more than one."""
+        """Such as ``clean``, ``fgsm@8/255``, ``pgd-50@0.15`` or ``pgd-50-soft@0.15``; restarts show above one."""
         if self.kind == "clean":
             return "clean"
         steps = f"-{self.steps}" if self.kind == "pgd" else ""
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
-        return f"{self.kind}{steps}{restarts}@{budget_text(self.eps)}"
+        aim = f"-{self.aim.replace(' ', '-')}" if self.aim != "cross-entropy" else ""
+        return f"{self.kind}{steps}{restarts}{aim}@{budget_text(self.eps)}"
 
     def table(self) -> dict[str, Any]:
         """JSON-ready, budgets as text."""
@@ -68,6 +70,11 @@ def headline(config: EvaluationConfig) -> AttackSpec:
 def battery(config: EvaluationConfig) -> list[AttackSpec]:
     """The attacks of the main table: clean, FGSM and PGD at the headline eps."""
     return [CLEAN, fgsm_spec(config.eps), headline(config)]
+
+
+def through_choices(config: EvaluationConfig) -> list[AttackSpec]:
+    """What a system must withstand too if it picks an expert by argmax: the headline attack on its soft stand-in."""
+    return [replace(headline(config), aim="soft")]
 
 
 def sweep(config: EvaluationConfig) -> list[AttackSpec]:
@@ -120,9 +127,10 @@ def evaluate(
     The batch size, halved where memory does not suffice, changes no outcome but for rounding.
 
     Raises:
-        InputError: pixels or labels out of range. NotFiniteError: NaN or infinity in the model's answers.
+        InputError: pixels or labels out of range. NotFiniteError: NaN or infinity in the model's weights or answers.
     """
     _check(split)
+    check_weights(model.model if isinstance(model, Folded) else model, label)
     x, y = split.images, split.labels
     folded = model if isinstance(model, Folded) else fold(model, x)
     started = time.monotonic()
@@ -142,6 +150,7 @@ def evaluate(
                 random_start=spec.random_start,
                 restarts=spec.restarts,
                 generator=torch.Generator(x.device).manual_seed(seed),
+                objective=AIMS[spec.aim].objective,
                 batch_size=batch_size,
                 progress=lambda share: reached(int(100 * share)),
             )

@@ -1,10 +1,15 @@
-"""The networks of the series: experts, gate, mixture. All take [0, 1] pixels and return logits."""
+"""The networks of the series: experts, gate, mixture, other defences. All take [0, 1] pixels and return logits."""
 
+from paperlib.models.advmoe import ADVMoE
 from paperlib.models.folding import Folded, fold
 from paperlib.models.mixture import Evidence, Experts, Gate, Mixture, UniformGate
-from paperlib.models.resnet import Normalize, ResNet, parameters, resnet18
+from paperlib.models.plain import Backbone, backbone
+from paperlib.models.resnet import Normalize, ResNet, operations, parameters, resnet18
+from paperlib.models.soe import SoE
 
 __all__ = [
+    "ADVMoE",
+    "Backbone",
     "Evidence",
     "Experts",
     "Folded",
@@ -12,8 +17,11 @@ __all__ = [
     "Mixture",
     "Normalize",
     "ResNet",
+    "SoE",
     "UniformGate",
+    "backbone",
     "fold",
+    "operations",
     "parameters",
     "resnet18",
 ]

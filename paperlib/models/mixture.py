@@ -60,21 +60,35 @@ class Mixture(nn.Module):
         gate: network from pixels to one score per expert (N, experts).
         mixing: ``"probabilities"`` returns the log of the mixed probabilities, ``"logits"`` the mixed logits. Which of
             the two the paper means is not known; probabilities is our default.
+        top1: let the expert with the largest weight answer alone, instead of all of them.
     """
 
-    def __init__(self, experts: Iterable[nn.Module], gate: nn.Module, mixing: str = "probabilities") -> None:
+    def __init__(
+        self, experts: Iterable[nn.Module], gate: nn.Module, mixing: str = "probabilities", *, top1: bool = False
+    ) -> None:
         super().__init__()
         if mixing not in ("probabilities", "logits"):
             raise ValueError(f"mixing={mixing!r}: expected 'probabilities' or 'logits'")
         self.experts = Experts(experts)
         self.gate = gate
         self.mixing = mixing
+        self.top1 = top1
 
     def forward(self, x: Tensor) -> Tensor:
         return self.evidence(x).logits
 
     def evidence(self, x: Tensor) -> Evidence:
         """The answer together with what each expert said and how the gate weighed it."""
+        mixed = self._mixed(x)
+        return picked(mixed.expert_logits, mixed.gate_weights) if self.top1 else mixed
+
+    def with_soft(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The answer, and the one with all experts weighed: what an attacker differentiates where the gate picks."""
+        mixed = self._mixed(x)
+        answer = picked(mixed.expert_logits, mixed.gate_weights) if self.top1 else mixed
+        return answer.logits, mixed.logits
+
+    def _mixed(self, x: Tensor) -> Evidence:
         expert_logits = self.experts(x)
         # w(x) = softmax(g(x)): "fractional activation", no expert is ever switched off.
         log_weights = torch.log_softmax(self.gate(x), dim=1)
@@ -83,7 +97,18 @@ class Mixture(nn.Module):
             # z(x) = sum_i w_i(x) z_i(x)
             logits = (weights.unsqueeze(2) * expert_logits).sum(dim=1)
         else:
-            # z(x) = log sum_i w_i(x) softmax(z_i(x)), computed in log space so that nothing underflows
-            log_probabilities = torch.log_softmax(expert_logits, dim=2)
-            logits = torch.logsumexp(log_weights.unsqueeze(2) + log_probabilities, dim=1)
+            logits = mixed_probabilities(expert_logits, log_weights)
         return Evidence(logits, expert_logits, weights)
+
+
+def mixed_probabilities(expert_logits: Tensor, log_weights: Tensor) -> Tensor:
+    """The log of the mixed probabilities (N, classes), from (N, experts, classes) and (N, experts)."""
+    # z(x) = log sum_i w_i(x) softmax(z_i(x)), computed in log space so that nothing underflows
+    return torch.logsumexp(log_weights.unsqueeze(2) + torch.log_softmax(expert_logits, dim=2), dim=1)
+
+
+def picked(expert_logits: Tensor, scores: Tensor) -> Evidence:
+    """The answer of the expert with the highest score (N, experts); its weight is 1, and no gradient reaches scores."""
+    chosen = scores.argmax(dim=1)
+    weights = nn.functional.one_hot(chosen, expert_logits.shape[1]).to(expert_logits.dtype)
+    return Evidence(expert_logits[torch.arange(len(chosen), device=chosen.device), chosen], expert_logits, weights)

@@ -1,4 +1,4 @@
-"""ResNet-18 for small images: torchvision's residual blocks behind the CIFAR stem, with normalisation inside."""
+"""Residual networks for small images: torchvision's blocks behind the CIFAR stem, with normalisation inside."""
 
 from __future__ import annotations
 
@@ -24,24 +24,36 @@ class Normalize(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual network of basic blocks (He et al. 2016): pixels (N, C, H, W) in [0, 1] to logits (N, outputs).
+    """Residual network (He et al. 2016): pixels (N, C, H, W) in [0, 1] to logits (N, outputs).
 
-    The stem is the 3x3 stride-1 convolution used for CIFAR. Stage ``i`` has ``blocks[i]`` basic blocks of
-    ``width * 2**i`` channels; every stage but the first halves the resolution. ResNet-18 is ``blocks=(2, 2, 2, 2)``
-    with ``width=64``.
+    The stem is the 3x3 stride-1 convolution used for CIFAR. Stage ``i`` has ``blocks[i]`` blocks of ``width * 2**i``
+    channels; every stage but the first halves the resolution. ResNet-18 is ``blocks=(2, 2, 2, 2)`` with ``width=64``.
+
+    Args:
+        stem: channels of the stem; as many as the first stage's if None.
+        bottleneck: three convolutions in a block with four times the channels between blocks (ResNet-50), instead of
+            the basic block's two.
     """
 
     def __init__(
-        self, outputs: int, width: int, blocks: Sequence[int], mean: Sequence[float], std: Sequence[float]
+        self,
+        outputs: int,
+        width: int,
+        blocks: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        stem: int | None = None,
+        bottleneck: bool = False,
     ) -> None:
         super().__init__()
+        channels = width if stem is None else stem
         self.normalize = Normalize(mean, std)
-        self.stem = nn.Sequential(*_conv_bn(len(mean), width, kernel=3), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(*_conv_bn(len(mean), channels, kernel=3), nn.ReLU(inplace=True))
         stages: list[nn.Module] = []
-        channels = width
         for i, depth in enumerate(blocks):
-            stages.append(_stage(channels, width * 2**i, depth, stride=1 if i == 0 else 2))
-            channels = width * 2**i
+            stages.append(_stage(channels, width * 2**i, depth, stride=1 if i == 0 else 2, bottleneck=bottleneck))
+            channels = width * 2**i * (4 if bottleneck else 1)
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(channels, outputs)
         for module in self.modules():
@@ -66,16 +78,28 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def operations(model: nn.Module, shape: Sequence[int]) -> int:
+    """Multiplications and additions of convolutions and matrix products for one image of ``shape`` (C, H, W)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(model.parameters()).device
+    with FlopCounterMode(display=False) as counted, torch.no_grad():
+        model(torch.full((1, *shape), 0.5, device=device))
+    return int(counted.get_total_flops())
+
+
 def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     return conv, nn.BatchNorm2d(outputs)
 
 
-def _stage(inputs: int, outputs: int, depth: int, stride: int) -> nn.Sequential:
+def _stage(inputs: int, width: int, depth: int, stride: int, *, bottleneck: bool) -> nn.Sequential:
     # Imported late: torchvision takes as long to load as torch itself, and replaying records needs no network.
-    from torchvision.models.resnet import BasicBlock
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
+    block = Bottleneck if bottleneck else BasicBlock
+    outputs = width * block.expansion
     change = stride != 1 or inputs != outputs
     shortcut = nn.Sequential(*_conv_bn(inputs, outputs, kernel=1, stride=stride)) if change else None
-    first = BasicBlock(inputs, outputs, stride, shortcut)
-    return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(depth - 1)))
+    first = block(inputs, width, stride, shortcut)
+    return nn.Sequential(first, *(block(outputs, width) for _ in range(depth - 1)))

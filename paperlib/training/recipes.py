@@ -2,66 +2,359 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
 from paperlib.data import Dataset
 from paperlib.errors import MissingError
-from paperlib.models import Gate, Mixture, UniformGate, resnet18
+from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, backbone
 from paperlib.profiles import Profile, TrainConfig
+from paperlib.training.losses import Collaboration, CrossEntropy, Routing, Trades
 from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, Threat
 from paperlib.training.threats import Mixture as OneOf
+from paperlib.training.trainer import Turn
 
 # The paper's nine: one benign expert, four trained on FGSM, four on PGD.
 EXPERTS = tuple(f"expert-{i}" for i in range(9))
 EXPERT_KINDS = ("benign", *("FGSM",) * 4, *("PGD",) * 4)
 PGD_AT_STEPS = 10  # the usual number of iterations of PGD adversarial training (Madry et al. 2018; Rice et al. 2020)
+BACKBONES = {
+    "resnet50": "ResNet-50",
+    "vgg16": "VGG-16 with batch norm",
+    "densenet121": "DenseNet-121",
+    "wrn28-10": "WideResNet-28-10",
+}
+STRONGEST = "wrn28-10"  # the backbone the field's own leader boards are built on; trained by PGD-AT too
+UNSAFE = "advmoe-unsafe"  # the negative control: known by name, never trained for a result
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a system is built of; sizes are multiples of the profile's."""
+
+    kind: str = "single"  # "single", "mixture", "soe" or "advmoe"
+    member: str = "resnet18"  # a backbone, or "small", the shape of SoE's sub-models and ADVMoE's router
+    width: float = 1
+    experts: int = 1
+    gate: str = ""  # of a mixture: "learned", "uniform" or "resnet18", a full network of its own as in MoRE
+    gate_width: float = 1
+    mixing: str = ""  # of a mixture; the profile's if empty
+    top1: bool = False  # of a mixture: the expert with the largest weight answers alone
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a system comes to be. ``training`` is None where nothing is learned."""
+    """How a system comes to be. Without ``turns`` nothing is learned."""
 
     system: str
     story: str  # one line for tables and logs
-    network: str  # "resnet18", or "mixture" of the nine experts under a gate
-    gate: str = ""  # "learned" or "uniform", for mixtures
-    starts_from: tuple[str, ...] = ()  # systems whose weights it begins with
-    trainable: str = "all"  # "all" or "gate"
-    threat: Threat | None = None
+    family: str  # where tables list it: "single", "expert", "member", "mixture", "defence" or "ablation"
+    network: Network = Network()
+    starts_from: tuple[str, ...] = ()  # systems whose weights its experts begin with
+    weights_of: str = ""  # the system all of whose weights it has
+    turns: tuple[Turn, ...] = ()
     training: TrainConfig | None = None
     select: str = "pgd"  # validation accuracy that picks the checkpoint
+    own: bool = field(default=False)  # in the setting of its own paper rather than in DWF's
+
+    @property
+    def chooses(self) -> bool:
+        """Whether an expert is picked by an argmax that no gradient passes, so that it needs further attacks."""
+        return self.network.kind in ("soe", "advmoe") or self.network.top1
 
 
 def recipes(profile: Profile) -> dict[str, Recipe]:
     """All systems of the series at the scale of ``profile``, by name."""
-    threat, one, two = profile.threat, profile.phase1, profile.phase2
+    listed = [*_singles(profile), *_experts(profile), *_mixtures(profile), *_defences(profile), *_ablations(profile)]
+    return {recipe.system: recipe for recipe in listed}
+
+
+@dataclass(frozen=True)
+class _Diets:
+    """The threats of a profile."""
+
+    fgsm: RandomFGSM
+    pgd: RandomPGD
+    at: RandomPGD  # fixed PGD-10, as in PGD adversarial training
+    phase2: OneOf
+
+
+def _diets(profile: Profile) -> _Diets:
+    threat = profile.threat
     fgsm = RandomFGSM(tuple(float(eps) for eps in threat.fgsm_eps))
     pgd = RandomPGD(float(threat.pgd_eps), float(threat.pgd_step), threat.pgd_steps, threat.random_start)
-    at = replace(pgd, steps=(PGD_AT_STEPS,))
+    return _Diets(fgsm, pgd, replace(pgd, steps=(PGD_AT_STEPS,)), OneOf((Clean(), fgsm, pgd)))
+
+
+def _both(profile: Profile) -> TrainConfig:
     # As many epochs as an expert sees in both phases, so that DWF is not compared with a network trained for less.
-    both = replace(one, epochs=one.epochs + two.epochs)
-    listed = [
-        Recipe("plain", "ResNet-18, no defence", "resnet18", threat=Clean(), training=both, select="clean"),
-        Recipe("pgd-at", f"ResNet-18, PGD-{PGD_AT_STEPS} adversarial training", "resnet18", threat=at, training=both),
-    ]
-    diets: dict[str, Threat] = {"benign": Clean(), "FGSM": fgsm, "PGD": pgd}
-    for name, kind in zip(EXPERTS, EXPERT_KINDS, strict=True):
-        diet = diets[kind]
-        select = "clean" if kind == "benign" else "pgd"
-        listed.append(Recipe(name, f"{kind} expert, phase 1", "resnet18", threat=diet, training=one, select=select))
-    phase2 = OneOf((Clean(), fgsm, pgd))
-    mixture = Recipe("", "", "mixture", gate="learned", starts_from=EXPERTS, threat=phase2, training=two)
-    listed += [
+    return replace(profile.phase1, epochs=profile.phase1.epochs + profile.phase2.epochs)
+
+
+def _singles(profile: Profile) -> list[Recipe]:
+    """Single networks: undefended, and adversarially trained in the usual ways."""
+    diets, both = _diets(profile), _both(profile)
+    plain = Recipe("plain", "ResNet-18, no defence", "single", turns=(Turn(Clean()),), training=both, select="clean")
+    at = Recipe(
+        "pgd-at",
+        f"ResNet-18, PGD-{PGD_AT_STEPS} adversarial training",
+        "single",
+        turns=(Turn(diets.at),),
+        training=both,
+    )
+    kl = replace(diets.at, random_start=False, noise=0.001, aim="divergence")
+    # Wong et al. 2020: one step of 1.25 eps from a random start
+    eps = diets.pgd.eps
+    fast = RandomPGD(eps, 1.25 * eps, (1,))
+    listed = [plain]
+    for name, title in BACKBONES.items():
+        network = Network(member=name)
+        listed.append(replace(plain, system=f"plain-{name}", story=f"{title}, no defence", network=network))
+    return [
+        *listed,
+        at,
+        replace(at, system="trades", story="ResNet-18, TRADES (beta 6)", turns=(Turn(kl, Trades()),)),
+        replace(at, system="fgsm-at", story="ResNet-18, FGSM at fixed eps", turns=(Turn(RandomFGSM((eps,))),)),
+        replace(at, system="fgsm-rs", story="ResNet-18, FGSM with a random start", turns=(Turn(fast),)),
         replace(
-            mixture, system="uniform", story="nine experts, uniform average", gate="uniform", threat=None, training=None
+            at,
+            system=f"pgd-at-{STRONGEST}",
+            story=f"{BACKBONES[STRONGEST]}, PGD-{PGD_AT_STEPS} adversarial training",
+            network=Network(member=STRONGEST),
         ),
-        replace(mixture, system="frozen", story="nine frozen experts, trained gate", trainable="gate"),
-        replace(mixture, system="dwf", story="DWF: nine experts and gate, trained jointly"),
+        # Parameters grow with the square of the width: three times as wide is nine times as large.
+        replace(at, system="pgd-at-wide", story="PGD-AT ResNet-18 as large as DWF", network=Network(width=3)),
+        *(
+            replace(at, system=f"pgd-at-{i}", story=f"PGD-AT ResNet-18, run {i} of nine", family="member")
+            for i in range(1, len(EXPERTS))
+        ),
     ]
-    return {recipe.system: recipe for recipe in listed}
+
+
+def _experts(profile: Profile) -> list[Recipe]:
+    """Phase 1: nine experts on three diets."""
+    diets = _diets(profile)
+    kinds = dict(zip(EXPERTS, EXPERT_KINDS, strict=True))
+    return [_expert(name, kind, diets, profile.phase1, "expert") for name, kind in kinds.items()]
+
+
+def _expert(system: str, kind: str, diets: _Diets, training: TrainConfig, family: str) -> Recipe:
+    menu: dict[str, Threat] = {"benign": Clean(), "FGSM": diets.fgsm, "PGD": diets.pgd}
+    select = "clean" if kind == "benign" else "pgd"
+    story = f"{kind} expert, phase 1"
+    return Recipe(system, story, family, turns=(Turn(menu[kind]),), training=training, select=select)
+
+
+def _mixtures(profile: Profile) -> list[Recipe]:
+    """DWF, and the same nine experts used otherwise."""
+    diets, nine = _diets(profile), Network("mixture", experts=len(EXPERTS), gate="learned")
+    uniform = replace(nine, gate="uniform", mixing="probabilities")
+    averaged = ("pgd-at", *(f"pgd-at-{i}" for i in range(1, len(EXPERTS))))
+    dwf = Recipe(
+        "dwf",
+        "DWF: nine experts and gate, trained jointly",
+        "mixture",
+        nine,
+        starts_from=EXPERTS,
+        turns=(Turn(diets.phase2),),
+        training=profile.phase2,
+    )
+    return [
+        Recipe("uniform", "nine experts, uniform average", "mixture", uniform, starts_from=EXPERTS),
+        Recipe("pgd-at-ensemble", "nine PGD-AT ResNet-18, averaged", "mixture", uniform, starts_from=averaged),
+        replace(
+            dwf,
+            system="frozen",
+            story="nine frozen experts, trained gate",
+            turns=(Turn(diets.phase2, trainable="gate"),),
+        ),
+        replace(
+            dwf,
+            system="joint-scratch",
+            story="DWF's joint training without pre-training",
+            starts_from=(),
+            training=_both(profile),
+        ),
+        dwf,
+    ]
+
+
+def _defences(profile: Profile) -> list[Recipe]:
+    """Other mixtures of experts, each in DWF's setting and in its own paper's, as far as that is known."""
+    diets, both = _diets(profile), _both(profile)
+    eps, nine = diets.pgd.eps, len(EXPERTS)
+    # SoE: PGD-10 with steps of a third of eps, on the whole collaboration; sub-models are ResNet-20 there.
+    third = replace(diets.at, step_size=eps / 3)
+    three = Network("soe", member="small", experts=3)
+    soe = Recipe("soe", "SoE of the nine experts", "defence", Network("soe", experts=nine), starts_from=EXPERTS)
+    # ADVMoE: two steps of 5/8 eps from a start just off the image.
+    short = RandomPGD(eps, eps * 5 / 8, (2,), random_start=False, noise=0.001, aim="routed divergence")
+    longer = replace(diets.at, random_start=False, noise=0.001, aim="routed divergence")
+    # MoRE: a full network as gate, mixed logits; each batch is clean, L2 or L-infinity.
+    more = Network("mixture", experts=nine, gate="learned", mixing="logits")
+    l2, linf = _l2(profile, 80), diets.at
+    balls = {
+        "L2 60/255": _l2(profile, 60),
+        "L2 80/255": l2,
+        "L-infinity 6/255": replace(linf, eps=eps * 6 / 8, step_size=linf.step_size * 6 / 8),
+        "L-infinity 8/255": linf,
+    }
+    return [
+        replace(soe, turns=(Turn(diets.at, Collaboration()),), training=profile.phase2),
+        replace(
+            soe,
+            system="soe-own",
+            story="SoE as published: three small networks",
+            network=three,
+            starts_from=(),
+            turns=(Turn(third, Collaboration()),),
+            training=both,
+            own=True,
+        ),
+        Recipe(
+            "soe-moe",
+            "SoE's soft mixture: three small networks",
+            "defence",
+            Network("mixture", member="small", experts=3, gate="learned", mixing="logits"),
+            turns=(Turn(third, CrossEntropy(clean=True)),),
+            training=both,
+            own=True,
+        ),
+        _advmoe("advmoe", "ADVMoE: nine full-width pathways, PGD-10", nine, 1, longer, both),
+        replace(_advmoe("advmoe-own", "ADVMoE as published: two half-width pathways", 2, 0.5, short, both), own=True),
+        Recipe(
+            "more",
+            "MoRE of the nine experts: last layers and gate trained",
+            "defence",
+            more,
+            starts_from=EXPERTS,
+            turns=(Turn(diets.phase2, trainable="heads"),),
+            training=profile.phase2,
+        ),
+        *(
+            Recipe(
+                f"more-expert-{i}", f"expert of MoRE, {name}", "member", turns=(Turn(diet),), training=profile.phase1
+            )
+            for i, (name, diet) in enumerate(balls.items(), start=1)
+        ),
+        Recipe(
+            "more-own",
+            "MoRE as published: five experts, a ResNet-18 as gate",
+            "defence",
+            replace(more, experts=5, gate="resnet18"),
+            starts_from=("expert-0", *(f"more-expert-{i}" for i in range(1, 5))),
+            turns=(Turn(OneOf((Clean(), l2, linf)), trainable="heads"),),
+            training=profile.phase2,
+            own=True,
+        ),
+    ]
+
+
+def _advmoe(
+    system: str, story: str, pathways: int, width: float, threat: Threat, training: TrainConfig, *, safe: bool = True
+) -> Recipe:
+    turns = (Turn(threat, Trades(), "pathways"), Turn(threat, Routing(safe=safe), "router"))
+    network = Network("advmoe", width=width, experts=pathways)
+    return Recipe(system, story, "defence", network, turns=turns, training=training)
+
+
+def unsafe_advmoe(profile: Profile) -> Recipe:
+    """ADVMoE with the router loss that turns NaN: a negative control, no system of the series."""
+    eps = _diets(profile).pgd.eps
+    short = RandomPGD(eps, eps * 5 / 8, (2,), random_start=False, noise=0.001, aim="routed divergence")
+    return _advmoe(UNSAFE, "ADVMoE with the unsafe router loss", 2, 0.5, short, _both(profile), safe=False)
+
+
+def _l2(profile: Profile, radius: int) -> RandomPGD:
+    """MoRE's L2 attack of ``radius``/255 on CIFAR-10, scaled to the profile's images and budget."""
+    values = {"digits": 64}.get(profile.data.name, 3072)
+    # The same share of the L-infinity ball's corner, which lies eps * sqrt(values) away.
+    eps = radius / 255 * float(profile.threat.pgd_eps) / (8 / 255) * (values / 3072) ** 0.5
+    return RandomPGD(eps, eps / 4, (PGD_AT_STEPS,), norm="l2")
+
+
+# Experts of the ablations by kind: name in a system, how many, and whether trained on fixed eps and iterations.
+_SHORT = {"benign": "short-benign", "FGSM": "short-fgsm", "PGD": "short-pgd"}
+
+
+def _ablations(profile: Profile) -> list[Recipe]:
+    """Variants of DWF that differ in one choice from ``ablation-base``, both phases with fewer epochs than DWF's."""
+    diets = _diets(profile)
+    one = replace(profile.phase1, epochs=profile.ablation.phase1_epochs)
+    two = replace(profile.phase2, epochs=profile.ablation.phase2_epochs)
+    listed = [
+        replace(_expert(f"{name}-{i}", kind, diets, one, "member"), story=f"{kind} expert, short phase 1")
+        for kind, name in _SHORT.items()
+        for i in range(len(EXPERTS))
+    ]
+    # Fixed where the paper draws: the middle of its sets.
+    middle = sorted(diets.fgsm.eps)[len(diets.fgsm.eps) // 2]
+    half = sorted(diets.pgd.steps)[len(diets.pgd.steps) // 2]
+    one_eps, one_length = RandomFGSM((middle,)), replace(diets.pgd, steps=(half,))
+    fixed = replace(diets, fgsm=one_eps, pgd=one_length, phase2=OneOf((Clean(), one_eps, one_length)))
+    listed += [
+        replace(_expert(f"short-fixed-{kind.lower()}-{i}", kind, fixed, one, "member"), story=f"{kind} expert, fixed")
+        for kind in ("FGSM", "PGD")
+        for i in range(4)
+    ]
+
+    def experts(benign: int, fgsm: int, pgd: int, prefix: str = "short") -> tuple[str, ...]:
+        return (
+            *(f"short-benign-{i}" for i in range(benign)),
+            *(f"{prefix}-fgsm-{i}" for i in range(fgsm)),
+            *(f"{prefix}-pgd-{i}" for i in range(pgd)),
+        )
+
+    base = Recipe(
+        "ablation-base",
+        "nine experts: 1 benign, 4 FGSM, 4 PGD",
+        "ablation",
+        Network("mixture", experts=len(EXPERTS), gate="learned"),
+        starts_from=experts(1, 4, 4),
+        turns=(Turn(diets.phase2),),
+        training=two,
+    )
+
+    def variant(name: str, story: str, members: Iterable[str] = base.starts_from, **changes: object) -> Recipe:
+        chosen = tuple(members)
+        network = replace(base.network, experts=len(chosen) or len(EXPERTS), **changes)  # type: ignore[arg-type]
+        return replace(base, system=f"ablation-{name}", story=story, starts_from=chosen, network=network)
+
+    def taught(name: str, story: str, turn: Turn) -> Recipe:
+        return replace(base, system=f"ablation-{name}", story=story, turns=(turn,))
+
+    other = "logits" if profile.model.mixing == "probabilities" else "probabilities"
+    scratch = replace(variant("scratch", "no phase 1", ()), training=replace(two, epochs=one.epochs + two.epochs))
+    return [
+        *listed,
+        base,
+        variant("1", "one expert: PGD", experts(0, 0, 1)),
+        variant("3", "three experts: 1 benign, 1 FGSM, 1 PGD", experts(1, 1, 1)),
+        variant("5", "five experts: 1 benign, 2 FGSM, 2 PGD", experts(1, 2, 2)),
+        variant("benign", "nine benign experts", experts(9, 0, 0)),
+        variant("fgsm", "nine FGSM experts", experts(0, 9, 0)),
+        variant("pgd", "nine PGD experts", experts(0, 0, 9)),
+        taught("frozen", "phase 2 trains the gate only", Turn(diets.phase2, trainable="gate")),
+        taught("last-layer", "phase 2 trains last layers and gate", Turn(diets.phase2, trainable="heads")),
+        scratch,
+        replace(
+            variant("fixed", "fixed eps and iterations, both phases", experts(1, 4, 4, "short-fixed")),
+            turns=(Turn(fixed.phase2),),
+        ),
+        replace(
+            variant("top1", "the gate picks one expert at inference", top1=True),
+            turns=(),
+            training=None,
+            weights_of="ablation-base",
+        ),
+        variant("mixing", f"mixed {other}", mixing=other),
+        variant("gate", "a gate twice as wide", gate_width=2),
+        taught("pgd-batches", "phase 2 on PGD batches only", Turn(diets.pgd)),
+        taught("no-pgd-batches", "phase 2 on clean and FGSM batches", Turn(OneOf((Clean(), diets.fgsm)))),
+    ]
 
 
 def recipe_for(system: str, profile: Profile) -> Recipe:
@@ -74,26 +367,49 @@ def recipe_for(system: str, profile: Profile) -> Recipe:
 
 def build(recipe: Recipe, profile: Profile, data: Dataset) -> nn.Module:
     """The untrained network of a recipe, drawn from torch's global generator."""
-    return build_network(recipe, profile, len(data.classes), data.mean, data.std)
+    return build_network(recipe, profile, len(data.classes), data.shape[-1], data.mean, data.std)
 
 
 def build_network(
-    recipe: Recipe, profile: Profile, classes: int, mean: tuple[float, ...], std: tuple[float, ...]
+    recipe: Recipe, profile: Profile, classes: int, side: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> nn.Module:
-    """As `build`, from the four facts of the data a network needs."""
+    """As `build`, from the facts of the data a network needs; ``side`` is that of its images, in pixels."""
+    network, size = recipe.network, profile.model
+    width = max(1, round(size.width * network.width))
+    blocks = (size.gate_blocks,) * 3
 
-    def expert() -> nn.Module:
-        return resnet18(classes, profile.model.width, mean, std)
+    def member(outputs: int) -> nn.Module:
+        if network.member == "small":
+            return ResNet(outputs, size.gate_width, blocks, mean, std)
+        return backbone(network.member, outputs, width, side, mean, std)
 
-    if recipe.network == "resnet18":
-        return expert()
-    gate: nn.Module = UniformGate(len(EXPERTS))
-    if recipe.gate == "learned":
-        gate = Gate(len(EXPERTS), profile.model.gate_width, profile.model.gate_blocks, mean, std)
-    return Mixture([expert() for _ in EXPERTS], gate, profile.model.mixing)
+    if network.kind == "single":
+        return member(classes)
+    if network.kind == "soe":
+        return SoE(member(classes + 1) for _ in range(network.experts))
+    if network.kind == "advmoe":
+        return ADVMoE(classes, network.experts, width, size.gate_width, size.gate_blocks, mean, std)
+    gate: nn.Module = UniformGate(network.experts)
+    if network.gate == "learned":
+        gate_width = round(size.gate_width * network.gate_width)
+        gate = Gate(network.experts, gate_width, size.gate_blocks, mean, std)
+    elif network.gate == "resnet18":
+        gate = backbone("resnet18", network.experts, width, side, mean, std)
+    experts = [member(classes) for _ in range(network.experts)]
+    return Mixture(experts, gate, network.mixing or size.mixing, top1=network.top1)
 
 
-TRAINABLE: dict[str, Callable[[nn.Module], Iterator[nn.Parameter]]] = {
-    "all": lambda model: model.parameters(),
-    "gate": lambda model: model.get_submodule("gate").parameters(),
-}
+def load_experts(model: nn.Module, trained: Sequence[nn.Module]) -> None:
+    """Give the experts of a mixture or of SoE the weights of trained networks, in order; none leaves them as drawn.
+
+    SoE's sub-models have one output more, their confidence: it starts at zero, undecided.
+    """
+    if not trained:
+        return
+    for own, expert in zip(model.get_submodule("experts").children(), trained, strict=True):
+        found = expert.state_dict()
+        for name, wanted in own.state_dict().items():
+            if found[name].shape != wanted.shape:
+                padding = wanted.new_zeros(len(wanted) - len(found[name]), *wanted.shape[1:])
+                found[name] = torch.cat([found[name].to(wanted.device), padding])
+        own.load_state_dict(found)

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import pgd
+from paperlib.attacks import AIMS, pgd, undisturbed
 from paperlib.models import Folded
 
 T = TypeVar("T")
@@ -27,11 +27,27 @@ class Strike:
     step_size: float = 0.0
     steps: int = 0
     random_start: bool = False
+    noise: float = 0.0  # above 0: begin at the image plus normal noise of this standard deviation
+    aim: str = "cross-entropy"  # what the attack climbs, a key of `paperlib.attacks.AIMS`
+    norm: str = "linf"
+
+    @property
+    def passes(self) -> int:
+        """Passes of the batch through the model to craft it."""
+        return self.steps + (self.steps > 0 and AIMS[self.aim].targets is not None)
 
     def perturb(self, model: nn.Module | Folded, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """The images (N, C, H, W) the network is to learn from."""
         if self.steps == 0:
             return x
+        aim = AIMS[self.aim]
+        targets = start = None
+        if aim.targets is not None:
+            folded = model if isinstance(model, Folded) else Folded(model, model)
+            with undisturbed(folded.model):
+                targets = aim.targets(folded.network, x)
+        if self.noise:
+            start = x + self.noise * torch.randn(x.shape, generator=generator, device=x.device)
         return pgd(
             model,
             x,
@@ -41,6 +57,10 @@ class Strike:
             steps=self.steps,
             random_start=self.random_start,
             generator=generator,
+            objective=aim.objective,
+            targets=targets,
+            start=start,
+            norm=self.norm,
         )
 
 
@@ -81,15 +101,22 @@ class RandomFGSM:
 
 @dataclass(frozen=True)
 class RandomPGD:
-    """PGD whose number of iterations is drawn uniformly from a set: {10, 20, 30, 40, 50} in the paper."""
+    """PGD whose number of iterations is drawn uniformly from a set: {10, 20, 30, 40, 50} in the paper.
+
+    The last three fields are those of `Strike`; a set of one number of iterations makes it the usual, fixed PGD.
+    """
 
     eps: float
     step_size: float
     steps: tuple[int, ...]
     random_start: bool = True
+    noise: float = 0.0
+    aim: str = "cross-entropy"
+    norm: str = "linf"
 
     def draw(self, generator: torch.Generator) -> Strike:
-        return Strike(self.eps, self.step_size, _choice(self.steps, generator), self.random_start)
+        steps = _choice(self.steps, generator)
+        return Strike(self.eps, self.step_size, steps, self.random_start, self.noise, self.aim, self.norm)
 
     def mean_steps(self) -> float:
         return sum(self.steps) / len(self.steps)

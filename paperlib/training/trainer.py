@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import attack
+from paperlib.checks import check_weights
 from paperlib.data import Dataset, Split, augment
 from paperlib.errors import NotFiniteError, StoreError
 from paperlib.files import read_tensors, write_tensors
@@ -22,11 +23,33 @@ from paperlib.models import Folded, fold
 from paperlib.precision import tensor_float32
 from paperlib.profiles import DataConfig, TrainConfig
 from paperlib.progress import Say, say, track
+from paperlib.training.losses import CrossEntropy, Loss
 from paperlib.training.threats import Threat
 
 # An FGSM-trained network that beats FGSM but not PGD has collapsed: it masks its gradient (catastrophic overfitting).
 COLLAPSE_GAP = 0.20
 VALIDATION_BATCH = 250  # images attacked at once; nine full-width networks need some 50 MB for each
+
+
+# What a turn may teach: parts of a network by name.
+TRAINABLE: dict[str, Callable[[nn.Module], Iterator[nn.Parameter]]] = {
+    "all": lambda model: model.parameters(),
+    "gate": lambda model: model.get_submodule("gate").parameters(),
+    # MoRE: the experts' last layers and the gate
+    "heads": lambda model: (p for name, p in model.named_parameters() if name.startswith("gate.") or ".head." in name),
+    # ADVMoE: everything but the router, and the router
+    "pathways": lambda model: model.get_submodule("network").parameters(),
+    "router": lambda model: model.get_submodule("router").parameters(),
+}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One update of a batch: the attack it gets, what is learned from it, and which part of the network learns."""
+
+    threat: Threat
+    loss: Loss = field(default_factory=CrossEntropy)
+    trainable: str = "all"  # a key of TRAINABLE
 
 
 @dataclass(frozen=True)
@@ -76,10 +99,9 @@ def train(
     *,
     config: TrainConfig,
     augmentation: DataConfig,
-    threat: Threat,
+    turns: Sequence[Turn],
     validation: Validation,
     seed: int,
-    trainable: Callable[[nn.Module], Iterator[nn.Parameter]] = nn.Module.parameters,
     bf16: bool = False,
     tf32: bool = False,
     channels_last: bool = False,
@@ -89,13 +111,15 @@ def train(
 ) -> History:
     """Train ``model`` in place and leave it, in evaluation mode, at the epoch that did best on the validation split.
 
-    Each batch is turned into what ``threat`` draws, crafted against the model itself in evaluation mode; the update
-    runs in training mode on the result with cross-entropy. The test split is never looked at.
+    For each batch, each turn draws a strike from its threat, crafts it against the model itself in evaluation mode, and
+    lowers its loss on the result in training mode. Nearly every recipe has one turn; ADVMoE alternates two. The test
+    split is never looked at.
 
     Args:
         config: epochs, batch size, optimiser and schedule.
         augmentation: the profile's data section; only its crop and flip are used.
-        trainable: the parameters to update, all by default; modules without any stay in evaluation mode.
+        turns: the updates of each batch, each with an optimiser of its own; modules a turn does not teach stay in
+            evaluation mode while it learns.
         checkpoint: file the state is kept in after each epoch. A run that finds it goes on from there, and ends with
             the same weights, bit for bit on the CPU, as one that was never interrupted.
 
@@ -103,21 +127,16 @@ def train(
         NotFiniteError: the loss or the network's answer became NaN or infinite; the epoch is named.
     """
     device = next(model.parameters()).device
-    chosen = list(trainable(model))
     memory = torch.channels_last if channels_last else torch.contiguous_format
     model.to(memory_format=memory)
-    optimiser = torch.optim.SGD(
-        chosen,
-        lr=config.lr,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-    )
-    history, best = _resume(checkpoint, model, optimiser, chosen)
+    players = [_Player.of(turn, model, config) for turn in turns]
+    history, best = _resume(checkpoint, model, players)
     if history.epochs:
         say(f"{label}: going on after epoch {history.epochs[-1].epoch + 1} of {config.epochs}")
     batches = math.ceil(len(data.train) / config.batch_size)
     total = config.epochs * batches
+    # A network taught single steps only may collapse; those taught longer attacks show a gap too, with nothing hidden.
+    single_steps = all(0 < turn.threat.mean_steps() <= 1 for turn in turns)
     for epoch in range(len(history.epochs), config.epochs):
         # All of an epoch's randomness follows from (seed, epoch), so an interrupted run needs no generator state.
         generator = torch.Generator(device).manual_seed(hash_seed(seed, epoch))
@@ -128,48 +147,49 @@ def train(
         # check tells little on a fresh network, whose batch norm does nothing yet.
         exact = fold(model, data.train.images[:2])
         attacked = fold(model, data.train.images[:2], dtype=torch.bfloat16) if bf16 else exact
-        _training_mode(model, chosen)
+        if len(players) == 1:
+            _training_mode(model, players[0].chosen)
         order = torch.randperm(len(data.train), generator=generator, device=device)
         place = f"{label}: epoch {epoch + 1:>3}/{config.epochs}"
         for i, index in enumerate(track(order.split(config.batch_size), batches, place, say, every=20)):
-            for group in optimiser.param_groups:
-                group["lr"] = config.lr * schedule(config.schedule, (epoch * batches + i) / total)
-            x, y = data.train.images[index], data.train.labels[index]
-            x = augment(x, crop=augmentation.crop, flip=augmentation.flip, generator=generator)
-            x = x.to(memory_format=memory)
-            strike = threat.draw(strikes)
-            try:
-                if strike.steps:
-                    attacked.refresh()
-                with tensor_float32(tf32), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    x = strike.perturb(attacked, x, y, generator)
-                    loss = nn.functional.cross_entropy(model(x).float(), y)
-            except NotFiniteError as error:
-                raise NotFiniteError(f"{label}: {error} (epoch {epoch + 1}, {strike}); lower lr={config.lr}") from error
-            optimiser.zero_grad(set_to_none=True)
-            with tensor_float32(tf32):
-                loss.backward(inputs=chosen)  # frozen networks get no gradients, and none are computed for them
-            optimiser.step()
-            loss_sum += loss.detach() * len(x)
-            step_sum += strike.steps
-            history.passes += (strike.steps + 1) * len(x)
+            rate = config.lr * schedule(config.schedule, (epoch * batches + i) / total)
+            clean, y = data.train.images[index], data.train.labels[index]
+            clean = augment(clean, crop=augmentation.crop, flip=augmentation.flip, generator=generator)
+            clean = clean.to(memory_format=memory)
+            for player in players:
+                turn, strike = player.turn, player.turn.threat.draw(strikes)
+                if len(players) > 1:
+                    _training_mode(model, player.chosen)
+                try:
+                    if strike.steps:
+                        attacked.refresh()
+                    with tensor_float32(tf32), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                        x = strike.perturb(attacked, clean, y, generator)
+                        loss = turn.loss(model, clean, x, y)
+                except NotFiniteError as error:
+                    place = f"epoch {epoch + 1}, batch {i + 1}, {strike}"
+                    raise NotFiniteError(f"{label}: {error} ({place}); lower lr={config.lr}") from error
+                with tensor_float32(tf32):
+                    player.learn(loss, rate)
+                loss_sum += loss.detach() * len(x)
+                step_sum += strike.steps
+                history.passes += (strike.passes + turn.loss.passes) * len(x)
         mean_loss = float(loss_sum) / len(data.train)
         if not math.isfinite(mean_loss):
             raise NotFiniteError(f"{label}: the loss is {mean_loss} in epoch {epoch + 1}; lower lr={config.lr}")
+        check_weights(model, label)
         exact.refresh()
         with tensor_float32(False):
             judged = validate(exact, data.validation, validation, seed=hash_seed(seed, epoch, "validation"))
-        clean, fgsm, pgd, gap = judged
-        # Networks trained on longer attacks show a gap too, with nothing hidden behind it.
-        collapsed = gap and 0 < threat.mean_steps() <= 1
-        seconds = time.monotonic() - started
-        history.epochs.append(Epoch(epoch, mean_loss, step_sum / batches, clean, fgsm, pgd, collapsed, seconds))
+        accuracies, gap = judged[:3], judged[3]
+        seconds, steps = time.monotonic() - started, step_sum / batches / len(players)
+        history.epochs.append(Epoch(epoch, mean_loss, steps, *accuracies, gap and single_steps, seconds))
         scores = [getattr(e, validation.select) for e in history.epochs]
         # On a tie the later epoch: it has learned longer, and a small validation split ties often.
         if scores[-1] >= max(scores):
             history.best = epoch
             best = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        _save(checkpoint, model, optimiser, chosen, best, history)
+        _save(checkpoint, model, players, best, history)
         say(f"{label}: {_line(history.epochs[-1], config.epochs)}")
     model.load_state_dict(best)
     model.eval()
@@ -216,6 +236,34 @@ def hash_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
+@dataclass
+class _Player:
+    """A turn at work."""
+
+    turn: Turn
+    chosen: list[nn.Parameter]
+    optimiser: torch.optim.Optimizer
+
+    @classmethod
+    def of(cls, turn: Turn, model: nn.Module, config: TrainConfig) -> _Player:
+        chosen = list(TRAINABLE[turn.trainable](model))
+        optimiser = torch.optim.SGD(
+            chosen,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            weight_decay=config.weight_decay,
+        )
+        return cls(turn, chosen, optimiser)
+
+    def learn(self, loss: Tensor, rate: float) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward(inputs=self.chosen)  # frozen networks get no gradients, and none are computed for them
+        self.optimiser.step()
+
+
 def _training_mode(model: nn.Module, chosen: list[nn.Parameter]) -> None:
     # A frozen network keeps its batch statistics too: only modules that learn leave evaluation mode.
     learning = {id(p) for p in chosen}
@@ -235,26 +283,25 @@ def _line(e: Epoch, epochs: int) -> str:
 
 
 def _save(
-    path: Path | None,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    chosen: list[nn.Parameter],
-    best: dict[str, Tensor],
-    history: History,
+    path: Path | None, model: nn.Module, players: Sequence[_Player], best: dict[str, Tensor], history: History
 ) -> None:
     if path is None:
         return
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"best/{name}": value for name, value in best.items()}
-    for i, parameter in enumerate(chosen):
-        if (buffer := optimiser.state[parameter].get("momentum_buffer")) is not None:
-            tensors[f"momentum/{i}"] = buffer
+    for name, state in _momentum(players).items():
+        if (buffer := state.get("momentum_buffer")) is not None:
+            tensors[name] = buffer
     write_tensors(path, tensors, {"history": json.dumps(history.table())})
 
 
-def _resume(
-    path: Path | None, model: nn.Module, optimiser: torch.optim.Optimizer, chosen: list[nn.Parameter]
-) -> tuple[History, dict[str, Tensor]]:
+def _momentum(players: Sequence[_Player]) -> dict[str, dict[str, Tensor]]:
+    """The optimisers' states by the name they have in a checkpoint."""
+    states = [player.optimiser.state[parameter] for player in players for parameter in player.chosen]
+    return {f"momentum/{i}": state for i, state in enumerate(states)}
+
+
+def _resume(path: Path | None, model: nn.Module, players: Sequence[_Player]) -> tuple[History, dict[str, Tensor]]:
     if path is None or not path.exists():
         return History(), {}
     try:
@@ -269,8 +316,8 @@ def _resume(
     except (StoreError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise StoreError(f"checkpoint {path.name}: cannot go on from it ({reason}); delete it to start over") from error
-    for i, parameter in enumerate(chosen):
-        if str(i) in groups["momentum"]:
-            optimiser.state[parameter]["momentum_buffer"] = groups["momentum"][str(i)].to(parameter.device)
     device = next(model.parameters()).device
+    for name, state in _momentum(players).items():
+        if name in tensors:
+            state["momentum_buffer"] = tensors[name].to(device)
     return history, {name: value.to(device) for name, value in groups["best"].items()}

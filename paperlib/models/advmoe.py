@@ -1,0 +1,91 @@
+"""ADVMoE: one network whose convolutions come in several versions; a router picks one version for the whole depth.
+
+Zhang et al., ICCV 2023 (arXiv 2308.10110). Re-implemented from the description of the method; nothing is taken from its
+code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.models.mixture import Evidence, mixed_probabilities, picked
+from paperlib.models.resnet import ResNet, resnet18
+
+
+class Paths(nn.Module):
+    """A convolution in several versions; each image goes through the one its route names.
+
+    The images of a batch lie in the order of their routes, ``counts`` of them for each.
+    """
+
+    def __init__(self, versions: Sequence[nn.Conv2d]) -> None:
+        super().__init__()
+        self.versions = nn.ModuleList(versions)
+        self.counts: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = zip(self.versions, x.split(self.counts), strict=True)
+        return torch.cat([conv(part) for conv, part in parts if len(part)])
+
+
+class ADVMoE(nn.Module):
+    """A ResNet-18 with ``pathways`` versions of each block convolution: pixels in [0, 1] to logits (N, classes).
+
+    Stem, batch norm, shortcuts and classifier are shared. The router, a small residual network on the pixels, picks
+    one pathway for each image by argmax, so an image costs one pathway however many there are.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        pathways: int,
+        width: int,
+        router_width: int,
+        router_blocks: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.pathways = pathways
+        self.network = resnet18(classes, width, mean, std)
+        for module in list(self.network.stages.modules()):
+            for name, conv in list(module.named_children()):
+                if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+                    setattr(module, name, Paths([_again(conv) for _ in range(pathways)]))
+        self.router = ResNet(pathways, router_width, (router_blocks,) * 3, mean, std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.along(x, self.router(x).argmax(dim=1))
+
+    def along(self, x: Tensor, route: Tensor) -> Tensor:
+        """Logits (N, classes) when image i takes pathway ``route[i]`` (N,), whatever the router says."""
+        order = route.argsort(stable=True)
+        counts = torch.bincount(route, minlength=self.pathways).tolist()
+        for module in self.network.modules():
+            if isinstance(module, Paths):
+                module.counts = counts
+        return self.network(x[order])[order.argsort()]
+
+    def evidence(self, x: Tensor) -> Evidence:
+        """The answer with every pathway's logits; the weights (N, pathways) are one-hot."""
+        return picked(self._all(x), self.router(x))
+
+    def with_soft(self, x: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The answer, and its differentiable stand-in: log sum_i softmax_i(router / T) softmax(f_i); (N, classes)."""
+        logits, scores = self._all(x), self.router(x)
+        soft = mixed_probabilities(logits, torch.log_softmax(scores / temperature, dim=1))
+        return picked(logits, scores).logits, soft
+
+    def _all(self, x: Tensor) -> Tensor:
+        routes = (torch.full((len(x),), i, device=x.device) for i in range(self.pathways))
+        return torch.stack([self.along(x, route) for route in routes], dim=1)
+
+
+def _again(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution of the same shape with weights of its own."""
+    made = nn.Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride[0], padding=1, bias=False)
+    nn.init.kaiming_normal_(made.weight, mode="fan_out", nonlinearity="relu")
+    return made

@@ -1,6 +1,6 @@
 """Robust accuracy with intervals, sweeps and paired comparisons."""
 
-from paperlib.evaluation.metrics import Paired, paired, wilson
+from paperlib.evaluation.metrics import OverSeeds, Paired, over_runs, over_seeds, paired, wilson
 from paperlib.evaluation.robustness import (
     CLEAN,
     AttackSpec,
@@ -20,12 +20,15 @@ __all__ = [
     "CLEAN",
     "AttackSpec",
     "Outcome",
+    "OverSeeds",
     "Paired",
     "accuracy_by_step",
     "battery",
     "evaluate",
     "fgsm_spec",
     "headline",
+    "over_runs",
+    "over_seeds",
     "paired",
     "pgd_spec",
     "sweep",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Z95 = 1.959963984540054
@@ -58,3 +59,49 @@ def _mcnemar(b: int, c: int) -> float:
     m = b + c
     tail = sum(math.comb(m, k) for k in range(min(b, c) + 1))
     return min(1.0, 2 * tail / 2**m) if m else 1.0
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """A difference of two systems over several training runs, each judged on the same n images; fractions."""
+
+    seeds: int
+    n: int
+    difference: float  # mean over runs and images, first minus second
+    low: float
+    high: float
+    from_images: float  # standard error: had other images been drawn
+    from_runs: float  # standard error: had training fallen otherwise; NaN with one run
+
+
+def over_seeds(first: Tensor, second: Tensor) -> OverSeeds:
+    """Compare two systems trained with several seeds: outcomes (seeds, N) bool, True where the system is right.
+
+    The variance of the mean difference is that between images plus that between runs, and its t interval has the
+    effective degrees of freedom of Satterthwaite (1946). With one run the second part is unknown, and the interval
+    speaks of those two networks only.
+
+    Raises:
+        ValueError: outcomes of different shapes.
+    """
+    from scipy.stats import t  # late: replaying a figure needs no statistics
+
+    if first.shape != second.shape or first.ndim != 2:
+        raise ValueError(f"expected two outcomes (seeds, images) alike, got {first.shape} and {second.shape}")
+    runs, n = first.shape
+    d = first.double() - second.double()
+    mean = float(d.mean())
+    # Half an image for, half against in each run, so that agreement on all of few images is no certainty.
+    images = (float(((d.mean(dim=0) - mean) ** 2).sum()) + 0.5 / runs) / n / max(n - 1, 1)
+    between = float(d.mean(dim=1).var()) / runs if runs > 1 else 0.0
+    # V = a + b,  df = V^2 / (a^2 / (n - 1) + b^2 / (runs - 1))
+    variance = images + between
+    freedom = variance**2 / (images**2 / max(n - 1, 1) + (between**2 / (runs - 1) if runs > 1 else 0))
+    half = float(t.ppf(0.975, freedom)) * math.sqrt(variance)
+    apart = math.sqrt(between) if runs > 1 else math.nan
+    return OverSeeds(runs, n, mean, max(-1.0, mean - half), min(1.0, mean + half), math.sqrt(images), apart)
+
+
+def over_runs(outcomes: Tensor) -> OverSeeds:
+    """One system's accuracy over training runs: `over_seeds` against a system that is never right."""
+    return over_seeds(outcomes, torch.zeros_like(outcomes))

@@ -13,11 +13,11 @@ import seaborn as sns
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from paperlib.report.style import KINDS, LABELS, MARKERS, SYSTEMS, WIDTH
+from paperlib.report.style import KINDS, LABELS, MARKERS, WIDTH, colour_of
 from paperlib.training.recipes import EXPERT_KINDS
 
 
@@ -152,9 +152,9 @@ def lines_with_intervals(ax: Axes, frame: pd.DataFrame, x: str) -> None:
         part = part.sort_values(x)
         name = str(system)
         ax.plot(
-            part[x], part["accuracy"], color=SYSTEMS[name], marker=MARKERS[name], ms=4.5, lw=1.6, label=LABELS[name]
+            part[x], part["accuracy"], color=colour_of(name), marker=MARKERS[name], ms=4.5, lw=1.6, label=LABELS[name]
         )
-        ax.fill_between(part[x], part["low"], part["high"], color=SYSTEMS[name], alpha=0.15, lw=0)
+        ax.fill_between(part[x], part["low"], part["high"], color=colour_of(name), alpha=0.15, lw=0)
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.set_ylim(-0.02, 1.02)
 
@@ -170,7 +170,7 @@ def trace(records: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.1))
     for record in records:
         name = record["system"]
-        style = {"color": SYSTEMS[name], "label": LABELS[name], "lw": 1.8}
+        style = {"color": colour_of(name), "label": LABELS[name], "lw": 1.8}
         axes[0].plot(record["loss"], **style)
         axes[1].plot(record["accuracy_at_iterate"], **style)
     axes[0].set(title="What the attack climbs", xlabel="iteration", ylabel="mean cross-entropy (nats)")
@@ -221,12 +221,12 @@ def curves(frame: pd.DataFrame, systems: Sequence[str]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.0))
     for system in systems:
         part = frame[frame["system"] == system]
-        style = {"color": SYSTEMS[system], "label": LABELS[system], "lw": 1.8}
+        style = {"color": colour_of(system), "label": LABELS[system], "lw": 1.8}
         axes[0].plot(part["epoch"] + 1, part["loss"], **style)
         axes[1].plot(part["epoch"] + 1, part["pgd"], **style)
-        axes[1].plot(part["epoch"] + 1, part["clean"], color=SYSTEMS[system], ls=":", lw=1.4)
+        axes[1].plot(part["epoch"] + 1, part["clean"], color=colour_of(system), ls=":", lw=1.4)
         kept = part[part["epoch"] == part["best"]]
-        axes[1].plot(kept["epoch"] + 1, kept["pgd"], "o", ms=10, mfc="none", mec=SYSTEMS[system])
+        axes[1].plot(kept["epoch"] + 1, kept["pgd"], "o", ms=10, mfc="none", mec=colour_of(system))
     axes[0].set(title="Training loss", xlabel="epoch of phase 2", ylabel="cross-entropy (nats)")
     axes[1].set(
         title="Validation accuracy",
@@ -240,27 +240,77 @@ def curves(frame: pd.DataFrame, systems: Sequence[str]) -> Figure:
 
 
 def main_figure(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figure:
-    """The main table as bars with Wilson intervals; dots are other seeds where given."""
+    """The main table as bars with Wilson intervals, a panel per attack; dots are other seeds where given."""
     systems = list(dict.fromkeys(frame["system"]))
-    columns = list(dict.fromkeys(frame["column"]))
-    figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 3.1), sharey=True)
+    columns = [name for name in dict.fromkeys(frame["column"]) if not name.endswith("soft")]
+    figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 0.26 * len(systems) + 1.5), sharey=True)
     for ax, name in zip(axes, columns, strict=True):
         part = frame[frame["column"] == name].set_index("system").loc[systems]
         positions = np.arange(len(systems))
         errors = np.stack([part["accuracy"] - part["low"], part["high"] - part["accuracy"]])
-        colours = [SYSTEMS[system] for system in systems]
+        colours = [colour_of(system) for system in systems]
         ax.barh(positions, part["accuracy"], xerr=errors, color=colours, height=0.7, error_kw={"lw": 1, "capsize": 2})
         if seeds is not None:
             for position, system in zip(positions, systems, strict=True):
                 values = seeds[(seeds["column"] == name) & (seeds["system"] == system)]["accuracy"]
-                ax.plot(values, np.full(len(values), position), "o", ms=4, mfc="white", mec="0.15", mew=0.9)
+                ax.plot(values, np.full(len(values), position), "o", ms=3.5, mfc="white", mec="0.15", mew=0.8)
         ax.set(title=name, xlim=(0, 1.02), yticks=positions, yticklabels=[LABELS[s] for s in systems])
         ax.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
         ax.grid(visible=False, axis="y")
-    axes[0].invert_yaxis()
+        ax.set_ylim(len(systems) - 0.4, -0.6)
     figure.supxlabel(
         "accuracy, with Wilson 95 % intervals" + ("; circles: published seeds" if seeds is not None else ""), fontsize=9
     )
+    return figure
+
+
+def forest(frame: pd.DataFrame, labels: dict[str, str], title: str, xlabel: str) -> Figure:
+    """Differences with their intervals, one line each; those that exclude zero are filled."""
+    figure, ax = plt.subplots(figsize=(WIDTH, 0.27 * len(frame) + 1.2))
+    for i, row in enumerate(frame.to_dict("records")):
+        clear = row["low"] > 0 or row["high"] < 0
+        colour = "0.45" if not clear else colour_of("pgd-at") if row["low"] > 0 else colour_of("dwf")
+        ax.plot([100 * row["low"], 100 * row["high"]], [i, i], color=colour, lw=2)
+        ax.plot(100 * row["difference"], i, "o", ms=6, color=colour, mfc=colour if clear else "white")
+    ax.axvline(0, color="0.2", lw=0.9, ls="--")
+    ax.set_yticks(range(len(frame)), [labels.get(str(name), str(name)) for name in frame.index])
+    ax.set(title=title, xlabel=xlabel, ylim=(len(frame) - 0.4, -0.6))
+    ax.grid(visible=False, axis="y")
+    return figure
+
+
+def growth(frame: pd.DataFrame, arithmetic: Sequence[float]) -> Figure:
+    """Cost against the number of experts: phase 2's passes beside the recipe's arithmetic, and an answer's."""
+    figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 2.9))
+    experts = frame["experts"]
+    counted = {"color": colour_of("dwf"), "marker": "o", "ls": "none", "label": "counted"}
+    axes[0].plot(experts, arithmetic, color="0.5", lw=1.2, label="arithmetic of the recipe")
+    axes[0].plot(experts, frame["phase 2, units an epoch"], **counted)
+    axes[0].set(title="Training: phase 2, per epoch", ylabel="clean epochs of one ResNet-18")
+    axes[1].plot(experts, experts, color="0.5", lw=1.2, label="one ResNet-18 each")
+    axes[1].plot(experts, frame["inference cost"], **counted)
+    axes[1].set(title="One answer", ylabel="answers of one ResNet-18")
+    for ax in axes:
+        ax.set(xlabel="experts", xticks=list(experts), xlim=(0, None), ylim=(0, None))
+        ax.legend(fontsize="small")
+    return figure
+
+
+def routes(shares: pd.DataFrame) -> Figure:
+    """Mean gate weight or share of images per expert, a panel per system, clean beside attacked."""
+    systems = list(dict.fromkeys(shares["system"]))
+    rows = -(-len(systems) // 4)
+    figure, axes = plt.subplots(rows, 4, figsize=(WIDTH, 1.75 * rows + 0.6), sharey=True, squeeze=False)
+    for ax, system in zip(axes.flatten(), systems, strict=False):
+        part = shares[shares["system"] == system]
+        sns.barplot(part, x="expert", y="weight", hue="attack", palette="colorblind", ax=ax, legend=False)
+        ax.set(title=LABELS[system], ylim=(0, 1), xlabel="expert", ylabel="mean weight")
+        ax.title.set_fontsize(8.5)
+    for ax in axes.flatten()[len(systems) :]:
+        ax.axis("off")
+    names = list(dict.fromkeys(shares["attack"]))
+    handles = [Patch(color=colour) for colour in sns.color_palette("colorblind", len(names))]
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8.5)
     return figure
 
 

@@ -14,7 +14,8 @@ from paperlib.paths import figures_dir
 Colour = tuple[float, float, float]
 _SAFE: list[Colour] = list(sns.color_palette("colorblind", 10))
 KINDS = {"benign": _SAFE[2], "FGSM": _SAFE[1], "PGD": _SAFE[4]}
-SYSTEMS = {
+# One colour per system that a line may follow; the others take their family's.
+_OWN = {
     "plain": _SAFE[7],
     "pgd-at": _SAFE[0],
     "best expert": _SAFE[4],
@@ -25,12 +26,43 @@ SYSTEMS = {
 MARKERS = {"plain": "X", "pgd-at": "s", "best expert": "D", "uniform": "^", "frozen": "v", "dwf": "o"}
 LABELS = {
     "plain": "plain ResNet-18",
+    "plain-resnet50": "plain ResNet-50",
+    "plain-vgg16": "plain VGG-16",
+    "plain-densenet121": "plain DenseNet-121",
+    "plain-wrn28-10": "plain WRN-28-10",
     "pgd-at": "PGD-AT ResNet-18",
+    "trades": "TRADES ResNet-18",
+    "fgsm-at": "FGSM-AT, fixed eps",
+    "fgsm-rs": "FGSM-AT, random start",
+    "pgd-at-wrn28-10": "PGD-AT WRN-28-10",
+    "pgd-at-wide": "PGD-AT, as large as DWF",
     "best expert": "best single expert",
     "uniform": "uniform average of the nine",
+    "pgd-at-ensemble": "nine PGD-AT, averaged",
     "frozen": "frozen experts, trained gate",
+    "joint-scratch": "DWF without phase 1",
     "dwf": "DWF (joint)",
+    "soe": "SoE of the nine",
+    "soe-own": "SoE as published",
+    "soe-moe": "SoE's soft mixture",
+    "advmoe": "ADVMoE, nine pathways",
+    "advmoe-own": "ADVMoE as published",
+    "more": "MoRE of the nine",
+    "more-own": "MoRE as published",
 }
+
+
+def colour_of(system: str) -> Colour:
+    """A system's own colour, or its family's: undefended, single, mixture of the nine, other defence."""
+    if system in _OWN:
+        return _OWN[system]
+    if system.startswith("plain"):
+        return _OWN["plain"]
+    if system.startswith(("soe", "advmoe", "more")):
+        return _SAFE[2]
+    return _SAFE[9] if system in ("pgd-at-ensemble", "joint-scratch") else _SAFE[0]
+
+
 WIDTH = 7.2  # inches: readable at the width of a README
 
 

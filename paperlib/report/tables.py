@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,28 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paperlib.evaluation import CLEAN, accuracy_by_step, battery, headline, paired, sweep, wilson
+from paperlib.evaluation import (
+    CLEAN,
+    AttackSpec,
+    accuracy_by_step,
+    battery,
+    headline,
+    over_runs,
+    over_seeds,
+    paired,
+    sweep,
+    wilson,
+)
 from paperlib.files import replacing
 from paperlib.paths import figures_dir
 from paperlib.profiles import budget_text
-from paperlib.stages import COMPARED
+from paperlib.stages import COMPARED, attacks_on
 from paperlib.study import Study
-from paperlib.training.recipes import EXPERT_KINDS, EXPERTS, recipes
+from paperlib.training.recipes import EXPERT_KINDS, EXPERTS, Recipe, recipes
 
+Systems = Callable[[Study], list[str]]
 ATTACK_LABELS = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD"}
+BEST = "best expert"  # stands for the one picked on validation, another with each seed
 
 
 def percent(accuracy: float, interval: Sequence[float]) -> str:
@@ -71,32 +84,80 @@ def best_expert(study: Study) -> str:
 
 
 def compared(study: Study) -> list[str]:
-    """The systems of the main table, with the best single expert in its place."""
+    """The systems that stand in every comparison, with the best single expert in its place."""
     first, rest = COMPARED[:2], COMPARED[2:]
     return [*first, best_expert(study), *rest]
 
 
+def known(study: Study) -> dict[str, Recipe]:
+    """Every recipe of the study's profile by the name of its system."""
+    return recipes(study.profile)
+
+
+def everyone(study: Study) -> list[str]:
+    """The systems of the main table, family by family, with the best single expert in its place."""
+    of = {family: [r.system for r in known(study).values() if r.family == family] for family in _FAMILIES}
+    return [*of["single"], best_expert(study), *of["mixture"], *of["defence"]]
+
+
+_FAMILIES = ("single", "mixture", "defence")
+
+
+def named(study: Study, system: str) -> str:
+    """The system itself, or the expert that stands behind ``best expert`` with this seed."""
+    return best_expert(study) if system == BEST else system
+
+
+def called(system: str) -> str:
+    """How tables over several seeds call a system: experts in a row of systems are the best one."""
+    return BEST if system in EXPERTS else system
+
+
+def stages_of(study: Study, systems: Sequence[str]) -> list[str]:
+    """The records of the main table's rows of these systems."""
+    found = []
+    for system in systems:
+        every = EXPERTS if system == BEST else (system,)
+        found += [f"train:{name}" for name in every if known(study)[name].turns]
+        found += [f"evaluate:{name}:{s.name}" for name in every for s in attacks_on(known(study)[name], study.profile)]
+    return found
+
+
+def outcome_of(study: Study, system: str, shown: str) -> Tensor:
+    """Per image (N,): right in a column of the main table, ``clean``, ``FGSM``, ``PGD-50`` or ``worst case``."""
+    if shown == "worst case":
+        return worst_case(study, system)
+    spec = next(s for s in battery(study.profile.evaluation) if column(s.kind, s.steps) == shown)
+    return study.outcome(system, spec).arrays["correct"].bool()
+
+
 def worst_case(study: Study, system: str) -> Tensor:
-    """Per image (N,): right under every attack of the battery, the clean image included."""
-    outcomes = [study.outcome(system, spec).arrays["correct"].bool() for spec in battery(study.profile.evaluation)]
-    return torch.stack(outcomes).all(dim=0)
+    """Per image (N,): right under every attack the system faces in the main table, the clean image included."""
+    specs = attacks_on(known(study)[system], study.profile)
+    return torch.stack([study.outcome(system, spec).arrays["correct"].bool() for spec in specs]).all(dim=0)
 
 
-def main_table(study: Study) -> pd.DataFrame:
-    """Every system under every attack of the battery, with worst case, n, intervals, size and training cost."""
-    known = recipes(study.profile)
+def main_table(study: Study, systems: Sequence[str] | None = None) -> pd.DataFrame:
+    """Every system under every attack it faces, with worst case, n, intervals, size, training and inference cost."""
     rows = []
-    for system in compared(study):
-        row: dict[str, Any] = {"system": system, "what it is": known[system].story}
-        for spec in battery(study.profile.evaluation):
+    for system in compared(study) if systems is None else systems:
+        recipe = known(study)[system]
+        row: dict[str, Any] = {"system": system, "what it is": recipe.story}
+        row |= {shown: "" for shown in columns(study) if shown != "worst case"}
+        for spec in attacks_on(recipe, study.profile):
             result = study.outcome(system, spec).record["result"]
-            row[column(spec.kind, spec.steps)] = percent(result["accuracy"], result["interval"])
+            row[column_of(spec)] = percent(result["accuracy"], result["interval"])
         worst = worst_case(study, system)
         right, n = int(worst.sum()), len(worst)
         row |= {"worst case": percent(right / n, wilson(right, n)), "n": n, "seed": study.seed}
         row |= cost(study, system)
         rows.append(row)
-    return pd.DataFrame(rows).set_index("system")
+    frame = pd.DataFrame(rows).set_index("system")
+    soft = [name for name in frame.columns if name.endswith("soft")]
+    order = [name for name in frame.columns if name not in soft]
+    if soft:  # through an argmax: only systems that pick an expert have one
+        order.insert(order.index("worst case"), soft[0])
+    return frame[order].fillna("")
 
 
 def column(kind: str, steps: int) -> str:
@@ -104,25 +165,68 @@ def column(kind: str, steps: int) -> str:
     return f"PGD-{steps}" if kind == "pgd" else ATTACK_LABELS[kind]
 
 
+def column_of(spec: AttackSpec) -> str:
+    """The same of an attack with all its settings: PGD-50 soft where it aims at a soft stand-in."""
+    return column(spec.kind, spec.steps) + (" soft" if spec.aim == "soft" else "")
+
+
+def columns(study: Study) -> list[str]:
+    """The columns every system has."""
+    return [*(column_of(spec) for spec in battery(study.profile.evaluation)), "worst case"]
+
+
 def cost(study: Study, system: str) -> dict[str, Any]:
-    """Parameters, and training cost in clean epochs of one network, of everything the system is built from."""
-    recipe = recipes(study.profile)[system]
-    trained = [system] if recipe.training else []
-    records = [study.record(f"train:{name}") for name in [*recipe.starts_from, *trained]]
-    own = records[-1:] if trained else records
+    """Parameters; training cost in clean epochs of one ResNet-18, of everything the system is built from; and what an
+    answer costs, in operations of one ResNet-18.
+    """
+    recipe = known(study)[system]
+    records = [study.record(f"train:{name}") for name in _training(study, recipe)]
+    source = known(study)[recipe.weights_of] if recipe.weights_of else recipe
+    own = records[-1:] if source.turns else records
     return {
         "parameters": sum(r["parameters"] for r in own),
         "training cost": round(sum(r["training_units"] for r in records)),
-        "inference cost": own[0]["networks"] if trained else len(own),
+        "inference cost": round(sum(r["inference_cost"] for r in own), 2),
     }
+
+
+def _training(study: Study, recipe: Recipe) -> list[str]:
+    """The systems trained on the way to one, itself last."""
+    if recipe.weights_of:
+        return _training(study, known(study)[recipe.weights_of])
+    return [*recipe.starts_from, *([recipe.system] if recipe.turns else [])]
+
+
+def growth(study: Study, systems: Sequence[str]) -> pd.DataFrame:
+    """How cost grows with the number of experts: training units (all, and per epoch of phase 2), and an answer's."""
+    rows = []
+    for system in systems:
+        recipe = known(study)[system]
+        own, history = study.record(f"train:{system}"), study.record(f"train:{system}")["history"]
+        rows.append(
+            {
+                "system": system,
+                "experts": recipe.network.experts,
+                **cost(study, system),
+                "phase 2, units an epoch": own["training_units"] / len(history["epochs"]),
+            }
+        )
+    return pd.DataFrame(rows).set_index("system")
 
 
 def battery_frame(study: Study, systems: Sequence[str]) -> pd.DataFrame:
     """`results` of the battery with a ``column`` that names the attack, and the best expert under that name."""
     frame = results(study, systems)
     frame["column"] = [column(kind, steps) for kind, steps in zip(frame["attack"], frame["steps"], strict=True)]
-    frame["system"] = [name if name in COMPARED else "best expert" for name in frame["system"]]
-    return frame
+    frame["system"] = [called(name) for name in frame["system"]]
+    worst = []
+    for system in systems:
+        right = worst_case(study, system)
+        low, high = wilson(int(right.sum()), len(right))
+        row = {"system": called(system), "attack": "worst case", "column": "worst case", "n": len(right)}
+        row |= {"correct": int(right.sum()), "accuracy": float(right.float().mean()), "low": low, "high": high}
+        worst.append(row | {"seed": study.seed})
+    return pd.concat([frame, pd.DataFrame(worst)], ignore_index=True)
 
 
 def expert_table(study: Study) -> pd.DataFrame:
@@ -148,33 +252,114 @@ def published_studies(study: Study) -> list[Study]:
     return [other for other in others if not other.missing([f"train:{name}" for name in EXPERTS])]
 
 
-def published_frame(studies: Sequence[Study]) -> pd.DataFrame | None:
+def published_frame(studies: Sequence[Study], systems: Systems = compared) -> pd.DataFrame | None:
     """`battery_frame` of all published seeds, or None."""
-    frames = [battery_frame(study, compared(study)) for study in studies]
+    frames = [battery_frame(study, systems(study)) for study in studies]
     return pd.concat(frames, ignore_index=True) if frames else None
 
 
-def seeds_table(studies: Sequence[Study]) -> pd.DataFrame:
-    """Mean over seeds with the lowest and highest seed, per system and attack, in percent.
+def seeds_table(studies: Sequence[Study], systems: Systems = compared) -> pd.DataFrame:
+    """Mean over seeds with the lowest and highest seed, per system and attack, in percent; and what it costs.
 
     The best expert may be another one with each seed; it is listed under one name. Empty without studies.
     """
-    together = published_frame(studies)
+    together = published_frame(studies, systems)
     if together is None:
         return pd.DataFrame()
     groups = together.groupby(["system", "column"], sort=False)["accuracy"]
     text = groups.apply(lambda a: f"{a.mean():.1%} ({a.min():.1%} to {a.max():.1%})".replace("%", ""))
-    return text.unstack("column")[list(dict.fromkeys(together["column"]))].reindex(
+    table = text.unstack("column")[list(dict.fromkeys(together["column"]))].reindex(
         list(dict.fromkeys(together["system"]))
     )
+    costs = pd.DataFrame({called(name): cost(studies[0], name) for name in systems(studies[0])}).T
+    whole = costs[["parameters", "training cost"]].astype(int)
+    return table.join(whole).join(costs["inference cost"].map("{:.1f}".format))
 
 
-def paired_table(study: Study, against: str = "dwf") -> pd.DataFrame:
+def differences(studies: Sequence[Study], systems: Systems, against: str, shown: str = "worst case") -> pd.DataFrame:
+    """``against`` minus every other system over all seeds, with intervals that know of images and of runs."""
+    rows = []
+    ours = torch.stack([outcome_of(study, named(study, against), shown) for study in studies])
+    for system in dict.fromkeys(called(name) for name in systems(studies[0])):
+        if system == against:
+            continue
+        other = torch.stack([outcome_of(study, named(study, system), shown) for study in studies])
+        value, right = over_seeds(ours, other), over_runs(other)
+        row = {"system": system, "accuracy": right.difference, "difference": value.difference}
+        rows.append(row | {"low": value.low, "high": value.high, "seeds": value.seeds, "n": value.n})
+    return pd.DataFrame(rows).set_index("system")
+
+
+def ablations(studies: Sequence[Study]) -> pd.DataFrame:
+    """Every variant of `ablation-base`, in the order of its question: accuracy over seeds and variant minus base."""
+    systems = [r.system for r in known(studies[0]).values() if r.family == "ablation"]
+    apart = differences(studies, lambda study: systems, "ablation-base")
+    rows = []
+    for system in systems:
+        recipe = known(studies[0])[system]
+        clean = over_runs(torch.stack([outcome_of(study, system, "clean") for study in studies]))
+        worst = over_runs(torch.stack([worst_case(study, system) for study in studies]))
+        row: dict[str, Any] = {"system": system, "what it is": recipe.story}
+        row |= {"clean": percent(clean.difference, (clean.low, clean.high))}
+        row |= {"worst case": percent(worst.difference, (worst.low, worst.high))}
+        if system in apart.index:
+            found = apart.loc[system]
+            row |= {"difference": -found["difference"], "low": -found["high"], "high": -found["low"]}
+        row |= {"seeds": len(studies), "n": worst.n, **cost(studies[0], system)}
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("system")
+
+
+def with_points(table: pd.DataFrame) -> pd.DataFrame:
+    """A frame with ``difference``, ``low`` and ``high`` as one column of text, ``points``, or empty."""
+    points = [
+        f"{signed(d)} [{signed(low)}, {signed(high)}]" if d == d else ""
+        for d, low, high in zip(table["difference"], table["low"], table["high"], strict=True)
+    ]
+    frame = table.drop(columns=["low", "high"]).rename(columns={"difference": "points"})
+    return frame.assign(points=points)
+
+
+def settings(study: Study, systems: Sequence[str]) -> pd.DataFrame:
+    """How each system is trained: of what, from what, against what, for how long."""
+    rows = []
+    for system in systems:
+        recipe = known(study)[system]
+        network, config = recipe.network, recipe.training
+        member = "small ResNet" if network.member == "small" else "ResNet-18"
+        width = f" of width x {network.width:g}" if network.width != 1 else ""
+        rows.append(
+            {
+                "system": system,
+                "setting": "its own paper's" if recipe.own else "DWF's budget",
+                "built of": f"{network.experts} {member}{width}",
+                "starts from": "trained experts" if recipe.starts_from else "scratch",
+                "learns": ", then ".join(turn.trainable for turn in recipe.turns),
+                "loss": ", then ".join(type(turn.loss).__name__ for turn in recipe.turns),
+                "mean attack steps": ", ".join(f"{turn.threat.mean_steps():.1f}" for turn in recipe.turns),
+                "epochs": config.epochs if config else "",
+            }
+        )
+    return pd.DataFrame(rows).set_index("system")
+
+
+def routes(study: Study, systems: Sequence[str]) -> pd.DataFrame:
+    """Mean gate weight, or share of images, of each expert on clean and attacked images; one row each."""
+    rows = []
+    for system in systems:
+        for row in study.record(f"gate:{system}")["rows"]:
+            label = "clean" if row["kind"] == "clean" else f"{row['kind'].upper()}, eps {row['eps']}"
+            for expert, weight in enumerate(row["mean_weights"]):
+                rows.append({"system": system, "attack": label, "expert": expert, "weight": weight})
+    return pd.DataFrame(rows)
+
+
+def paired_table(study: Study, against: str = "dwf", systems: Systems = compared) -> pd.DataFrame:
     """``against`` minus every other system under the headline attack, on the same images, with McNemar's p-value."""
     spec = headline(study.profile.evaluation)
     ours = study.outcome(against, spec).arrays["correct"].bool()
     rows = []
-    for system in compared(study):
+    for system in systems(study):
         if system == against:
             continue
         pair = paired(ours, study.outcome(system, spec).arrays["correct"].bool())
@@ -192,12 +377,19 @@ def paired_table(study: Study, against: str = "dwf") -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("comparison")
 
 
-def paired_seeds(studies: Sequence[Study], against: str = "dwf") -> pd.DataFrame:
-    """`paired_table`'s differences with their intervals, a column per seed, all on the same images."""
+def paired_seeds(studies: Sequence[Study], against: str = "dwf", systems: Systems = compared) -> pd.DataFrame:
+    """`paired_table`'s differences with their intervals, a column per seed, all on the same images.
+
+    The last column is the mean over seeds; its interval knows of the images and of the training runs.
+    """
     columns = {}
     for study in studies:
-        pairs = paired_table(study, against)["points"]
-        columns[f"seed {study.seed}"] = pairs.rename({f"{against} - {best_expert(study)}": f"{against} - best expert"})
+        pairs = paired_table(study, against, systems)["points"]
+        columns[f"seed {study.seed}"] = pairs.rename({f"{against} - {best_expert(study)}": f"{against} - {BEST}"})
+    if studies:
+        attack = column_of(headline(studies[0].profile.evaluation))
+        together = with_points(differences(studies, systems, against, attack))["points"]
+        columns["all seeds"] = together.rename(lambda name: f"{against} - {name}")
     return pd.DataFrame(columns)
 
 
@@ -222,6 +414,15 @@ def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     labels = [column(kind, steps) for kind, steps in zip(frame["attack"], frame["steps"], strict=True)]
     table = frame.assign(cell=cells, attack=labels).pivot(index=["attack", "eps"], columns="system", values="cell")
     return table[list(dict.fromkeys(frame["system"]))]
+
+
+def arithmetic(study: Study, experts: int) -> float:
+    """Clean epochs of one ResNet-18 that an epoch of phase 2 costs by the recipe, the gate left out.
+
+    A step of an attack costs one, the update one: n * (1 + 2 + (1 + mean iterations)) / 3.
+    """
+    steps = study.profile.threat.pgd_steps
+    return experts * (1 + 2 + 1 + sum(steps) / len(steps)) / 3
 
 
 def histories(study: Study, systems: Sequence[str]) -> pd.DataFrame:
@@ -263,7 +464,7 @@ def gate_health(study: Study, system: str) -> pd.DataFrame:
                 "entropy": round(row["entropy"], 3),
                 "benign expert": round(row["mean_weights"][0], 3),
                 "varies by": round(float(spread), 3),
-                "favourite": max(range(len(EXPERTS)), key=row["mean_weights"].__getitem__),
+                "favourite": max(range(len(row["mean_weights"])), key=row["mean_weights"].__getitem__),
                 "leads on": f"{row['favourite_share']:.1%}",
                 "n": artefact.record["result"]["n"],
             }

@@ -192,7 +192,6 @@ def _defences(profile: Profile) -> list[Recipe]:
     soe = Recipe("soe", "SoE of the nine experts", "defence", Network("soe", experts=nine), starts_from=EXPERTS)
     # ADVMoE: two steps of 5/8 eps from a start just off the image.
     short = RandomPGD(eps, eps * 5 / 8, (2,), random_start=False, noise=0.001, aim="routed divergence")
-    longer = replace(diets.at, random_start=False, noise=0.001, aim="routed divergence")
     # MoRE: a full network as gate, mixed logits; each batch is clean, L2 or L-infinity.
     more = Network("mixture", experts=nine, gate="learned", mixing="logits")
     l2, linf = _l2(profile, 80), diets.at
@@ -223,7 +222,7 @@ def _defences(profile: Profile) -> list[Recipe]:
             training=both,
             own=True,
         ),
-        _advmoe("advmoe", "ADVMoE: nine full-width pathways, PGD-10", nine, 1, longer, both),
+        _advmoe("advmoe", "ADVMoE: nine full-width pathways", nine, 1, short, both),
         replace(_advmoe("advmoe-own", "ADVMoE as published: two half-width pathways", 2, 0.5, short, both), own=True),
         Recipe(
             "more",
@@ -320,14 +319,13 @@ def _ablations(profile: Profile) -> list[Recipe]:
 
     def variant(name: str, story: str, members: Iterable[str] = base.starts_from, **changes: object) -> Recipe:
         chosen = tuple(members)
-        network = replace(base.network, experts=len(chosen) or len(EXPERTS), **changes)  # type: ignore[arg-type]
+        network = replace(base.network, experts=len(chosen), **changes)  # type: ignore[arg-type]
         return replace(base, system=f"ablation-{name}", story=story, starts_from=chosen, network=network)
 
     def taught(name: str, story: str, turn: Turn) -> Recipe:
         return replace(base, system=f"ablation-{name}", story=story, turns=(turn,))
 
     other = "logits" if profile.model.mixing == "probabilities" else "probabilities"
-    scratch = replace(variant("scratch", "no phase 1", ()), training=replace(two, epochs=one.epochs + two.epochs))
     return [
         *listed,
         base,
@@ -339,7 +337,6 @@ def _ablations(profile: Profile) -> list[Recipe]:
         variant("pgd", "nine PGD experts", experts(0, 0, 9)),
         taught("frozen", "phase 2 trains the gate only", Turn(diets.phase2, trainable="gate")),
         taught("last-layer", "phase 2 trains last layers and gate", Turn(diets.phase2, trainable="heads")),
-        scratch,
         replace(
             variant("fixed", "fixed eps and iterations, both phases", experts(1, 4, 4, "short-fixed")),
             turns=(Turn(fixed.phase2),),

@@ -1,0 +1,357 @@
+"""What the paper claims, as data: each claim with the rule that decides it, and the verdict the records give.
+
+The rules were written before the numbers. A verdict is *supported*, *not supported*, *undecided* or *not run*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from paperlib.evaluation import OverSeeds, over_runs, over_seeds
+from paperlib.paths import published_dir
+from paperlib.profiles import profile_names
+from paperlib.published import INDEX
+from paperlib.report import tables
+from paperlib.study import Study
+from paperlib.training.recipes import BACKBONES, STRONGEST
+
+SUPPORTED, REFUTED, UNDECIDED, NOT_RUN = "supported", "not supported", "undecided", "not run"
+PLAIN = ("plain", *(f"plain-{name}" for name in BACKBONES))
+MOE_DEFENCES = ("soe", "soe-own", "soe-moe", "advmoe", "advmoe-own", "more", "more-own")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One number a verdict rests on, and how the rule reads it."""
+
+    what: str
+    value: OverSeeds | None  # None for a count that has no interval
+    reading: str  # SUPPORTED, REFUTED or UNDECIDED
+    shown: str  # the number as text
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, what the records say about it, and why."""
+
+    claim: Claim
+    verdict: str
+    evidence: list[Evidence] = field(default_factory=list)
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that can be tested. Subclasses hold the numbers a rule needs and know how to read them."""
+
+    id: str
+    says: str
+    source: str  # "v1", "v2", "v1 and v2" (abstracts of arXiv 2512.20821), or "ours"
+
+    @property
+    def rule(self) -> str:
+        """The rule in words."""
+        raise NotImplementedError
+
+    def stages(self, study: Study) -> list[str]:
+        """The records it needs."""
+        raise NotImplementedError
+
+    def read(self, studies: Sequence[Study]) -> list[Evidence]:
+        """The numbers of all seeds, each read by the rule."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Beats(Claim):
+    """The first system keeps more images than each of the others."""
+
+    system: str = "dwf"
+    others: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ("worst case",)  # "clean", "FGSM" or "worst case"
+
+    @property
+    def rule(self) -> str:
+        return (
+            f"{self.system} minus each of {', '.join(self.others)} ({', '.join(self.columns)}): supported if every "
+            "95 % interval lies above zero, not supported if any lies below, else undecided"
+        )
+
+    def stages(self, study: Study) -> list[str]:
+        return tables.stages_of(study, (self.system, *self.others))
+
+    def read(self, studies: Sequence[Study]) -> list[Evidence]:
+        found = []
+        for column in self.columns:
+            ours = outcomes(studies, self.system, column)
+            for other in self.others:
+                value = over_seeds(ours, outcomes(studies, other, column))
+                reading = SUPPORTED if value.low > 0 else REFUTED if value.high < 0 else UNDECIDED
+                found.append(Evidence(f"{self.system} - {other}, {column}", value, reading, points(value)))
+        return found
+
+
+@dataclass(frozen=True)
+class Collapse(Claim):
+    """Each system falls below chance under attack though it was right on clean images."""
+
+    systems: tuple[str, ...] = ()
+
+    @property
+    def rule(self) -> str:
+        return (
+            f"worst case of each of {', '.join(self.systems)}: supported if every 95 % interval lies below chance (one "
+            "over the number of classes) and clean accuracy is above 90 %, not supported if any interval lies above "
+            "chance, else undecided"
+        )
+
+    def stages(self, study: Study) -> list[str]:
+        return tables.stages_of(study, self.systems)
+
+    def read(self, studies: Sequence[Study]) -> list[Evidence]:
+        chance = 1 / len(studies[0].classes)
+        found = []
+        for system in self.systems:
+            left, clean = (over_runs(outcomes(studies, system, column)) for column in ("worst case", "clean"))
+            falls = left.high < chance and clean.difference > 0.9
+            reading = SUPPORTED if falls else REFUTED if left.low > chance else UNDECIDED
+            shown = f"{share(left)} left of {share(clean)}"
+            found.append(Evidence(f"{system}, worst case of clean", left, reading, shown))
+        return found
+
+
+@dataclass(frozen=True)
+class Grows(Claim):
+    """Training cost rises with the number of experts, an answer's linearly, and an answer stays far cheaper."""
+
+    systems: tuple[str, ...] = ()  # with more and more experts
+
+    @property
+    def rule(self) -> str:
+        return (
+            f"counted for {', '.join(self.systems)}: supported if training passes rise with each, the operations each "
+            "further expert adds to an answer lie within 10 % of each other, and answering the training set once costs "
+            "less than 1 % of training; not supported if any of the three fails"
+        )
+
+    def stages(self, study: Study) -> list[str]:
+        known = tables.known(study)
+        return [f"train:{name}" for system in self.systems for name in (*known[system].starts_from, system)]
+
+    def read(self, studies: Sequence[Study]) -> list[Evidence]:
+        rows = [tables.growth(study, self.systems) for study in studies]
+        rises = all(row["training cost"].is_monotonic_increasing for row in rows)
+        # Steps from one mixture to the next: the gate, the same in all, drops out.
+        each = pd.concat([row["inference cost"].diff() / row["experts"].diff() for row in rows]).dropna()
+        linear = each.max() / each.min() <= 1.1
+        once = max(float((row["inference cost"] / row["training cost"]).max()) for row in rows)
+        costs = " < ".join(f"{cost:.0f}" for cost in rows[0]["training cost"])
+        spread = f"{each.min():.2f} to {each.max():.2f} answers of a ResNet-18 for each further expert"
+        return [
+            Evidence("training cost, clean epochs of one ResNet-18", None, SUPPORTED if rises else REFUTED, costs),
+            Evidence("answer", None, SUPPORTED if linear else REFUTED, spread),
+            Evidence("answers over training", None, SUPPORTED if once < 0.01 else REFUTED, f"{once:.2%} at most"),
+        ]
+
+
+@dataclass(frozen=True)
+class Awaits(Claim):
+    """A claim whose experiment the series does not hold yet."""
+
+    missing: str = ""
+
+    @property
+    def rule(self) -> str:
+        return f"not run: {self.missing}"
+
+    def stages(self, study: Study) -> list[str]:
+        return []
+
+    def read(self, studies: Sequence[Study]) -> list[Evidence]:
+        return []
+
+
+CLAIMS: tuple[Claim, ...] = (
+    Collapse("collapse", "Plain networks collapse under small perturbations", "v1 and v2", PLAIN),
+    Beats(
+        "beats-moe-defences",
+        "DWF beats other mixture-of-experts defences under FGSM and PGD",
+        "v1 and v2",
+        others=MOE_DEFENCES,
+        columns=("FGSM", "worst case"),
+    ),
+    Beats(
+        "beats-bigger-backbones",
+        "DWF beats plain classifiers with bigger backbones",
+        "v1",
+        others=PLAIN[1:],
+        columns=("FGSM", "worst case"),
+    ),
+    Beats(
+        "clean-accuracy-too",
+        "DWF is also the more accurate on clean images",
+        "v1 (as summarised)",
+        others=PLAIN[1:],
+        columns=("clean",),
+    ),
+    Beats(
+        "joint-training",
+        "Training experts and gate jointly improves on frozen experts",
+        "v1 and v2",
+        others=("frozen",),
+    ),
+    Beats(
+        "randomised-training",
+        "Drawing eps and iterations per batch beats fixing them",
+        "v2",
+        system="ablation-base",
+        others=("ablation-fixed",),
+    ),
+    Grows(
+        "cost",
+        "Training cost rises with the experts; an answer's grows linearly and stays far cheaper",
+        "v1 and v2",
+        ("ablation-1", "ablation-3", "ablation-5", "ablation-base"),
+    ),
+    Beats("pre-training", "Phase 1 pays: DWF beats joint training from scratch", "ours", others=("joint-scratch",)),
+    Beats(
+        "gate-adds",
+        "The gate adds something over the uniform average and the best expert",
+        "ours",
+        system="frozen",
+        others=("uniform", "best expert"),
+    ),
+    Beats("beats-one-network", "DWF beats one adversarially trained ResNet-18", "ours", others=("pgd-at", "trades")),
+    Beats(
+        "beats-equal-size",
+        "DWF beats adversarially trained networks of its size",
+        "ours",
+        others=("pgd-at-wide", "pgd-at-ensemble", f"pgd-at-{STRONGEST}"),
+    ),
+    Awaits(
+        "survives",
+        "The ranking survives AutoAttack and attacks on gate and experts",
+        "ours",
+        "AutoAttack and attacks made for a mixture are not part of the series yet",
+    ),
+)
+
+
+def decide(claim: Claim, studies: Sequence[Study]) -> Verdict:
+    """The verdict of the records of ``studies``, one study for each seed of a profile.
+
+    Differences need at least two seeds: one run cannot tell a method from its luck, so the verdict stays undecided.
+    """
+    if isinstance(claim, Awaits):
+        return Verdict(claim, NOT_RUN, why=claim.missing)
+    if not studies or any(study.missing(claim.stages(study)) for study in studies):
+        return Verdict(claim, NOT_RUN, why="no records of this profile")
+    evidence = claim.read(studies)
+    readings = {item.reading for item in evidence}
+    if len(studies) < 2 and any(item.value for item in evidence):
+        return Verdict(claim, UNDECIDED, evidence, "one seed cannot tell a method from its luck")
+    if REFUTED in readings:
+        return Verdict(claim, REFUTED, evidence)
+    return Verdict(claim, SUPPORTED if readings == {SUPPORTED} else UNDECIDED, evidence)
+
+
+def verdicts(studies: Sequence[Study]) -> list[Verdict]:
+    """`decide` for every claim."""
+    return [decide(claim, studies) for claim in CLAIMS]
+
+
+def published_profiles() -> list[str]:
+    """The profiles that have published records."""
+    return [name for name in profile_names() if (published_dir(name) / INDEX).is_file()]
+
+
+def story(found: Verdict) -> str:
+    """A claim told in full: sentence, source, rule, numbers, verdict."""
+    claim = found.claim
+    lines = [f"{claim.id}: {claim.says} ({claim.source})", f"  rule     {claim.rule}"]
+    lines += [f"  {item.reading:<13}  {item.what}: {item.shown}" for item in found.evidence]
+    return "\n".join([*lines, f"  VERDICT  {found.verdict}{found.why and ' (' + found.why + ')'}"])
+
+
+def differences_frame(found: Sequence[Verdict]) -> pd.DataFrame:
+    """The differences behind the verdicts, for a figure: one row each."""
+    rows = [
+        {
+            "claim": v.claim.id,
+            "compared": item.what.removesuffix(", worst case"),
+            "difference": item.value.difference,
+            "low": item.value.low,
+            "high": item.value.high,
+        }
+        for v in found
+        for item in v.evidence
+        if item.value and isinstance(v.claim, Beats)
+    ]
+    return pd.DataFrame(rows).set_index("compared")
+
+
+def verdicts_table(found: Sequence[Verdict]) -> pd.DataFrame:
+    """One row per claim: what it says, where it is from, the verdict, and how many of its numbers speak for it."""
+    rows = []
+    for v in found:
+        count = {r: sum(item.reading == r for item in v.evidence) for r in (SUPPORTED, REFUTED, UNDECIDED)}
+        told = f"{count[SUPPORTED]} for, {count[REFUTED]} against, {count[UNDECIDED]} open" if v.evidence else v.why
+        rows.append(
+            {"claim": v.claim.id, "says": v.claim.says, "source": v.claim.source, "verdict": v.verdict, "numbers": told}
+        )
+    return pd.DataFrame(rows).set_index("claim")
+
+
+def evidence_table(found: Sequence[Verdict]) -> pd.DataFrame:
+    """Every number every verdict rests on, with seeds and n."""
+    rows = [
+        {
+            "claim": v.claim.id,
+            "compared": item.what,
+            "result": item.shown,
+            "seeds": item.value.seeds if item.value else "",
+            "n": item.value.n if item.value else "",
+            "reading": item.reading,
+        }
+        for v in found
+        for item in v.evidence
+    ]
+    return pd.DataFrame(rows).set_index(["claim", "compared"])
+
+
+def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
+    """Which differences from DWF the records can resolve: the halves of the intervals, and what they are made of."""
+    ours = outcomes(studies, "dwf", "worst case")
+    found = [over_seeds(ours, outcomes(studies, other, "worst case")) for other in others]
+    halves = pd.Series([(value.high - value.low) / 2 for value in found])
+    images = pd.Series([value.from_images for value in found])
+    runs = pd.Series([value.from_runs for value in found])
+    # 80 % power at 5 %: the true difference must be 1.96 + 0.84 standard errors away from zero.
+    total = (images**2 + runs.fillna(0) ** 2) ** 0.5
+    return (
+        f"{found[0].seeds} seed(s), n = {found[0].n} images each. Half-widths of the 95 % intervals of "
+        f"{len(found)} differences: {100 * halves.min():.1f} to {100 * halves.max():.1f} points, median "
+        f"{100 * halves.median():.1f}. Standard error from the images {100 * images.median():.1f} points, from the "
+        f"training runs {100 * runs.median():.1f} (medians). A true difference of {280 * total.median():.1f} points "
+        "would be found four times out of five; a smaller one is likely to read as undecided, whatever its sign."
+    )
+
+
+def outcomes(studies: Sequence[Study], system: str, column: str) -> Tensor:
+    """Per seed and image (seeds, N): right in a column of the main table."""
+    return torch.stack([tables.outcome_of(study, tables.named(study, system), column) for study in studies])
+
+
+def points(value: OverSeeds) -> str:
+    """A difference in percentage points with its interval."""
+    return f"{tables.signed(value.difference)} [{tables.signed(value.low)}, {tables.signed(value.high)}]"
+
+
+def share(value: OverSeeds) -> str:
+    """An accuracy in percent with its interval."""
+    return tables.percent(value.difference, (max(0.0, value.low), value.high))

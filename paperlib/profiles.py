@@ -77,9 +77,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """The ablations repeat both phases many times, so with fewer epochs; all else as in phases 1 and 2."""
+    """The ablations repeat phase 2 many times, so with fewer epochs; all else as in phase 2."""
 
-    phase1_epochs: int = _limits(low=1)
     phase2_epochs: int = _limits(low=1)
 
 

@@ -6,6 +6,7 @@ finds its result or computes it. Raise ``version`` when a change of code changes
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ ROUTED = ("soe", "soe-own", "soe-moe", "advmoe", "advmoe-own", "more", "more-own
 TRACED = ("plain", "pgd-at", "dwf")
 SHOWN = ("plain", "dwf")
 PUBLISHED_WEIGHTS = ("dwf",)
+REPORTED_GAP = 320.0  # between router scores, when published ADVMoE code turned NaN
 
 
 class Context(Protocol):
@@ -169,7 +171,7 @@ def _validation(recipe: Recipe, profile: Profile) -> Validation:
 
 def _drawn(recipe: Recipe, context: Context) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(hash_seed(context.seed, recipe.system, "initial weights"))
+        torch.manual_seed(hash_seed(context.seed, recipe.luck or recipe.system, "initial weights"))
         return build(recipe, context.profile, context.data).to(context.device)
 
 
@@ -183,7 +185,7 @@ def _taught(model: nn.Module, recipe: Recipe, context: Context, checkpoint: Path
         augmentation=profile.data,
         turns=recipe.turns,
         validation=_validation(recipe, profile),
-        seed=hash_seed(context.seed, recipe.system),
+        seed=hash_seed(context.seed, recipe.luck or recipe.system),
         bf16=profile.run.bf16,
         tf32=profile.run.tf32,
         channels_last=profile.run.channels_last,
@@ -200,13 +202,25 @@ def relative_cost(model: nn.Module, profile: Profile, data: Dataset) -> float:
 
 
 def _control(profile: Profile) -> Stage:
-    """The negative control: ADVMoE with the router loss that turns NaN, and who notices."""
-    recipe = unsafe_advmoe(profile)
+    """The negative control: ADVMoE with the router loss that turns NaN, beside the safe one, and who notices.
+
+    Both begin with a router whose scores lie as far apart as was reported of published code (third party: 320), so
+    that a probability underflows; one epoch is enough.
+    """
+    recipe, safe = unsafe_advmoe(profile)
     n, eps = profile.evaluation.images, float(profile.evaluation.eps)
 
     def compute(context: Context) -> Result:
         model = _drawn(recipe, context)
+        router = model.get_submodule("router")
+        with undisturbed(model), torch.no_grad():
+            scores = router(context.data.train.first(128).images.to(context.device))
+            factor = REPORTED_GAP / float((scores.amax(dim=1) - scores.amin(dim=1)).max())
+            for parameter in router.get_submodule("head").parameters():
+                parameter.mul_(factor)
+        mended = copy.deepcopy(model)
         stopped = _refusal(lambda: _taught(model, recipe, context))
+        held = _refusal(lambda: _taught(mended, safe, context))
         split = context.data.test.first(n).to(context.device)
         refused = _refusal(lambda: evaluate(model, split, CLEAN, seed=0, label=recipe.system, say=context.say))
         generator = torch.Generator(context.device).manual_seed(hash_seed(context.seed, recipe.system, "naive"))
@@ -216,13 +230,22 @@ def _control(profile: Profile) -> Stage:
         left = [split.images, (split.images + eps * noise).clamp(0, 1)]
         with undisturbed(model), torch.no_grad():
             naive = [int((model(x).argmax(dim=1) == split.labels).sum()) for x in left]
-        broken = torch.cat([p.detach().flatten() for p in model.get_submodule("router").parameters()])
-        share = float((~torch.isfinite(broken)).float().mean())
-        told = {"training_stopped": stopped, "evaluation_refused": refused, "router_not_finite": share}
-        return Result({"system": recipe.system, "n": n, **told, "naive_clean": naive[0], "naive_attacked": naive[1]})
+        told: Json = {"training_stopped": stopped, "evaluation_refused": refused, "safe_training_stopped": held}
+        told |= {
+            "router_not_finite": _not_finite(router),
+            "safe_router_not_finite": _not_finite(mended.get_submodule("router")),
+        }
+        told |= {"naive_clean": naive[0], "naive_attacked": naive[1]}
+        return Result({"system": recipe.system, "n": n, "eps": budget_text(profile.evaluation.eps), **told})
 
-    described = {"recipe": _described(recipe), "images": n, "eps": budget_text(profile.evaluation.eps)}
+    described = {"recipe": _described(recipe), "safe": _described(safe), "gap": REPORTED_GAP}
+    described |= {"images": n, "eps": budget_text(profile.evaluation.eps)}
     return Stage(f"control:{recipe.system}", 1, described, (), compute, 1e6)
+
+
+def _not_finite(module: nn.Module) -> float:
+    values = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    return float((~torch.isfinite(values)).float().mean())
 
 
 def _refusal(work: Callable[[], object]) -> str:

@@ -333,11 +333,12 @@ def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
     runs = pd.Series([value.from_runs for value in found])
     # 80 % power at 5 %: the true difference must be 1.96 + 0.84 standard errors away from zero.
     total = (images**2 + runs.fillna(0) ** 2) ** 0.5
+    spread = f"{100 * runs.median():.1f}" if len(studies) > 1 else "unknown with one seed"
     return (
         f"{found[0].seeds} seed(s), n = {found[0].n} images each. Half-widths of the 95 % intervals of "
         f"{len(found)} differences: {100 * halves.min():.1f} to {100 * halves.max():.1f} points, median "
         f"{100 * halves.median():.1f}. Standard error from the images {100 * images.median():.1f} points, from the "
-        f"training runs {100 * runs.median():.1f} (medians). A true difference of {280 * total.median():.1f} points "
+        f"training runs {spread} (medians). A true difference of {280 * total.median():.1f} points "
         "would be found four times out of five; a smaller one is likely to read as undecided, whatever its sign."
     )
 

@@ -304,8 +304,7 @@ def routes(shares: pd.DataFrame) -> Figure:
     for ax, system in zip(axes.flatten(), systems, strict=False):
         part = shares[shares["system"] == system]
         sns.barplot(part, x="expert", y="weight", hue="attack", palette="colorblind", ax=ax, legend=False)
-        ax.set(title=LABELS[system], ylim=(0, 1), xlabel="expert", ylabel="mean weight")
-        ax.title.set_fontsize(8.5)
+        ax.set(title=system, ylim=(0, 1), xlabel="expert", ylabel="mean weight")
     for ax in axes.flatten()[len(systems) :]:
         ax.axis("off")
     names = list(dict.fromkeys(shares["attack"]))

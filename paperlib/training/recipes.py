@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -58,7 +58,8 @@ class Recipe:
     turns: tuple[Turn, ...] = ()
     training: TrainConfig | None = None
     select: str = "pgd"  # validation accuracy that picks the checkpoint
-    own: bool = field(default=False)  # in the setting of its own paper rather than in DWF's
+    own: bool = False  # in the setting of its own paper rather than in DWF's
+    luck: str = ""  # the system whose initial weights, batches and strikes it shares, so that only the recipes differ
 
     @property
     def chooses(self) -> bool:
@@ -190,8 +191,7 @@ def _defences(profile: Profile) -> list[Recipe]:
     third = replace(diets.at, step_size=eps / 3)
     three = Network("soe", member="small", experts=3)
     soe = Recipe("soe", "SoE of the nine experts", "defence", Network("soe", experts=nine), starts_from=EXPERTS)
-    # ADVMoE: two steps of 5/8 eps from a start just off the image.
-    short = RandomPGD(eps, eps * 5 / 8, (2,), random_start=False, noise=0.001, aim="routed divergence")
+    short = _short_attack(profile)
     # MoRE: a full network as gate, mixed logits; each batch is clean, L2 or L-infinity.
     more = Network("mixture", experts=nine, gate="learned", mixing="logits")
     l2, linf = _l2(profile, 80), diets.at
@@ -260,11 +260,18 @@ def _advmoe(
     return Recipe(system, story, "defence", network, turns=turns, training=training)
 
 
-def unsafe_advmoe(profile: Profile) -> Recipe:
-    """ADVMoE with the router loss that turns NaN: a negative control, no system of the series."""
-    eps = _diets(profile).pgd.eps
-    short = RandomPGD(eps, eps * 5 / 8, (2,), random_start=False, noise=0.001, aim="routed divergence")
-    return _advmoe(UNSAFE, "ADVMoE with the unsafe router loss", 2, 0.5, short, _both(profile), safe=False)
+def unsafe_advmoe(profile: Profile) -> tuple[Recipe, Recipe]:
+    """One epoch of ADVMoE with the router loss that turns NaN, and with the safe one: controls, no systems."""
+    one = replace(profile.phase1, epochs=1)
+    unsafe = _advmoe(UNSAFE, "ADVMoE with the unsafe router loss", 2, 0.5, _short_attack(profile), one, safe=False)
+    safe = _advmoe("advmoe-safe", "the same with the safe one", 2, 0.5, _short_attack(profile), one)
+    return unsafe, replace(safe, luck=UNSAFE)
+
+
+def _short_attack(profile: Profile) -> RandomPGD:
+    # ADVMoE trains against two steps of 5/8 eps from a start just off the image.
+    eps = float(profile.threat.pgd_eps)
+    return RandomPGD(eps, eps * 5 / 8, (2,), random_start=False, noise=0.001, aim="routed divergence")
 
 
 def _l2(profile: Profile, radius: int) -> RandomPGD:
@@ -275,78 +282,75 @@ def _l2(profile: Profile, radius: int) -> RandomPGD:
     return RandomPGD(eps, eps / 4, (PGD_AT_STEPS,), norm="l2")
 
 
-# Experts of the ablations by kind: name in a system, how many, and whether trained on fixed eps and iterations.
-_SHORT = {"benign": "short-benign", "FGSM": "short-fgsm", "PGD": "short-pgd"}
-
-
 def _ablations(profile: Profile) -> list[Recipe]:
-    """Variants of DWF that differ in one choice from ``ablation-base``, both phases with fewer epochs than DWF's."""
+    """Variants of DWF that differ in one choice from ``ablation-base``, which is DWF with a shorter phase 2.
+
+    All share luck: batches, strikes and random starts of phase 2 are the same, so that only the choice differs.
+    """
     diets = _diets(profile)
-    one = replace(profile.phase1, epochs=profile.ablation.phase1_epochs)
-    two = replace(profile.phase2, epochs=profile.ablation.phase2_epochs)
-    listed = [
-        replace(_expert(f"{name}-{i}", kind, diets, one, "member"), story=f"{kind} expert, short phase 1")
-        for kind, name in _SHORT.items()
-        for i in range(len(EXPERTS))
-    ]
+    short = replace(profile.phase2, epochs=profile.ablation.phase2_epochs)
     # Fixed where the paper draws: the middle of its sets.
     middle = sorted(diets.fgsm.eps)[len(diets.fgsm.eps) // 2]
     half = sorted(diets.pgd.steps)[len(diets.pgd.steps) // 2]
     one_eps, one_length = RandomFGSM((middle,)), replace(diets.pgd, steps=(half,))
     fixed = replace(diets, fgsm=one_eps, pgd=one_length, phase2=OneOf((Clean(), one_eps, one_length)))
-    listed += [
-        replace(_expert(f"short-fixed-{kind.lower()}-{i}", kind, fixed, one, "member"), story=f"{kind} expert, fixed")
-        for kind in ("FGSM", "PGD")
-        for i in range(4)
+    members = [
+        replace(_expert(f"{kind.lower()}-{i}", kind, diets, profile.phase1, "member"), story=f"further {kind} expert")
+        for kind in ("benign", "FGSM", "PGD")
+        for i in range(1, 1 + len(EXPERTS) - EXPERT_KINDS.count(kind))
     ]
-
-    def experts(benign: int, fgsm: int, pgd: int, prefix: str = "short") -> tuple[str, ...]:
-        return (
-            *(f"short-benign-{i}" for i in range(benign)),
-            *(f"{prefix}-fgsm-{i}" for i in range(fgsm)),
-            *(f"{prefix}-pgd-{i}" for i in range(pgd)),
+    members += [
+        replace(
+            _expert(f"fixed-{name}", kind, fixed, profile.phase1, "member"),
+            story=f"{kind} expert of fixed budget",
+            luck=name,
         )
+        for name, kind in zip(EXPERTS, EXPERT_KINDS, strict=True)
+        if kind != "benign"
+    ]
+    own = {kind: [n for n, k in zip(EXPERTS, EXPERT_KINDS, strict=True) if k == kind] for kind in set(EXPERT_KINDS)}
+
+    def nine(kind: str) -> tuple[str, ...]:
+        return (*own[kind], *(f"{kind.lower()}-{i}" for i in range(1, 1 + len(EXPERTS) - len(own[kind]))))
 
     base = Recipe(
         "ablation-base",
         "nine experts: 1 benign, 4 FGSM, 4 PGD",
         "ablation",
         Network("mixture", experts=len(EXPERTS), gate="learned"),
-        starts_from=experts(1, 4, 4),
+        starts_from=EXPERTS,
         turns=(Turn(diets.phase2),),
-        training=two,
+        training=short,
+        luck="ablation",
     )
 
-    def variant(name: str, story: str, members: Iterable[str] = base.starts_from, **changes: object) -> Recipe:
-        chosen = tuple(members)
+    def variant(name: str, story: str, chosen: Sequence[str] = EXPERTS, **changes: object) -> Recipe:
         network = replace(base.network, experts=len(chosen), **changes)  # type: ignore[arg-type]
-        return replace(base, system=f"ablation-{name}", story=story, starts_from=chosen, network=network)
+        return replace(base, system=f"ablation-{name}", story=story, starts_from=tuple(chosen), network=network)
 
     def taught(name: str, story: str, turn: Turn) -> Recipe:
         return replace(base, system=f"ablation-{name}", story=story, turns=(turn,))
 
+    benign, fgsm, pgd = own["benign"], own["FGSM"], own["PGD"]
     other = "logits" if profile.model.mixing == "probabilities" else "probabilities"
+    steady = (*benign, *(f"fixed-{name}" for name in (*fgsm, *pgd)))
+    picks = variant("top1", "the gate picks one expert at inference", top1=True)
     return [
-        *listed,
+        *members,
         base,
-        variant("1", "one expert: PGD", experts(0, 0, 1)),
-        variant("3", "three experts: 1 benign, 1 FGSM, 1 PGD", experts(1, 1, 1)),
-        variant("5", "five experts: 1 benign, 2 FGSM, 2 PGD", experts(1, 2, 2)),
-        variant("benign", "nine benign experts", experts(9, 0, 0)),
-        variant("fgsm", "nine FGSM experts", experts(0, 9, 0)),
-        variant("pgd", "nine PGD experts", experts(0, 0, 9)),
+        variant("1", "one expert: PGD", pgd[:1]),
+        variant("3", "three experts: 1 benign, 1 FGSM, 1 PGD", (*benign, *fgsm[:1], *pgd[:1])),
+        variant("5", "five experts: 1 benign, 2 FGSM, 2 PGD", (*benign, *fgsm[:2], *pgd[:2])),
+        variant("benign", "nine benign experts", nine("benign")),
+        variant("fgsm", "nine FGSM experts", nine("FGSM")),
+        variant("pgd", "nine PGD experts", nine("PGD")),
         taught("frozen", "phase 2 trains the gate only", Turn(diets.phase2, trainable="gate")),
         taught("last-layer", "phase 2 trains last layers and gate", Turn(diets.phase2, trainable="heads")),
         replace(
-            variant("fixed", "fixed eps and iterations, both phases", experts(1, 4, 4, "short-fixed")),
+            variant("fixed", "fixed eps and iterations, both phases", steady),
             turns=(Turn(fixed.phase2),),
         ),
-        replace(
-            variant("top1", "the gate picks one expert at inference", top1=True),
-            turns=(),
-            training=None,
-            weights_of="ablation-base",
-        ),
+        replace(picks, turns=(), training=None, weights_of="ablation-base"),
         variant("mixing", f"mixed {other}", mixing=other),
         variant("gate", "a gate twice as wide", gate_width=2),
         taught("pgd-batches", "phase 2 on PGD batches only", Turn(diets.pgd)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -15,7 +16,18 @@ from torch import Tensor, nn
 from toys import Linear, ToyNet, same_state
 
 from paperlib import Dataset
-from paperlib.attacks import NEVER, Attacked, attack, cross_entropy, fgsm, gradient, misclassified, pgd, undisturbed
+from paperlib.attacks import (
+    AIMS,
+    NEVER,
+    Attacked,
+    attack,
+    cross_entropy,
+    fgsm,
+    gradient,
+    misclassified,
+    pgd,
+    undisturbed,
+)
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
 from paperlib.models import Folded, fold
@@ -124,6 +136,242 @@ def test_budgets_may_be_text_or_fractions(linear: Linear) -> None:
     expected = fgsm(linear, x, y, eps=8 / 255)
     assert torch.equal(fgsm(linear, x, y, eps="8/255"), expected)
     assert torch.equal(fgsm(linear, x, y, eps=Fraction(8, 255)), expected)
+
+
+# -- the Euclidean ball, other starts, other targets -------------------------------------------------------------------
+
+
+def lengths(offsets: Tensor) -> Tensor:
+    return offsets.flatten(1).double().square().sum(dim=1).sqrt()
+
+
+def test_one_l2_step_is_its_closed_form_on_a_linear_model(linear: Linear) -> None:
+    x, y = torch.rand(6, 1, 2, 2, generator=rng(5)) * 0.6 + 0.2, torch.arange(6) % 3  # nothing to clip
+    weight, bias = linear.weight.detach(), linear.bias.detach()
+    p = torch.softmax(x.flatten(1) @ weight.T + bias, dim=1)
+    g = (p - nn.functional.one_hot(y, 3)) @ weight
+    along = (g / g.square().sum(dim=1, keepdim=True).sqrt()).view_as(x)
+    how: dict[str, Any] = {"steps": 1, "random_start": False, "norm": "l2"}
+    assert torch.allclose(pgd(linear, x, y, eps=EPS, step_size=STEP, **how), x + STEP * along, atol=1e-6)
+    # A step beyond the ball ends on its surface, in the same direction.
+    assert torch.allclose(pgd(linear, x, y, eps=EPS, step_size=2 * EPS, **how), x + EPS * along, atol=1e-6)
+
+
+def test_l2_pgd_reaches_the_point_that_is_optimal_on_a_linear_binary_model() -> None:
+    w = torch.tensor([0.7, -1.2, 0.4, -0.5])
+    x, y = torch.rand(20, 1, 2, 2, generator=rng(5)) * 0.6 + 0.2, torch.arange(20) % 2
+    away = torch.where(y[:, None] == 0, -w, w).view_as(x) / w.norm()
+    how: dict[str, Any] = {"eps": EPS, "step_size": EPS, "steps": 60, "norm": "l2"}
+    found = pgd(Linear(torch.stack([w, -w])), x, y, **how, generator=rng())
+    assert torch.allclose(found, x + EPS * away, atol=1e-5)
+
+
+def test_random_l2_starts_fill_the_ball(linear: Linear) -> None:
+    x, y = torch.full((2000, 1, 2, 2), 0.5), torch.zeros(2000, dtype=torch.int64)
+    start = pgd(linear, x, y, eps=EPS, step_size=0, steps=1, norm="l2", generator=rng())
+    share = lengths(start - x) / EPS
+    assert share.max() <= 1 + 1e-5
+    for t in (0.1, 0.25, 0.5, 0.75, 0.9):  # lengths are uniform on [0, eps]
+        assert float((share <= t).double().mean()) == pytest.approx(t, abs=0.04)
+    directions = (start - x).flatten(1) / (share[:, None] * EPS)
+    assert directions.mean(dim=0).abs().max() < 0.05
+    again = pgd(linear, x, y, eps=EPS, step_size=0, steps=1, norm="l2", generator=rng())
+    assert torch.equal(again, start)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    eps=st.floats(0, 1),
+    step=st.floats(0, 1),
+    steps=st.integers(1, 4),
+    random_start=st.booleans(),
+    far=st.none() | st.floats(0, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_every_image_stays_in_the_l2_ball_and_in_the_box(
+    linear: Linear, eps: float, step: float, steps: int, random_start: bool, far: float | None, seed: int
+) -> None:
+    x, y = images(seed=seed)
+    start = None if far is None else x + far * torch.randn(x.shape, generator=rng(seed))
+    how: dict[str, Any] = {"eps": eps, "step_size": step, "steps": steps, "random_start": random_start, "norm": "l2"}
+    found = pgd(linear, x, y, **how, start=start, generator=rng(seed))
+    assert found.shape == x.shape
+    assert float(lengths(found - x).max()) <= eps + 1e-6
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+
+
+@settings(max_examples=60)
+@given(
+    eps=st.floats(0, 1),
+    norm=st.sampled_from(["linf", "l2"]),
+    offset=st.lists(st.floats(-3, 3, width=32), min_size=4, max_size=4),
+)
+def test_projection_is_into_the_ball_and_leaves_what_is_inside(eps: float, norm: str, offset: list[float]) -> None:
+    how = gradient._How(eps, STEP, 1, cross_entropy, 1, norm)
+    x, moved = torch.full((1, 1, 2, 2), 0.5), 0.5 + torch.tensor(offset).view(1, 1, 2, 2)
+    found = how.project(x, moved)
+    size = (lambda z: float(lengths(z))) if norm == "l2" else (lambda z: float(z.abs().max()))
+    assert size(found - x) <= eps + 1e-6
+    assert 0 <= float(found.min()) <= float(found.max()) <= 1
+    if size(moved - x) <= min(eps, 0.5):
+        assert torch.allclose(found, moved, atol=1e-6)
+    assert torch.allclose(how.project(x, found), found, atol=1e-6)  # once is enough
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_start_is_moved_into_the_ball_and_begun_at(linear: Linear, norm: str) -> None:
+    x, y = images()
+    how: dict[str, Any] = {"eps": EPS, "step_size": 0, "steps": 1, "norm": norm}
+    near = (x + 0.02 * torch.randn(x.shape, generator=rng())).clamp(0, 1)
+    assert torch.allclose(pgd(linear, x, y, **how, start=near), near, atol=1e-6)
+    far = x + torch.tensor([3.0, -3.0, 0.0, 0.04]).view(1, 1, 2, 2)
+    if norm == "linf":
+        expected = x + torch.tensor([EPS, -EPS, 0.0, 0.04]).view(1, 1, 2, 2)
+    else:
+        expected = x + (far - x) / lengths(far - x).float().view(-1, 1, 1, 1) * EPS
+    assert torch.allclose(pgd(linear, x, y, **how, start=far), expected.clamp(0, 1), atol=1e-6)
+    for random_start in (False, True):  # a start that is given is used, and no other is drawn
+        generator = rng()
+        pgd(linear, x, y, **how, start=near, random_start=random_start, generator=generator)
+        assert torch.equal(generator.get_state(), rng().get_state())
+
+
+def towards(model: nn.Module, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Climbs towards an image of its own for each image."""
+    return model(x), -(x - wanted).square().flatten(1).sum(dim=1)
+
+
+@pytest.mark.parametrize("room", [None, 1, 4, 6])
+def test_each_image_keeps_its_target_in_whatever_parts_they_are_attacked(linear: Linear, room: int | None) -> None:
+    x, y = images(10)
+    wanted = torch.rand(x.shape, generator=rng(8))
+    how: dict[str, Any] = {"eps": EPS, "step_size": EPS, "steps": 1, "random_start": False, "objective": towards}
+    found = pgd(Folded(linear, linear, room=room), x, y, **how, targets=wanted)
+    assert torch.allclose(found, (x + EPS * (wanted - x).sign()).clamp(0, 1))
+
+
+def test_each_image_keeps_its_target_and_start_when_memory_runs_out(linear: Linear) -> None:
+    x, y = images(10)
+    wanted, start = (torch.rand(x.shape, generator=rng(seed)) for seed in (8, 9))
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 2, "objective": towards, "start": start}
+    cramped = Cramped(linear, 3, "cpu")
+    found = pgd(cramped, x, y, **how, targets=wanted)
+    assert cramped.sizes[:3] == [10, 5, 2]
+    assert torch.equal(found, pgd(linear, x, y, **how, targets=wanted))
+
+
+def test_without_targets_the_objective_gets_the_labels(linear: Linear) -> None:
+    x, y = images()
+    given_targets: list[Tensor] = []
+
+    def objective(model: nn.Module, x: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        given_targets.append(wanted)
+        return cross_entropy(model, x, wanted)
+
+    pgd(linear, x, y, eps=EPS, step_size=STEP, steps=1, objective=objective)
+    assert torch.equal(given_targets[0], y)
+
+
+# -- other aims ------------------------------------------------------------------------------------------------------
+
+
+def softmax(row: list[float]) -> list[float]:
+    powers = [math.exp(v) for v in row]
+    return [power / sum(powers) for power in powers]
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(softmax(p), softmax(q), strict=True))
+
+
+def test_the_divergence_is_kl_from_the_clean_answer(linear: Linear) -> None:
+    x, _ = images()
+    moved = (x + 0.2 * torch.randn(x.shape, generator=rng())).clamp(0, 1)
+    aim = AIMS["divergence"]
+    assert aim.targets is not None
+    targets = aim.targets(linear, x)
+    assert not targets.requires_grad
+    logits, values = aim.objective(linear, moved, targets)
+    assert torch.equal(logits, linear(moved))
+    clean, other = linear(x).tolist(), linear(moved).tolist()
+    assert values.tolist() == pytest.approx([kl(p, q) for p, q in zip(clean, other, strict=True)], rel=1e-3, abs=1e-6)
+    assert aim.objective(linear, x, targets)[1].abs().max() < 1e-6
+
+
+class Choosing(nn.Module):
+    """Two linear experts and a router that picks one; the stand-in mixes their probabilities."""
+
+    def __init__(self, first: Tensor, second: Tensor, router: Tensor) -> None:
+        super().__init__()
+        self.first, self.second, self.router = Linear(first), Linear(second), Linear(router)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.router(x).argmax(dim=1, keepdim=True) == 0
+        return torch.where(one, self.first(x), self.second(x))
+
+    def with_soft(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shares = torch.softmax(self.router(x), dim=1).unsqueeze(2)
+        each = torch.stack([torch.softmax(expert(x), dim=1) for expert in (self.first, self.second)], dim=1)
+        return self(x), (shares * each).sum(dim=1).log()
+
+
+def test_the_routed_divergence_adds_that_of_the_router() -> None:
+    model = Choosing(*(torch.randn(n, 4, generator=rng(n)) for n in (3, 3, 2)))
+    x, _ = images()
+    moved = (x + 0.2 * torch.randn(x.shape, generator=rng())).clamp(0, 1)
+    aim = AIMS["routed divergence"]
+    assert aim.targets is not None
+    logits, values = aim.objective(model, moved, aim.targets(model, x))
+    assert torch.equal(logits, model(moved))
+    pairs = [zip(part(x).tolist(), part(moved).tolist(), strict=True) for part in (model, model.router)]
+    expected = [kl(*answer) + kl(*route) for answer, route in zip(*pairs, strict=True)]
+    assert values.tolist() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_the_divergence_is_finite_however_far_apart_answers_are() -> None:
+    model = Linear(torch.tensor([[1e4, 0, 0, 0], [-1e4, 0, 0, 0]]))
+    targets = torch.log_softmax(torch.tensor([[-1e4, 1e4]]), dim=1)
+    x = torch.full((1, 1, 2, 2), 0.5, requires_grad=True)
+    _, values = AIMS["divergence"].objective(model, x, targets)
+    assert values.tolist() == pytest.approx([1e4])
+    assert torch.isfinite(torch.autograd.grad(values.sum(), x)[0]).all()
+
+
+def test_the_stand_in_leads_where_the_choice_gives_no_gradient() -> None:
+    # Both experts ignore the image; the first is right, the second wrong, and the first pixel decides between them.
+    flat, first_pixel = torch.zeros(2, 4), torch.tensor([[-4.0, 0, 0, 0], [4.0, 0, 0, 0]])
+    model = Choosing(flat, flat, first_pixel)
+    with torch.no_grad():
+        model.first.bias.copy_(torch.tensor([1.0, -1.0]))
+        model.second.bias.copy_(torch.tensor([-1.0, 1.0]))
+        model.router.bias.copy_(torch.tensor([2.2, -2.2]))  # the second from 0.55 on
+    x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
+    how: dict[str, Any] = {"eps": 0.2, "step_size": 0.02, "steps": 6, "random_start": False}
+    assert not attack(model, x, y, **how).fooled.any()
+    done = attack(model, x, y, **how, objective=AIMS["soft"].objective)
+    assert done.first_success.tolist() == [3] * 3  # 0.50, 0.52, 0.54, 0.56
+    assert misclassified(model, done.images, y).all()
+
+
+@pytest.mark.parametrize(("answer", "stand_in", "fooled"), [(0, 1, False), (1, 0, True)])
+def test_success_is_read_off_the_answer_and_not_off_the_stand_in(answer: int, stand_in: int, fooled: bool) -> None:
+    class Two(nn.Module):
+        """Answers one class whatever the image (where it is off the clean image); its stand-in says another."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            clean = (x.flatten(1) == 0.5).all(dim=1)
+            said = torch.where(clean, torch.tensor(0), torch.tensor(answer))
+            return nn.functional.one_hot(said, 2).float() + 0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+        def with_soft(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            tilt = torch.tensor([1.0, -1.0]) * (5 if stand_in == 0 else -5)
+            return self(x), tilt - x.flatten(1)[:, :2]
+
+    x, y = torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64)
+    how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 2, "random_start": False}
+    done = attack(Two(), x, y, **how, objective=AIMS["soft"].objective)
+    assert done.fooled.tolist() == [fooled] * 4
+    assert done.first_success.tolist() == [1 if fooled else NEVER] * 4
 
 
 # -- what counts as success ------------------------------------------------------------------------------------------
@@ -682,6 +930,8 @@ def test_images_are_not_changed_and_results_carry_no_graph(linear: Linear, call:
         ("steps", True, "steps"),
         ("restarts", 0, "restarts"),  # no restart is no attack: its accuracy would be the clean one
         ("restarts", 1.5, "restarts"),
+        ("norm", "l1", "norm"),
+        ("norm", "L2", "norm"),
         ("batch_size", 0, "batch_size"),
         ("batch_size", -1, "batch_size"),  # an empty batch would never end
         ("batch_size", 2.5, "batch_size"),
@@ -697,8 +947,9 @@ def test_images_are_not_changed_and_results_carry_no_graph(linear: Linear, call:
 def test_a_bad_setting_is_one_input_error_that_names_it(linear: Linear, setting: str, value: object, word: str) -> None:
     x, y = images()
     given: dict[str, Any] = {"x": x, "y": y, "eps": EPS, "step_size": STEP, "steps": 2, setting: value}
-    with pytest.raises(InputError, match=word):
-        attack(linear, **given)
+    if setting != "norm":
+        with pytest.raises(InputError, match=word):
+            attack(linear, **given)
     if setting not in ("restarts", "batch_size"):
         with pytest.raises(InputError, match=word):
             pgd(linear, **given)

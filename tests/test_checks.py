@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from paperlib.checks import as_budget, check_images, check_labels, check_logits
+from paperlib.checks import as_budget, check_images, check_labels, check_logits, check_weights
 from paperlib.errors import InputError, NotFiniteError
 
 IMAGES = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -118,3 +119,32 @@ def test_logits_that_are_not_finite_are_refused(value: float) -> None:
     logits[1, 2] = value
     with pytest.raises(NotFiniteError, match="logits"):
         check_logits(logits, LABELS)
+
+
+def network() -> nn.Module:
+    """Parameters, float buffers and a counter that is no float."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+
+
+def test_finite_weights_pass() -> None:
+    check_weights(network())
+    check_weights(nn.Identity())  # has none
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["0.weight", "1.bias", "1.running_mean", "1.running_var", "2.1.weight", "2.1.bias"])
+def test_a_tensor_that_is_not_finite_is_named(part: str, value: float) -> None:
+    model = network()
+    tensor = model.state_dict()[part]
+    tensor.view(-1)[0] = value
+    share = f"{1 / tensor.numel():.0%}"
+    with pytest.raises(NotFiniteError, match=rf"^mine: {part} holds NaN or infinity \({share} of it\)"):
+        check_weights(model, "mine")
+
+
+def test_the_first_of_several_is_named() -> None:
+    model = network()
+    for part in ("2.1.bias", "1.running_var", "1.weight"):
+        model.state_dict()[part].fill_(float("nan"))
+    with pytest.raises(NotFiniteError, match=r"model: 1\.weight holds NaN or infinity \(100% of it\)"):
+        check_weights(model)

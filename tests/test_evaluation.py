@@ -7,11 +7,12 @@ import functools
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 from torch import Tensor, nn
 from toys import Linear, ToyNet
 
@@ -27,6 +28,8 @@ from paperlib.evaluation import (
     evaluate,
     fgsm_spec,
     headline,
+    over_runs,
+    over_seeds,
     paired,
     pgd_spec,
     sweep,
@@ -138,7 +141,7 @@ def test_an_attack_is_named_by_kind_steps_restarts_and_eps(spec: AttackSpec, nam
 def test_the_table_of_an_attack_holds_every_setting() -> None:
     spec = pgd_spec(Fraction(8, 255), 10, Fraction(2, 255), restarts=5)
     expected = {"kind": "pgd", "eps": "8/255", "step": "2/255", "steps": 10, "restarts": 5, "random_start": True}
-    assert spec.table() == expected
+    assert spec.table() == expected | {"aim": "cross-entropy"}
 
 
 def test_battery_and_sweep_follow_the_profile() -> None:
@@ -392,3 +395,139 @@ def test_a_broken_model_has_no_accuracy(spec: AttackSpec, digits: Dataset) -> No
 def test_bad_images_and_labels_are_refused(spec: AttackSpec, images: Tensor, labels: Tensor, word: str) -> None:
     with pytest.raises(InputError, match=word):
         evaluate(THRESHOLD, Split(images, labels), spec, seed=0, say=silent)
+
+
+# -- comparison over training runs -----------------------------------------------------------------------------------
+
+
+def runs_of(*runs: str) -> Tensor:
+    """Outcomes (seeds, N) from a line of 0 and 1 for each run."""
+    return torch.tensor([[letter == "1" for letter in run] for run in runs])
+
+
+def drawn(generator: np.random.Generator, runs: int, n: int) -> tuple[Tensor, Tensor]:
+    """Outcomes of two systems, the first the better one."""
+    first, second = generator.random((2, runs, n)) < np.array([0.7, 0.5])[:, None, None]
+    return torch.tensor(first), torch.tensor(second)
+
+
+def test_a_difference_over_runs_by_hand() -> None:
+    # Ten images: the first system gets 6 right in one run and 4 of these in the other, the second none.
+    found = over_seeds(runs_of("1111110000", "1111000000"), torch.zeros(2, 10, dtype=torch.bool))
+    assert (found.seeds, found.n, found.difference) == (2, 10, 0.5)
+    # Mean per image 1, 1, 1, 1, .5, .5, 0, 0, 0, 0: squares around .5 sum to 2, and 1 is added.
+    assert found.from_images**2 == pytest.approx(3 / 10 / 9)
+    assert found.from_runs**2 == pytest.approx(0.02 / 2)  # the variance of .6 and .4, over two
+    # Degrees of freedom 0.0433^2 / (0.0333^2 / 9 + 0.01^2) = 8.40, where tables have 2.306 at 8 and 2.262 at 9.
+    half = 2.287 * math.sqrt(0.13 / 3)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-3)
+
+
+@pytest.mark.parametrize(("runs", "n"), [(1, 2), (1, 30), (2, 1), (2, 7), (3, 40), (5, 360)])
+def test_a_difference_over_runs_follows_its_formula(runs: int, n: int) -> None:
+    first, second = drawn(np.random.default_rng(100 * runs + n), runs, n)
+    found = over_seeds(first, second)
+    d = first.numpy().astype(float) - second.numpy().astype(float)
+    images = (((d.mean(0) - d.mean()) ** 2).sum() + 1) / (n * max(n - 1, 1))
+    between = d.mean(1).var(ddof=1) / runs if runs > 1 else 0
+    squares = images**2 / max(n - 1, 1) + (between**2 / (runs - 1) if runs > 1 else 0)
+    half = t.ppf(0.975, (images + between) ** 2 / squares) * math.sqrt(images + between)
+    assert found.difference == pytest.approx(d.mean(), abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((max(-1, d.mean() - half), min(1, d.mean() + half)), abs=1e-12)
+    assert found.from_images == pytest.approx(math.sqrt(images))
+    assert found.from_runs == pytest.approx(math.sqrt(between) if runs > 1 else math.nan, nan_ok=True)
+
+
+def test_one_run_has_the_uncertainty_of_its_images_only() -> None:
+    first, second = drawn(np.random.default_rng(0), 1, 50)
+    found = over_seeds(first, second)
+    assert math.isnan(found.from_runs)
+    half = t.ppf(0.975, 49) * found.from_images
+    assert (found.low, found.high) == pytest.approx((found.difference - half, found.difference + half))
+    pair = paired(first[0], second[0])
+    assert found.difference == pytest.approx(pair.difference)
+    assert (found.low, found.high) == pytest.approx((pair.low, pair.high), abs=0.03)
+
+
+def test_runs_that_agree_add_no_uncertainty_and_runs_that_do_not_do() -> None:
+    none = torch.zeros(2, 8, dtype=torch.bool)
+    alike, apart = over_seeds(runs_of("11110000", "11110000"), none), over_seeds(runs_of("11111110", "10000000"), none)
+    assert alike.difference == apart.difference == 0.5
+    assert alike.from_runs == 0 < apart.from_runs
+    assert apart.high - apart.low > alike.high - alike.low
+
+
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_a_difference_over_runs_turns_over_with_its_systems(runs: int, n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (torch.rand(runs, n, generator=generator) < share for share in (0.8, 0.4))
+    one, other = over_seeds(first, second), over_seeds(second, first)
+    assert -1 <= one.low <= one.difference <= one.high <= 1
+    assert one.low < one.high
+    assert (-other.high, -other.difference, -other.low) == pytest.approx((one.low, one.difference, one.high))
+    assert (one.from_images, one.from_runs) == pytest.approx((other.from_images, other.from_runs), nan_ok=True)
+
+
+@given(st.integers(1, 4), st.integers(2, 40), st.integers(0, 2**32 - 1))
+def test_neither_images_nor_runs_have_an_order(runs: int, n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first, second = (torch.rand(runs, n, generator=generator) < share for share in (0.8, 0.4))
+    rows, columns = torch.randperm(runs, generator=generator), torch.randperm(n, generator=generator)
+    one, other = over_seeds(first, second), over_seeds(first[rows][:, columns], second[rows][:, columns])
+    assert (one.low, one.difference, one.high) == pytest.approx((other.low, other.difference, other.high))
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize("n", [1, 5, 360])
+def test_identical_outcomes_are_no_proof_of_equality(runs: int, n: int) -> None:
+    outcome = drawn(np.random.default_rng(1), runs, n)[0]
+    found = over_seeds(outcome, outcome)
+    assert found.difference == 0
+    assert found.low == -found.high < 0
+    assert found.from_images > 0
+
+
+def test_more_images_of_the_same_kind_narrow_a_difference() -> None:
+    first, second = drawn(np.random.default_rng(2), 3, 50)
+    widths = []
+    for times in (1, 4, 16):
+        found = over_seeds(first.repeat(1, times), second.repeat(1, times))
+        widths.append(found.from_images)
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] / widths[2] == pytest.approx(4, rel=0.1)
+
+
+@pytest.mark.parametrize("runs", [3, 5])
+def test_the_interval_covers_the_true_difference_where_images_and_runs_vary(runs: int) -> None:
+    draws, n, truth = 500, 200, 0.1
+    generator = np.random.default_rng(runs)
+    # An image is as hard for both systems in all runs; each run of each system has its luck.
+    hardness = generator.uniform(0.25, 0.65, (draws, 1, n))
+    luck = generator.normal(0, 0.06, (2, draws, runs, 1))
+    first = torch.tensor(generator.random((draws, runs, n)) < hardness + truth + luck[0])
+    second = torch.tensor(generator.random((draws, runs, n)) < hardness + luck[1])
+    found = [over_seeds(a, b) for a, b in zip(first, second, strict=True)]
+    covered = sum(value.low <= truth <= value.high for value in found) / draws
+    assert 0.9 <= covered <= 0.99
+    # An interval that knows of the images alone takes the luck of the runs for a difference.
+    blind = sum(abs(value.difference - truth) <= 1.96 * value.from_images for value in found) / draws
+    assert blind < 0.75
+    assert np.mean([value.difference for value in found]) == pytest.approx(truth, abs=0.01)
+
+
+@pytest.mark.parametrize("shapes", [((2, 5), (2, 4)), ((2, 5), (3, 5)), ((5,), (5,)), ((1, 2, 3), (1, 2, 3))])
+def test_outcomes_of_different_shapes_are_not_compared_over_runs(shapes: tuple[tuple[int, ...], ...]) -> None:
+    first, second = (torch.ones(shape, dtype=torch.bool) for shape in shapes)
+    with pytest.raises(ValueError, match=r"\(seeds, images\)"):
+        over_seeds(first, second)
+
+
+def test_one_system_over_runs_has_its_accuracy() -> None:
+    found = over_runs(runs_of("1100", "1110"))
+    assert (found.seeds, found.n, found.difference) == (2, 4, 5 / 8)
+    outcome = drawn(np.random.default_rng(3), 3, 200)[0]
+    accuracy = over_runs(outcome)
+    assert accuracy.difference == pytest.approx(float(outcome.double().mean()))
+    assert accuracy.low < accuracy.difference < accuracy.high
+    low, high = wilson(int(outcome[0].sum()), 200)
+    assert over_runs(outcome[:1]).high - over_runs(outcome[:1]).low == pytest.approx(high - low, rel=0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,15 +21,38 @@ from paperlib.attacks import fgsm, undisturbed
 from paperlib.data import Split
 from paperlib.errors import MissingError, NotFiniteError, StoreError
 from paperlib.files import read_tensors, write_tensors
-from paperlib.models import Folded, Gate, Mixture, ResNet, UniformGate, resnet18
+from paperlib.models import ADVMoE, Folded, Gate, Mixture, ResNet, SoE, UniformGate, parameters, resnet18
 from paperlib.precision import tensor_float32
 from paperlib.profiles import DataConfig, TrainConfig
 from paperlib.progress import silent
+from paperlib.training import recipes as recipes_module
 from paperlib.training import trainer
-from paperlib.training.recipes import EXPERT_KINDS, EXPERTS, TRAINABLE, build, recipe_for, recipes
+from paperlib.training.losses import Collaboration, CrossEntropy, Loss, Routing, Trades
+from paperlib.training.recipes import (
+    BACKBONES,
+    EXPERT_KINDS,
+    EXPERTS,
+    Network,
+    Recipe,
+    build,
+    build_network,
+    load_experts,
+    recipe_for,
+    recipes,
+)
 from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, Strike, Threat
 from paperlib.training.threats import Mixture as OneOf
-from paperlib.training.trainer import Epoch, History, Validation, hash_seed, schedule, train, validate
+from paperlib.training.trainer import (
+    TRAINABLE,
+    Epoch,
+    History,
+    Turn,
+    Validation,
+    hash_seed,
+    schedule,
+    train,
+    validate,
+)
 
 CONFIG = TrainConfig(
     epochs=3, batch_size=60, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="one-cycle", validation_steps=2
@@ -53,7 +77,7 @@ def run(model: nn.Module, data: Dataset, **changes: Any) -> History:
     settings: dict[str, Any] = {
         "config": CONFIG,
         "augmentation": AUGMENTATION,
-        "threat": PHASE2,
+        "turns": [Turn(PHASE2)],
         "validation": VALIDATION,
         "seed": 5,
         "say": silent,
@@ -164,7 +188,7 @@ def test_seeds_of_neighbours_differ_and_fit_a_generator() -> None:
 @pytest.mark.parametrize("threat", [Clean(), FGSM, PGD], ids=["clean", "fgsm", "pgd"])
 def test_training_lowers_the_loss_and_beats_chance(digits: Dataset, threat: Threat) -> None:
     model = net()
-    history = run(model, digits, threat=threat, config=dataclasses.replace(CONFIG, epochs=20))
+    history = run(model, digits, turns=[Turn(threat)], config=dataclasses.replace(CONFIG, epochs=20))
     assert history.epochs[-1].loss < 0.9 * history.epochs[0].loss
     assert not model.training
     right = model(digits.validation.images).argmax(dim=1) == digits.validation.labels
@@ -174,7 +198,7 @@ def test_training_lowers_the_loss_and_beats_chance(digits: Dataset, threat: Thre
 def test_adversarial_training_is_more_robust_than_clean_training(digits: Dataset) -> None:
     config = dataclasses.replace(CONFIG, epochs=20)
     clean, robust = (
-        run(net(), digits, threat=threat, config=config).epochs[-1].pgd
+        run(net(), digits, turns=[Turn(threat)], config=config).epochs[-1].pgd
         for threat in (Clean(), RandomPGD(0.1, 0.05, (3,)))
     )
     assert robust > clean + 0.1
@@ -190,7 +214,7 @@ def test_each_batch_is_attacked_in_evaluation_mode_and_learnt_from_in_training_m
 
     model = net()
     hook = model.register_forward_hook(lambda module, *seen: modes.append("t" if module.body[1].training else "e"))
-    run(model, digits, threat=Watched(), config=dataclasses.replace(CONFIG, epochs=1))
+    run(model, digits, turns=[Turn(Watched())], config=dataclasses.replace(CONFIG, epochs=1))
     hook.remove()
     batches = "".join(modes).split("|")[1:]
     assert len(batches) == 4
@@ -228,7 +252,7 @@ def test_attacks_see_the_weights_of_the_moment_through_a_folded_copy(
 ) -> None:
     spied = Spied(monkeypatch)
     model = net()
-    run(model, digits, threat=PGD)
+    run(model, digits, turns=[Turn(PGD)])
     assert len(spied.attacked) == 12
     assert all(folded.model is model and folded.network is not model for folded in spied.attacked)
     assert max(spied.stale) < 1e-4
@@ -239,7 +263,7 @@ def test_bfloat16_attacks_a_copy_in_bfloat16_and_judges_in_float32(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spied = Spied(monkeypatch)
-    run(net(), digits, threat=PGD, bf16=True)
+    run(net(), digits, turns=[Turn(PGD)], bf16=True)
     assert {layer.dtype for folded in spied.attacked for layer in folded.layers} == {torch.bfloat16}
     assert {layer.dtype for folded in spied.validated for layer in folded.layers} == {torch.float32}
 
@@ -248,7 +272,7 @@ def test_bfloat16_attacks_a_copy_in_bfloat16_and_judges_in_float32(
 def test_tensor_float32_is_for_training_alone(digits: Dataset, monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     spied = Spied(monkeypatch)
-    run(net(), digits, threat=PGD, tf32=tf32)
+    run(net(), digits, turns=[Turn(PGD)], tf32=tf32)
     assert set(spied.tf32) == {"attack on" if tf32 else "attack off", "judged off"}
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
@@ -272,9 +296,9 @@ def test_training_on_a_folded_copy_is_training_as_it_is(digits: Dataset, monkeyp
     # Rounding aside: the same strikes against the same weights.
     folded, plain = net(), net()
     config = dataclasses.replace(CONFIG, epochs=1)
-    run(folded, digits, threat=RandomFGSM((0.1,)), config=config)
+    run(folded, digits, turns=[Turn(RandomFGSM((0.1,)))], config=config)
     monkeypatch.setattr(trainer, "fold", lambda model, example, **settings: Folded(model, model))
-    run(plain, digits, threat=RandomFGSM((0.1,)), config=config)
+    run(plain, digits, turns=[Turn(RandomFGSM((0.1,)))], config=config)
     for a, b in zip(folded.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(a, b, atol=2e-3)
 
@@ -296,7 +320,7 @@ def test_training_leaves_torchs_global_generator_alone(digits: Dataset) -> None:
 
 def test_passes_count_every_iterate_and_every_update(digits: Dataset) -> None:
     threat = RandomPGD(0.1, 0.05, (3,))
-    history = run(net(), digits, threat=threat, config=dataclasses.replace(CONFIG, epochs=2))
+    history = run(net(), digits, turns=[Turn(threat)], config=dataclasses.replace(CONFIG, epochs=2))
     assert history.passes == 2 * 240 * (3 + 1)
     assert [e.steps for e in history.epochs] == [3, 3]
 
@@ -354,7 +378,7 @@ def two_experts(seed: int = 0) -> Mixture:
 def test_frozen_modules_keep_their_weights_and_batch_statistics(digits: Dataset) -> None:
     model = two_experts()
     before = copy.deepcopy(model)
-    run(model, digits, trainable=TRAINABLE["gate"], config=dataclasses.replace(CONFIG, schedule="constant"))
+    run(model, digits, turns=[Turn(PHASE2, trainable="gate")], config=dataclasses.replace(CONFIG, schedule="constant"))
     assert same_state(model.experts, before.experts)
     assert all(p.grad is None for p in model.experts.parameters())
     gate, old = model.gate.state_dict(), before.gate.state_dict()
@@ -369,6 +393,137 @@ def test_joint_training_moves_gate_and_experts(digits: Dataset) -> None:
     run(model, digits, config=dataclasses.replace(CONFIG, schedule="constant"))
     for name, parameter in model.named_parameters():
         assert not torch.equal(parameter, before.get_parameter(name)), name
+
+
+# -- turns -----------------------------------------------------------------------------------------------------------
+
+ROUTED = RandomPGD(0.1, 0.0625, (2,), random_start=False, noise=0.001, aim="routed divergence")
+ALTERNATING = [Turn(ROUTED, Trades(), "pathways"), Turn(ROUTED, Routing(), "router")]
+
+
+def routed(seed: int = 0) -> ADVMoE:
+    torch.manual_seed(seed)
+    return ADVMoE(10, 2, 2, 2, 1, (0.3,), (0.4,))
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """A loss that tells ``look`` each time it is asked."""
+
+    loss: Loss
+    look: Callable[[nn.Module], object]
+
+    @property
+    def passes(self) -> int:
+        return self.loss.passes
+
+    def __call__(self, model: nn.Module, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
+        self.look(model)
+        return self.loss(model, clean, attacked, y)
+
+
+def test_two_turns_alternate_and_each_changes_only_its_part(digits: Dataset) -> None:
+    states: list[tuple[str, dict[str, Tensor]]] = []
+    modes: dict[str, set[tuple[bool, bool]]] = {"pathways": set(), "router": set()}
+
+    def watching(turn: Turn) -> Turn:
+        def look(model: nn.Module) -> None:
+            states.append((turn.trainable, {name: value.clone() for name, value in model.state_dict().items()}))
+            modes[turn.trainable].add((model.network.stem[1].training, model.router.stem[1].training))
+
+        return dataclasses.replace(turn, loss=Seen(turn.loss, look))
+
+    config = dataclasses.replace(CONFIG, epochs=1, schedule="constant")
+    run(routed(), digits, turns=[watching(turn) for turn in ALTERNATING], config=config)
+    assert [name for name, _ in states] == ["pathways", "router"] * 4
+    assert modes == {"pathways": {(True, False)}, "router": {(False, True)}}
+    for (turn, before), (_, after) in itertools.pairwise(states):
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        part, other = ("network.", "router.") if turn == "pathways" else ("router.", "network.")
+        assert {f"{part}head.weight", f"{part}stem.0.weight", f"{part}stem.1.running_mean"} <= changed
+        assert not any(name.startswith(other) for name in changed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Push:
+    """A loss whose gradient is ``force``, whatever the images."""
+
+    force: float
+    passes = 1
+
+    def __call__(self, model: nn.Module, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
+        return self.force * model.get_parameter("scale")
+
+
+def test_each_turn_has_the_momentum_of_its_own_gradients(digits: Dataset) -> None:
+    split = Split(torch.full((80, 1, 8, 8), 0.5), torch.zeros(80, dtype=torch.int64))
+    data = dataclasses.replace(digits, train=split, validation=split)
+    scales: list[float] = []
+
+    def look(model: nn.Module) -> None:
+        scales.append(float(model.get_parameter("scale").detach()))
+
+    turns = [Turn(Clean(), Seen(Push(1.0), look)), Turn(Clean(), Seen(Push(0.0), look))]
+    config = TrainConfig(1, 20, lr=0.1, momentum=0.9, weight_decay=0, schedule="constant", validation_steps=1)
+    run(Collapsed(), data, turns=turns, config=config)
+    scale, speed, expected = 1.0, 0.0, []
+    for _ in range(4):
+        speed = 0.9 * speed + 1
+        after = scale - 0.1 * (1 + 0.9 * speed)  # Nesterov
+        expected += [scale, after]  # the second turn has no gradient, hence no momentum, and moves nothing
+        scale = after
+    assert scales == pytest.approx(expected)
+
+
+def test_each_turn_draws_its_own_strike(digits: Dataset) -> None:
+    drawn: list[Strike] = []
+
+    class Watched(RandomFGSM):
+        def draw(self, generator: torch.Generator) -> Strike:
+            drawn.append(super().draw(generator))
+            return drawn[-1]
+
+    turns = [Turn(Watched(FGSM.eps)), Turn(Watched(FGSM.eps))]
+    history = run(net(), digits, turns=turns, config=dataclasses.replace(CONFIG, batch_size=20, epochs=1))
+    assert len(drawn) == 24
+    assert drawn[::2] != drawn[1::2]
+    assert history.epochs[0].steps == 1  # per turn
+
+
+@pytest.mark.parametrize(
+    ("turns", "each"),
+    [
+        ([Turn(Clean())], 1),
+        ([Turn(Clean(), CrossEntropy(clean=True))], 2),
+        ([Turn(RandomPGD(0.1, 0.05, (3,)), CrossEntropy(clean=True))], 3 + 2),
+        ([Turn(RandomPGD(0.1, 0.05, (3,), False, 0.001, "divergence"), Trades())], 3 + 1 + 2),
+        ([Turn(Clean()), Turn(RandomPGD(0.1, 0.05, (2,)), Trades())], 1 + 2 + 2),
+    ],
+)
+def test_passes_are_those_of_strikes_and_losses(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch, turns: list[Turn], each: int
+) -> None:
+    monkeypatch.setattr(trainer, "fold", lambda model, example, **settings: Folded(model, model))
+    monkeypatch.setattr(trainer, "validate", lambda *args, **settings: (0.0, 0.0, 0.0, False))
+    model, seen = net(), []
+    model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    history = run(model, digits, turns=turns, config=dataclasses.replace(CONFIG, epochs=2))
+    assert history.passes == sum(seen) == 2 * 240 * each
+
+
+def test_passes_of_alternating_turns_are_counted_for_both(digits: Dataset) -> None:
+    history = run(routed(), digits, turns=ALTERNATING, config=dataclasses.replace(CONFIG, epochs=1))
+    # two steps, one look at the clean answers, two passes of the loss; twice
+    assert history.passes == 240 * 2 * (2 + 1 + 2)
+
+
+def test_a_collaboration_learns(digits: Dataset) -> None:
+    torch.manual_seed(0)
+    model = SoE(ToyNet(width=4, classes=11) for _ in range(2))
+    turns = [Turn(RandomPGD(0.05, 0.025, (2,)), Collaboration())]
+    history = run(model, digits, turns=turns, config=dataclasses.replace(CONFIG, epochs=8))
+    assert history.epochs[-1].loss < 0.9 * history.epochs[0].loss
+    assert history.epochs[history.best].clean > 0.4  # chance is 0.1
 
 
 # -- interruption ----------------------------------------------------------------------------------------------------
@@ -417,22 +572,39 @@ def test_interrupted_within_an_epoch_it_ends_bit_for_bit_the_same(digits: Datase
     expected = run(straight, digits)
     checkpoint = tmp_path / "state.safetensors"
     with pytest.raises(Interrupted):
-        run(model, digits, threat=Faulty(PHASE2.threats), checkpoint=checkpoint)
+        run(model, digits, turns=[Turn(Faulty(PHASE2.threats))], checkpoint=checkpoint)
     model = net()
-    history = run(model, digits, threat=PHASE2, checkpoint=checkpoint)
+    history = run(model, digits, turns=[Turn(PHASE2)], checkpoint=checkpoint)
     assert same_state(model, straight)
     assert (without_times(history), history.passes) == (without_times(expected), expected.passes)
 
 
 def test_a_frozen_run_goes_on_bit_for_bit_the_same(digits: Dataset, tmp_path: Path) -> None:
     straight, checkpoint = two_experts(), tmp_path / "state.safetensors"
-    gate = {"trainable": TRAINABLE["gate"], "config": dataclasses.replace(CONFIG, epochs=2)}
+    gate = {"turns": [Turn(PHASE2, trainable="gate")], "config": dataclasses.replace(CONFIG, epochs=2)}
     run(straight, digits, **gate)
     with pytest.raises(Interrupted):
         run(two_experts(), digits, **gate, checkpoint=checkpoint, say=stop_after(1))
     model = two_experts()
     run(model, digits, **gate, checkpoint=checkpoint)
     assert same_state(model, straight)
+
+
+def test_a_run_of_two_turns_goes_on_bit_for_bit_the_same(digits: Dataset, tmp_path: Path) -> None:
+    straight, checkpoint = routed(), tmp_path / "state.safetensors"
+    alternating = {"turns": ALTERNATING, "config": dataclasses.replace(CONFIG, batch_size=80)}
+    expected = run(straight, digits, **alternating)
+    for epoch, model in ((1, routed()), (2, routed(seed=7))):  # the file alone says where to go on
+        with pytest.raises(Interrupted):
+            run(model, digits, **alternating, checkpoint=checkpoint, say=stop_after(epoch))
+        saved, _ = read_tensors(checkpoint)
+        last = sum(1 for _ in straight.parameters()) - 1  # the router's, and the second optimiser's, are at the end
+        assert {"momentum/0", f"momentum/{last}"} <= set(saved)
+    model = routed(seed=9)
+    history = run(model, digits, **alternating, checkpoint=checkpoint)
+    assert same_state(model, straight)
+    assert without_times(history) == without_times(expected)
+    assert (history.best, history.passes) == (expected.best, expected.passes)
 
 
 def corruptions() -> dict[str, Callable[[Path], object]]:
@@ -477,7 +649,34 @@ def test_a_corrupt_checkpoint_is_one_clear_error(digits: Dataset, tmp_path: Path
 def test_a_loss_that_is_not_finite_stops_the_training(digits: Dataset, threat: Threat) -> None:
     config = dataclasses.replace(CONFIG, lr=1e30, schedule="constant")
     with pytest.raises(NotFiniteError, match=r"epoch 1\b"):
-        run(net(), digits, config=config, threat=threat, label="mine")
+        run(net(), digits, config=config, turns=[Turn(threat)], label="mine")
+
+
+class Spare(ToyNet):
+    """Its answers do not depend on one of its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__(width=4)
+        self.spare = nn.Parameter(torch.zeros(3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Poison:
+    """Cross-entropy plus a zero whose gradient is NaN: 0 * sqrt(0)."""
+
+    passes = 1
+
+    def __call__(self, model: nn.Module, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
+        loss = CrossEntropy()(model, clean, attacked, y)
+        return loss + (model.get_parameter("spare").sqrt() * 0).sum()
+
+
+def test_weights_that_turn_nan_stop_the_training_although_loss_and_answers_are_finite(digits: Dataset) -> None:
+    model = Spare()
+    config = dataclasses.replace(CONFIG, epochs=1, batch_size=240, schedule="constant")
+    with pytest.raises(NotFiniteError, match="mine: spare holds NaN"):
+        run(model, digits, config=config, turns=[Turn(Clean(), Poison())], label="mine")
+    assert torch.isfinite(model(digits.test.images)).all()
 
 
 class Collapsed(nn.Module):
@@ -515,10 +714,12 @@ def test_the_collapse_is_said_in_the_log(digits: Dataset) -> None:
     lines: list[str] = []
     config = dataclasses.replace(CONFIG, epochs=1, lr=0.0)
     how = dataclasses.replace(VALIDATION, steps=10)
-    history = run(Collapsed(), data, threat=RandomFGSM((0.0,)), config=config, validation=how, say=lines.append)
+    history = run(Collapsed(), data, turns=[Turn(RandomFGSM((0.0,)))], config=config, validation=how, say=lines.append)
     assert history.epochs[0].collapsed
     assert "collapse" in lines[-1].lower()
-    longer = run(Collapsed(), data, threat=RandomPGD(0.0, 0.0, (2,)), config=config, validation=how, say=lines.append)
+    longer = run(
+        Collapsed(), data, turns=[Turn(RandomPGD(0.0, 0.0, (2,)))], config=config, validation=how, say=lines.append
+    )
     assert not longer.epochs[0].collapsed
 
 
@@ -556,21 +757,28 @@ def digits_profile() -> Profile:
     return load_profile("digits")
 
 
+def only_threat(recipe: Recipe) -> Threat:
+    (turn,) = recipe.turns
+    assert (turn.loss, turn.trainable) == (CrossEntropy(), "all")
+    return turn.threat
+
+
 def test_there_are_one_benign_four_fgsm_and_four_pgd_experts(digits_profile: Profile) -> None:
     known = recipes(digits_profile)
-    threats = [known[name].threat for name in EXPERTS]
+    threats = [only_threat(known[name]) for name in EXPERTS]
     assert list(EXPERTS) == [f"expert-{i}" for i in range(9)]
     assert [type(threat) for threat in threats] == [Clean] + [RandomFGSM] * 4 + [RandomPGD] * 4
     assert EXPERT_KINDS == ("benign",) + ("FGSM",) * 4 + ("PGD",) * 4
-    assert all(known[name].network == "resnet18" and not known[name].starts_from for name in EXPERTS)
+    assert all(known[name].network == Network() and not known[name].starts_from for name in EXPERTS)
+    assert Network() == Network("single", member="resnet18", width=1, experts=1)
 
 
 def test_the_experts_draw_from_the_papers_sets(digits_profile: Profile) -> None:
     known = recipes(digits_profile)
-    threat = known["expert-1"].threat
+    threat = only_threat(known["expert-1"])
     assert isinstance(threat, RandomFGSM)
     assert threat.eps == tuple(i / 100 for i in range(1, 10))
-    threat = known["expert-5"].threat
+    threat = only_threat(known["expert-5"])
     assert isinstance(threat, RandomPGD)
     assert threat.steps == (10, 20, 30, 40, 50)
     assert (threat.eps, threat.step_size, threat.random_start) == (0.1, 0.025, True)
@@ -580,29 +788,33 @@ def test_phase_two_starts_from_the_nine_experts_under_clean_fgsm_and_pgd(digits_
     known = recipes(digits_profile)
     dwf = known["dwf"]
     assert dwf.starts_from == EXPERTS
-    assert (dwf.network, dwf.gate, dwf.trainable) == ("mixture", "learned", "all")
+    assert dwf.network == Network("mixture", experts=9, gate="learned")
     assert dwf.training == digits_profile.phase2
-    assert dwf.threat == OneOf((Clean(), known["expert-1"].threat, known["expert-5"].threat))
+    diets = (Clean(), only_threat(known["expert-1"]), only_threat(known["expert-5"]))
+    assert dwf.turns == (Turn(OneOf(diets), CrossEntropy(), "all"),)
 
 
 def test_frozen_differs_from_dwf_in_what_learns_alone(digits_profile: Profile) -> None:
     known = recipes(digits_profile)
-    assert dataclasses.replace(known["frozen"], system="", story="", trainable="all") == dataclasses.replace(
-        known["dwf"], system="", story=""
-    )
-    assert known["frozen"].trainable == "gate"
+    frozen, dwf = (dataclasses.replace(known[name], system="", story="") for name in ("frozen", "dwf"))
+    (gate_alone,) = frozen.turns
+    assert gate_alone.trainable == "gate"
+    assert dataclasses.replace(frozen, turns=(dataclasses.replace(gate_alone, trainable="all"),)) == dwf
 
 
 def test_the_uniform_average_learns_nothing(digits_profile: Profile) -> None:
     uniform = recipes(digits_profile)["uniform"]
-    assert (uniform.gate, uniform.training, uniform.threat) == ("uniform", None, None)
+    assert (uniform.network.gate, uniform.training, uniform.turns) == ("uniform", None, ())
     assert uniform.starts_from == EXPERTS
 
 
 def test_only_networks_that_learn_from_clean_images_are_picked_by_clean_accuracy(digits_profile: Profile) -> None:
     known = recipes(digits_profile)
-    assert {name for name, recipe in known.items() if recipe.select == "clean"} == {"plain", "expert-0"}
-    assert {name for name, recipe in known.items() if recipe.threat == Clean()} == {"plain", "expert-0"}
+    threats = {name: {turn.threat for turn in recipe.turns} for name, recipe in known.items()}
+    learn_from_clean = {name for name in known if threats[name] == {Clean()}}
+    assert {name for name, recipe in known.items() if recipe.select == "clean"} == learn_from_clean
+    assert {"plain", "expert-0", *(f"plain-{name}" for name in BACKBONES)} <= learn_from_clean
+    assert learn_from_clean.isdisjoint({"pgd-at", "dwf", "frozen", *EXPERTS[1:]})
 
 
 def test_single_networks_see_as_many_epochs_as_an_expert_in_both_phases(digits_profile: Profile) -> None:
@@ -614,6 +826,88 @@ def test_single_networks_see_as_many_epochs_as_an_expert_in_both_phases(digits_p
 def test_the_names_of_the_contract_are_known(digits_profile: Profile) -> None:
     assert {"plain", "pgd-at", *EXPERTS, "uniform", "frozen", "dwf"} <= set(recipes(digits_profile))
     assert all(name == recipe.system for name, recipe in recipes(digits_profile).items())
+
+
+def test_no_two_systems_share_a_name(digits_profile: Profile) -> None:
+    module = recipes_module
+    parts = (module._singles, module._experts, module._mixtures, module._defences, module._ablations)
+    names = [recipe.system for part in parts for recipe in part(digits_profile)]
+    assert [name for name, count in Counter(names).items() if count > 1] == []
+    assert names == list(recipes(digits_profile))
+
+
+def test_what_a_recipe_starts_from_exists_and_fits(digits_profile: Profile) -> None:
+    known = recipes(digits_profile)
+    for name, recipe in known.items():
+        assert recipe.family in {"single", "expert", "member", "mixture", "defence", "ablation"}, name
+        assert len(recipe.starts_from) in (0, recipe.network.experts), name
+        for start in recipe.starts_from:
+            assert known[start].turns, (name, start)  # its weights were learned, not drawn
+            assert known[start].network == Network(member=recipe.network.member), (name, start)
+        if recipe.weights_of:
+            source = known[recipe.weights_of]
+            assert source.turns and not recipe.turns, name
+            assert dataclasses.replace(recipe.network, top1=False) == source.network, name
+        assert (recipe.training is None) == (not recipe.turns), name
+        assert {turn.trainable for turn in recipe.turns} <= set(TRAINABLE), name
+        assert recipe.turns or recipe.starts_from or recipe.weights_of, name
+
+
+def test_every_recipe_is_built_and_answers(micro: Profile, digits: Dataset) -> None:
+    x = digits.test.images[:3]
+    different: dict[Network, str] = {}  # what is built follows from the network alone
+    for name, recipe in recipes(micro).items():
+        different.setdefault(recipe.network, name)
+    assert len(different) > 15
+    for name in different.values():
+        model = build(recipe_for(name, micro), micro, digits).eval()
+        with torch.no_grad():
+            logits = model(x)
+        assert logits.shape == (3, 10), name
+        assert torch.isfinite(logits).all(), name
+
+
+@pytest.mark.parametrize(("name", "side", "channels"), [("digits", 8, 1), ("cifar10", 32, 3)])
+def test_the_wide_network_is_as_large_as_dwf(name: str, side: int, channels: int) -> None:
+    profile, facts = load_profile(name), (10, side, (0.5,) * channels, (0.25,) * channels)
+    with torch.device("meta"):
+        wide, dwf = (
+            parameters(build_network(recipe_for(system, profile), profile, *facts)) for system in ("pgd-at-wide", "dwf")
+        )
+    assert wide == pytest.approx(dwf, rel=0.05)
+
+
+def test_soe_begins_as_its_experts_undecided(micro: Profile, digits: Dataset) -> None:
+    torch.manual_seed(0)
+    experts = [build(recipe_for(name, micro), micro, digits).eval() for name in EXPERTS]
+    soe = build(recipe_for("soe", micro), micro, digits).eval()
+    assert isinstance(soe, SoE)
+    load_experts(soe, experts)
+    for own, expert in zip(soe.experts, experts, strict=True):
+        state, found = own.state_dict(), expert.state_dict()
+        for name in ("head.weight", "head.bias"):
+            row = state.pop(name)
+            assert torch.equal(row[:-1], found.pop(name))
+            assert torch.equal(row[-1], torch.zeros_like(row[-1]))
+        assert all(torch.equal(state[name], found[name]) for name in state.keys() | found.keys())
+    x = digits.test.images[:20]
+    with torch.no_grad():
+        said = soe.confidence(x)
+        assert torch.allclose(said.logits, torch.stack([expert(x) for expert in experts], dim=1), atol=1e-6)
+    assert said.heads.abs().max() == 0
+
+
+def test_mores_l2_budgets_are_the_published_ones_on_cifar_and_in_proportion_elsewhere(digits_profile: Profile) -> None:
+    def radii(profile: Profile) -> list[float]:
+        known = recipes(profile)
+        threats = [only_threat(known[f"more-expert-{i}"]) for i in (1, 2)]
+        assert all(isinstance(t, RandomPGD) and t.norm == "l2" and t.step_size == t.eps / 4 for t in threats)
+        return [t.eps for t in threats]  # type: ignore[attr-defined]
+
+    assert radii(load_profile("cifar10")) == pytest.approx([60 / 255, 80 / 255])
+    # 64 pixels instead of 3072, and an L-infinity budget of 0.1 instead of 8/255
+    share = 0.1 / (8 / 255) * (64 / 3072) ** 0.5
+    assert radii(digits_profile) == pytest.approx([60 / 255 * share, 80 / 255 * share])
 
 
 def test_an_unknown_system_is_refused_with_the_known_ones(digits_profile: Profile) -> None:
@@ -645,10 +939,19 @@ def test_what_is_trainable_is_what_its_name_says(micro: Profile, digits: Dataset
     dwf = build(recipe_for("dwf", micro), micro, digits)
     assert ids(TRAINABLE["all"](dwf)) == ids(dwf.parameters())
     assert ids(TRAINABLE["gate"](dwf)) == ids(dwf.get_submodule("gate").parameters()) != set()
+    heads = [expert.get_submodule("head") for expert in dwf.get_submodule("experts").children()]
+    assert len(heads) == 9
+    last = set().union(*(ids(head.parameters()) for head in heads))
+    assert ids(TRAINABLE["heads"](dwf)) == last | ids(dwf.get_submodule("gate").parameters())
+    advmoe = build(recipe_for("advmoe-own", micro), micro, digits)
+    pathways, router = (ids(TRAINABLE[name](advmoe)) for name in ("pathways", "router"))
+    assert router == ids(advmoe.get_submodule("router").parameters()) != set()
+    assert pathways.isdisjoint(router)
+    assert pathways | router == ids(advmoe.parameters())
 
 
 def test_bfloat16_and_channels_last_learn_as_well_and_leave_float32_weights(digits: Dataset) -> None:
     model = net()
-    history = run(model, digits, bf16=True, channels_last=True, threat=RandomPGD(0.05, 0.02, (2,)))
+    history = run(model, digits, bf16=True, channels_last=True, turns=[Turn(RandomPGD(0.05, 0.02, (2,)))])
     assert history.epochs[-1].loss < history.epochs[0].loss
     assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -60,7 +60,7 @@ def micro_table() -> Json:
     table["data"] |= {"train": 60, "validation": 20, "test": 40}
     table["model"] |= {"width": 2, "gate_width": 2}
     table["threat"] |= {"fgsm_eps": ["0.02", "0.08"], "pgd_steps": [1, 2]}
-    table["phase1"] |= {"epochs": 1, "batch_size": 20, "validation_steps": 1}
+    table["phase1"] |= {"epochs": 1, "batch_size": 20, "lr": 0.02, "validation_steps": 1}
     table["phase2"] |= {"epochs": 1, "batch_size": 30, "validation_steps": 1}
     table["evaluation"] |= {"images": 30, "steps": 2, "eps_sweep": ["0.1", "0.2"], "steps_sweep": [1, 2]}
     table["evaluation"] |= {"batch_size": 20}

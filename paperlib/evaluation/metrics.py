@@ -82,17 +82,18 @@ def over_seeds(first: Tensor, second: Tensor) -> OverSeeds:
     speaks of those two networks only.
 
     Raises:
-        ValueError: outcomes of different shapes.
+        ValueError: outcomes of different shapes, or of no run or no image.
     """
     from scipy.stats import t  # late: replaying a figure needs no statistics
 
-    if first.shape != second.shape or first.ndim != 2:
+    if first.shape != second.shape or first.ndim != 2 or first.numel() == 0:
         raise ValueError(f"expected two outcomes (seeds, images) alike, got {first.shape} and {second.shape}")
     runs, n = first.shape
     d = first.double() - second.double()
     mean = float(d.mean())
-    # Half an image for, half against in each run, so that agreement on all of few images is no certainty.
-    images = (float(((d.mean(dim=0) - mean) ** 2).sum()) + 0.5 / runs) / n / max(n - 1, 1)
+    # Half an image for and half against in every run, as Agresti and Min add for one: agreement on all of few images is
+    # no certainty, and more runs on the same images make it none.
+    images = (float(((d.mean(dim=0) - mean) ** 2).sum()) + 1.0) / n / max(n - 1, 1)
     between = float(d.mean(dim=1).var()) / runs if runs > 1 else 0.0
     # V = a + b,  df = V^2 / (a^2 / (n - 1) + b^2 / (runs - 1))
     variance = images + between

@@ -21,6 +21,7 @@ from paperlib.study import Study
 from paperlib.training.recipes import BACKBONES, STRONGEST
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_RUN = "supported", "not supported", "undecided", "not run"
+SEEDS = 3  # an accuracy is decided by no fewer
 PLAIN = ("plain", *(f"plain-{name}" for name in BACKBONES))
 MOE_DEFENCES = ("soe", "soe-own", "soe-moe", "advmoe", "advmoe-own", "more", "more-own")
 
@@ -111,7 +112,7 @@ class Collapse(Claim):
         )
 
     def stages(self, study: Study) -> list[str]:
-        return tables.stages_of(study, self.systems)
+        return ["data", *tables.stages_of(study, self.systems)]
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         chance = 1 / len(studies[0].classes)
@@ -120,7 +121,7 @@ class Collapse(Claim):
             left, clean = (over_runs(outcomes(studies, system, column)) for column in ("worst case", "clean"))
             falls = left.high < chance and clean.difference > 0.9
             reading = SUPPORTED if falls else REFUTED if left.low > chance else UNDECIDED
-            shown = f"{share(left)} left of {share(clean)}"
+            shown = f"{tables.share(left)} left of {tables.share(clean)}"
             found.append(Evidence(f"{system}, worst case of clean", left, reading, shown))
         return found
 
@@ -145,12 +146,12 @@ class Grows(Claim):
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         rows = [tables.growth(study, self.systems) for study in studies]
-        rises = all(row["training cost"].is_monotonic_increasing for row in rows)
+        rises = all((row["training cost"].diff().dropna() > 0).all() for row in rows)
         # Steps from one mixture to the next: the gate, the same in all, drops out.
         each = pd.concat([row["inference cost"].diff() / row["experts"].diff() for row in rows]).dropna()
-        linear = each.max() / each.min() <= 1.1
+        linear = bool(each.min() > 0 and each.max() <= 1.1 * each.min())
         once = max(float((row["inference cost"] / row["training cost"]).max()) for row in rows)
-        costs = " < ".join(f"{cost:.0f}" for cost in rows[0]["training cost"])
+        costs = ", ".join(f"{cost:.0f}" for cost in rows[0]["training cost"])
         spread = f"{each.min():.2f} to {each.max():.2f} answers of a ResNet-18 for each further expert"
         return [
             Evidence("training cost, clean epochs of one ResNet-18", None, SUPPORTED if rises else REFUTED, costs),
@@ -245,7 +246,8 @@ CLAIMS: tuple[Claim, ...] = (
 def decide(claim: Claim, studies: Sequence[Study]) -> Verdict:
     """The verdict of the records of ``studies``, one study for each seed of a profile.
 
-    Differences need at least two seeds: one run cannot tell a method from its luck, so the verdict stays undecided.
+    Accuracies need at least three seeds: fewer runs cannot tell a method from its luck (the interval of two covers too
+    seldom where runs differ much), so the verdict stays undecided.
     """
     if isinstance(claim, Awaits):
         return Verdict(claim, NOT_RUN, why=claim.missing)
@@ -253,8 +255,8 @@ def decide(claim: Claim, studies: Sequence[Study]) -> Verdict:
         return Verdict(claim, NOT_RUN, why="no records of this profile")
     evidence = claim.read(studies)
     readings = {item.reading for item in evidence}
-    if len(studies) < 2 and any(item.value for item in evidence):
-        return Verdict(claim, UNDECIDED, evidence, "one seed cannot tell a method from its luck")
+    if len(studies) < SEEDS and any(item.value for item in evidence):
+        return Verdict(claim, UNDECIDED, evidence, f"fewer than {SEEDS} seeds cannot tell a method from its luck")
     if REFUTED in readings:
         return Verdict(claim, REFUTED, evidence)
     return Verdict(claim, SUPPORTED if readings == {SUPPORTED} else UNDECIDED, evidence)
@@ -292,7 +294,7 @@ def differences_frame(found: Sequence[Verdict]) -> pd.DataFrame:
         for item in v.evidence
         if item.value and isinstance(v.claim, Beats)
     ]
-    return pd.DataFrame(rows).set_index("compared")
+    return pd.DataFrame(rows, columns=["claim", "compared", "difference", "low", "high"]).set_index("compared")
 
 
 def verdicts_table(found: Sequence[Verdict]) -> pd.DataFrame:
@@ -321,7 +323,8 @@ def evidence_table(found: Sequence[Verdict]) -> pd.DataFrame:
         for v in found
         for item in v.evidence
     ]
-    return pd.DataFrame(rows).set_index(["claim", "compared"])
+    columns = ["claim", "compared", "result", "seeds", "n", "reading"]
+    return pd.DataFrame(rows, columns=columns).set_index(["claim", "compared"])
 
 
 def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
@@ -331,14 +334,14 @@ def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
     halves = pd.Series([(value.high - value.low) / 2 for value in found])
     images = pd.Series([value.from_images for value in found])
     runs = pd.Series([value.from_runs for value in found])
-    # 80 % power at 5 %: the true difference must be 1.96 + 0.84 standard errors away from zero.
+    # 80 % power at 5 %: the true difference must lie a half-width and 0.84 standard errors away from zero.
     total = (images**2 + runs.fillna(0) ** 2) ** 0.5
     spread = f"{100 * runs.median():.1f}" if len(studies) > 1 else "unknown with one seed"
     return (
         f"{found[0].seeds} seed(s), n = {found[0].n} images each. Half-widths of the 95 % intervals of "
         f"{len(found)} differences: {100 * halves.min():.1f} to {100 * halves.max():.1f} points, median "
         f"{100 * halves.median():.1f}. Standard error from the images {100 * images.median():.1f} points, from the "
-        f"training runs {spread} (medians). A true difference of {280 * total.median():.1f} points "
+        f"training runs {spread} (medians). A true difference of {100 * (halves + 0.84 * total).median():.1f} points "
         "would be found four times out of five; a smaller one is likely to read as undecided, whatever its sign."
     )
 
@@ -351,8 +354,3 @@ def outcomes(studies: Sequence[Study], system: str, column: str) -> Tensor:
 def points(value: OverSeeds) -> str:
     """A difference in percentage points with its interval."""
     return f"{tables.signed(value.difference)} [{tables.signed(value.low)}, {tables.signed(value.high)}]"
-
-
-def share(value: OverSeeds) -> str:
-    """An accuracy in percent with its interval."""
-    return tables.percent(value.difference, (max(0.0, value.low), value.high))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import pandas as pd
 
@@ -65,9 +65,7 @@ REPORTED = (
         "locuslab/robust_overfitting",
         "log",
     ),
-    Reported(
-        "fgsm-rs", "Fast AT (Wong et al. 2020)", "PreActResNet-18", 83.34, 43.21, "AutoAttack", "RobustBench", "table"
-    ),
+    Reported("fgsm-rs", "Fast AT (Wong et al. 2020)", "ResNet-18", 83.34, 43.21, "AutoAttack", "RobustBench", "table"),
     Reported(
         "pgd-at-wrn28-10",
         "PGD-AT (Rice et al. 2020)",
@@ -84,7 +82,7 @@ REPORTED = (
         "WideResNet-34-10",
         84.92,
         53.08,
-        "AutoAttack",
+        "AutoAttack, eps 0.031",
         "RobustBench",
         "table",
     ),
@@ -114,7 +112,7 @@ REPORTED = (
         "ResNet-152 and WRN-70-16",
         95.19,
         70.08,
-        "AutoAttack",
+        "AutoAttack (69.71 under an adaptive attack)",
         "RobustBench",
         "table",
     ),
@@ -154,4 +152,4 @@ REPORTED = (
 def literature(*systems: str) -> pd.DataFrame:
     """What others report beside the named systems, or beside any."""
     rows = [asdict(row) for row in REPORTED if row.beside in systems or not systems]
-    return pd.DataFrame(rows).set_index(["beside", "method"])
+    return pd.DataFrame(rows, columns=[f.name for f in fields(Reported)]).set_index(["beside", "method"])

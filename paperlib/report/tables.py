@@ -13,6 +13,7 @@ from torch import Tensor
 from paperlib.evaluation import (
     CLEAN,
     AttackSpec,
+    OverSeeds,
     accuracy_by_step,
     battery,
     headline,
@@ -37,6 +38,11 @@ BEST = "best expert"  # stands for the one picked on validation, another with ea
 def percent(accuracy: float, interval: Sequence[float]) -> str:
     """Such as ``62.8 [57.7, 67.6]``, in percent."""
     return f"{accuracy:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]".replace("%", "")
+
+
+def share(value: OverSeeds) -> str:
+    """An accuracy over seeds with its interval, in percent."""
+    return percent(value.difference, (max(0.0, value.low), value.high))
 
 
 def signed(value: float) -> str:
@@ -300,8 +306,7 @@ def ablations(studies: Sequence[Study]) -> pd.DataFrame:
         clean = over_runs(torch.stack([outcome_of(study, system, "clean") for study in studies]))
         worst = over_runs(torch.stack([worst_case(study, system) for study in studies]))
         row: dict[str, Any] = {"system": system, "what it is": recipe.story}
-        row |= {"clean": percent(clean.difference, (clean.low, clean.high))}
-        row |= {"worst case": percent(worst.difference, (worst.low, worst.high))}
+        row |= {"clean": share(clean), "worst case": share(worst)}
         if system in apart.index:
             found = apart.loc[system]
             row |= {"difference": -found["difference"], "low": -found["high"], "high": -found["low"]}

@@ -229,7 +229,15 @@ def test_a_start_is_moved_into_the_ball_and_begun_at(linear: Linear, norm: str) 
         expected = x + torch.tensor([EPS, -EPS, 0.0, 0.04]).view(1, 1, 2, 2)
     else:
         expected = x + (far - x) / lengths(far - x).float().view(-1, 1, 1, 1) * EPS
-    assert torch.allclose(pgd(linear, x, y, **how, start=far), expected.clamp(0, 1), atol=1e-6)
+    seen: list[Tensor] = []
+
+    def watched(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(x.detach().clone())
+        return cross_entropy(model, x, y)
+
+    found = pgd(linear, x, y, **how, start=far, objective=watched)
+    for iterate in (seen[0], found):  # the model is never asked about anything outside
+        assert torch.allclose(iterate, expected.clamp(0, 1), atol=1e-6)
     for random_start in (False, True):  # a start that is given is used, and no other is drawn
         generator = rng()
         pgd(linear, x, y, **how, start=near, random_start=random_start, generator=generator)
@@ -1050,3 +1058,11 @@ def test_looking_seldom_at_who_is_done_changes_no_outcome(
     assert torch.equal(seldom.fooled, often.fooled)
     assert torch.equal(seldom.images, often.images)
     assert often.passes <= seldom.passes < 3 * often.passes
+
+
+def test_a_gradient_too_small_to_square_still_moves_an_l2_attack() -> None:
+    w = torch.tensor([40.0, -30.0, 20.0, 35.0])
+    model, x = Linear(torch.stack([w, -w])), torch.full((1, 1, 2, 2), 0.5)
+    y = torch.tensor([0])  # the logits lie 65 apart, so the gradient is of the order of 1e-27
+    found = pgd(model, x, y, eps=0.3, step_size=0.05, steps=10, random_start=False, norm="l2")
+    assert float((found - x).norm()) == pytest.approx(0.3, rel=1e-4)

@@ -12,7 +12,7 @@ import pytest
 from paperlib import Study, paths
 from paperlib.__main__ import main
 from paperlib.profiles import profile_names
-from paperlib.report import cost, tables
+from paperlib.report import claims, cost, tables
 from paperlib.series import discover
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,8 +28,11 @@ def test_its_tables_are_those_of_the_published_records(tmp_path: Path, monkeypat
     monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))
     studies = tables.published_studies(Study("digits", local=False))
     assert [study.seed for study in studies] == [0, 1, 2]
-    assert block("seeds_table") == tables.markdown(tables.seeds_table(studies))
-    assert block("paired_seeds") == tables.markdown(tables.paired_seeds(studies))
+    assert block("seeds_table") == tables.markdown(tables.seeds_table(studies, tables.everyone))
+    together = tables.differences(studies, tables.everyone, "dwf")
+    assert block("differences") == tables.markdown(tables.with_points(together)[["points"]])
+    verdicts = claims.verdicts_table(claims.verdicts(studies))
+    assert block("verdicts") == tables.markdown(verdicts[["says", "source", "verdict", "numbers"]])
 
 
 def test_its_table_of_speed_is_that_of_the_published_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:

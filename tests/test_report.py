@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from paperlib import Study
-from paperlib.evaluation import battery, headline
+from paperlib.evaluation import battery, headline, through_choices
 from paperlib.files import read_json
 from paperlib.paths import published_dir
 from paperlib.report import figures, style, tables
+from paperlib.stages import ROUTED
 from paperlib.training.recipes import EXPERTS
 
 
@@ -29,9 +30,13 @@ def records(study: Study) -> dict[str, dict[str, dict[str, object]]]:
 
 
 def test_the_main_table_repeats_the_records(study: Study, records: dict) -> None:
-    table = tables.main_table(study)
-    assert list(table.index) == tables.compared(study)
+    assert list(tables.main_table(study).index) == tables.compared(study)
+    table = tables.main_table(study, tables.everyone(study))
+    assert len(table) >= 24
     for system, row in table.iterrows():
+        assert row["parameters"] > 0 < row["training cost"]
+        assert row["inference cost"] > 0
+        assert row["seed"] == 0
         for spec in battery(study.profile.evaluation):
             result = records[f"evaluate:{system}:{spec.name}"]["record"]["result"]
             shown = row[tables.column(spec.kind, spec.steps)]
@@ -40,8 +45,13 @@ def test_the_main_table_repeats_the_records(study: Study, records: dict) -> None
 
 
 def test_the_worst_case_is_counted_per_image(study: Study) -> None:
-    for system in ("plain", "dwf"):
-        outcomes = [study.outcome(system, spec).arrays["correct"].bool() for spec in battery(study.profile.evaluation)]
+    specs = battery(study.profile.evaluation)
+    for system, faced in (
+        ("plain", specs),
+        ("dwf", specs),
+        ("soe", [*specs, *through_choices(study.profile.evaluation)]),
+    ):
+        outcomes = [study.outcome(system, spec).arrays["correct"].bool() for spec in faced]
         by_hand = sum(all(bool(o[i]) for o in outcomes) for i in range(360))
         worst = tables.worst_case(study, system)
         assert int(worst.sum()) == by_hand
@@ -69,7 +79,8 @@ def test_costs_add_up_what_a_system_is_built_from(study: Study) -> None:
     alone = [tables.cost(study, name) for name in EXPERTS]
     uniform, dwf = tables.cost(study, "uniform"), tables.cost(study, "dwf")
     assert uniform["parameters"] == sum(c["parameters"] for c in alone)
-    assert uniform["inference cost"] == dwf["inference cost"] == 9
+    assert uniform["inference cost"] == 9
+    assert 9 < dwf["inference cost"] < 10  # the gate
     assert abs(uniform["training cost"] - sum(c["training cost"] for c in alone)) <= 9  # each rounded
     assert dwf["training cost"] > uniform["training cost"]
     # (iterations + 1) passes a batch: PGD-10 adversarial training costs eleven clean epochs an epoch.
@@ -82,8 +93,50 @@ def test_seeds_are_summarised_over_seeds(study: Study) -> None:
     spec = headline(study.profile.evaluation)
     values = [s.outcome("dwf", spec).record["result"]["accuracy"] for s in studies]
     mean, low, high = sum(values) / 3, min(values), max(values)
-    shown = tables.seeds_table(studies).loc["dwf", f"PGD-{spec.steps}"]
-    assert shown == f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    table = tables.seeds_table(studies, tables.everyone)
+    assert table.loc["dwf", f"PGD-{spec.steps}"] == f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    assert not table.isna().any().any()
+    worst = [float(tables.worst_case(s, "advmoe").float().mean()) for s in studies]
+    assert table.loc["advmoe", "worst case"].startswith(f"{100 * sum(worst) / 3:.1f} (")
+
+
+def test_differences_over_seeds_are_those_of_the_outcomes(study: Study) -> None:
+    studies = tables.published_studies(study)
+    found = tables.differences(studies, tables.everyone, "dwf").loc["best expert"]
+    gaps = [tables.worst_case(s, "dwf").float() - tables.worst_case(s, tables.best_expert(s)).float() for s in studies]
+    assert found["difference"] == pytest.approx(float(torch.stack(gaps).mean()))
+    assert found["low"] < found["difference"] < found["high"]
+    assert (found["seeds"], found["n"]) == (3, 360)
+
+
+def test_ablations_stand_beside_their_base(study: Study) -> None:
+    studies = tables.published_studies(study)
+    table = tables.ablations(studies)
+    assert table.index[0] == "ablation-base"
+    assert table["difference"].isna().sum() == 1  # the base's own
+    for system in ("ablation-fixed", "ablation-top1"):
+        ours, base = (
+            torch.stack([tables.worst_case(s, n).float() for s in studies]) for n in (system, "ablation-base")
+        )
+        assert table.loc[system, "difference"] == pytest.approx(float((ours - base).mean()))
+    assert (table["n"] == 360).all()
+
+
+def test_phase_two_costs_what_the_recipe_says(study: Study) -> None:
+    # PAPER: nine experts, a third each of clean (1), FGSM (2) and PGD batches (31 on average)
+    assert tables.arithmetic(study, 9) == pytest.approx(9 * (1 + 2 + 31) / 3)
+    grown = tables.growth(study, ["ablation-1", "ablation-3", "ablation-5", "ablation-base"])
+    assert list(grown["experts"]) == [1, 3, 5, 9]
+    assert grown["training cost"].is_monotonic_increasing
+    # All share their draws, so the passes are the same and only the size of the mixture differs.
+    passes = grown["phase 2, units an epoch"] / grown["inference cost"]
+    assert passes.max() / passes.min() < 1.01
+
+
+def test_routes_are_distributions(study: Study) -> None:
+    shares = tables.routes(study, ROUTED)
+    assert set(shares["system"]) == set(ROUTED)
+    assert shares.groupby(["system", "attack"])["weight"].sum().to_numpy() == pytest.approx(1, abs=1e-3)
 
 
 def test_accuracy_by_iteration_ends_at_the_headline_number(study: Study) -> None:
@@ -113,7 +166,7 @@ def test_provenance_names_data_device_versions_and_code_but_no_place(study: Stud
     assert not re.search(r"/home|/root|/tmp|/work", line)
 
 
-@pytest.mark.parametrize("draw", ["architecture", "main", "eps", "gate"])
+@pytest.mark.parametrize("draw", ["architecture", "main", "eps", "gate", "forest", "growth", "routes"])
 def test_figures_are_the_same_bytes_each_time(draw: str, study: Study, tmp_path: Path, home: Path) -> None:
     style.use_style()
 
@@ -124,6 +177,12 @@ def test_figures_are_the_same_bytes_each_time(draw: str, study: Study, tmp_path:
             return figures.main_figure(tables.battery_frame(study, tables.compared(study)))
         if draw == "eps":
             return figures.accuracy_by_eps(tables.results(study, ["plain", "dwf"], swept=True), "title")
+        if draw == "forest":
+            return figures.forest(tables.differences([study], tables.compared, "dwf"), {}, "title", "points")
+        if draw == "growth":
+            return figures.growth(tables.growth(study, ["ablation-1", "ablation-base"]), [11, 102])
+        if draw == "routes":
+            return figures.routes(tables.routes(study, ROUTED))
         return figures.gate_by_attack(tables.gate_rows(study, "dwf"), "title")
 
     first = style.save(figure(), "figure", "digits").read_bytes()

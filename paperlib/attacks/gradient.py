@@ -216,16 +216,21 @@ class _How:
             return x
         # Drawn where the generator lives, so a seed means the same on every device it is used from.
         device = generator.device if generator is not None else x.device
-        noise = 2 * torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device) - 1
         if self.norm == "linf":
-            return (x + noise * self.eps).clamp(0, 1)
+            noise = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+            return (x + (2 * noise - 1) * self.eps).clamp(0, 1)
+        noise = torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
         length = torch.rand(len(x), generator=generator, device=device, dtype=x.dtype).to(x.device).view(-1, 1, 1, 1)
         return (x + noise / _lengths(noise) * length * self.eps).clamp(0, 1)
 
     def advance(self, x: Tensor, current: Tensor, gradient: Tensor) -> Tensor:
         # x_{k+1} = clip_[0,1]( P_{B(x, eps)}( x_k + alpha * d ) ),  d = sign(g) in L-infinity, g / |g|_2 in L2
-        along = gradient.sign() if self.norm == "linf" else gradient / _lengths(gradient)
-        return self.project(x, torch.add(current, along, alpha=self.step_size))
+        if self.norm == "linf":
+            return self.project(x, torch.add(current, gradient.sign(), alpha=self.step_size))
+        # Brought to size first: the squares of a very sure network's gradient underflow.
+        largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+        sized = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+        return self.project(x, torch.add(current, sized / _lengths(sized), alpha=self.step_size))
 
     def project(self, x: Tensor, moved: Tensor) -> Tensor:
         if self.norm == "linf":

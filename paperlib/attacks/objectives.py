@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.gradient import Objective, cross_entropy
+from paperlib.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,12 @@ def soft(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the model's soft stand-in: reaches through a choice that has no gradient (BPDA).
 
     Whether the image fooled the model is still read off the model's own answer.
+
+    Raises:
+        InputError: the model has no stand-in.
     """
+    if not hasattr(model, "with_soft"):
+        raise InputError(f"soft: a {type(model).__name__} picks no expert, so it has no stand-in to attack")
     logits, stand_in = model.with_soft(x)  # type: ignore[operator]
     return logits, nn.functional.cross_entropy(stand_in.float(), y, reduction="none")
 

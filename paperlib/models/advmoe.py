@@ -28,7 +28,7 @@ class Paths(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = zip(self.versions, x.split(self.counts), strict=True)
-        return torch.cat([conv(part) for conv, part in parts if len(part)])
+        return torch.cat([conv(part) for conv, part in parts if len(part)]) if len(x) else self.versions[0](x)
 
 
 class ADVMoE(nn.Module):

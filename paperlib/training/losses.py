@@ -83,7 +83,8 @@ class Collaboration:
         each = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(shares)
         target = probabilities.detach().gather(2, labels.unsqueeze(2)).squeeze(2)  # p_i(y)
         # Rounding may push a product of two numbers below 1 to 1; BCE wants it inside.
-        learnt = F.binary_cross_entropy(sure.clamp(0, 1), target.clamp(0, 1))
+        with torch.autocast(logits.device.type, enabled=False):  # all is float32 here, yet CUDA's autocast refuses BCE
+            learnt = F.binary_cross_entropy(sure.clamp(0, 1), target.clamp(0, 1))
         return (shares * each).sum(dim=1).mean() + self.weight * learnt
 
 

@@ -20,6 +20,7 @@ from paperlib.training.trainer import Turn
 # The paper's nine: one benign expert, four trained on FGSM, four on PGD.
 EXPERTS = tuple(f"expert-{i}" for i in range(9))
 EXPERT_KINDS = ("benign", *("FGSM",) * 4, *("PGD",) * 4)
+AVERAGED = tuple(f"pgd-at-{i}" for i in range(9))  # nine of one kind, to average
 PGD_AT_STEPS = 10  # the usual number of iterations of PGD adversarial training (Madry et al. 2018; Rice et al. 2020)
 BACKBONES = {
     "resnet50": "ResNet-50",
@@ -129,8 +130,9 @@ def _singles(profile: Profile) -> list[Recipe]:
         # Parameters grow with the square of the width: three times as wide is nine times as large.
         replace(at, system="pgd-at-wide", story="PGD-AT ResNet-18 as large as DWF", network=Network(width=3)),
         *(
-            replace(at, system=f"pgd-at-{i}", story=f"PGD-AT ResNet-18, run {i} of nine", family="member")
-            for i in range(1, len(EXPERTS))
+            # For as long as an expert in phase 1, so that the nine cost less than DWF, not more.
+            replace(at, system=name, story="PGD-AT ResNet-18, one of nine", family="member", training=profile.phase1)
+            for name in AVERAGED
         ),
     ]
 
@@ -153,7 +155,6 @@ def _mixtures(profile: Profile) -> list[Recipe]:
     """DWF, and the same nine experts used otherwise."""
     diets, nine = _diets(profile), Network("mixture", experts=len(EXPERTS), gate="learned")
     uniform = replace(nine, gate="uniform", mixing="probabilities")
-    averaged = ("pgd-at", *(f"pgd-at-{i}" for i in range(1, len(EXPERTS))))
     dwf = Recipe(
         "dwf",
         "DWF: nine experts and gate, trained jointly",
@@ -165,7 +166,7 @@ def _mixtures(profile: Profile) -> list[Recipe]:
     )
     return [
         Recipe("uniform", "nine experts, uniform average", "mixture", uniform, starts_from=EXPERTS),
-        Recipe("pgd-at-ensemble", "nine PGD-AT ResNet-18, averaged", "mixture", uniform, starts_from=averaged),
+        Recipe("pgd-at-ensemble", "nine PGD-AT ResNet-18, averaged", "mixture", uniform, starts_from=AVERAGED),
         replace(
             dwf,
             system="frozen",
@@ -228,7 +229,7 @@ def _defences(profile: Profile) -> list[Recipe]:
             "more",
             "MoRE of the nine experts: last layers and gate trained",
             "defence",
-            more,
+            replace(more, mixing=""),
             starts_from=EXPERTS,
             turns=(Turn(diets.phase2, trainable="heads"),),
             training=profile.phase2,
@@ -344,8 +345,6 @@ def _ablations(profile: Profile) -> list[Recipe]:
         variant("benign", "nine benign experts", nine("benign")),
         variant("fgsm", "nine FGSM experts", nine("FGSM")),
         variant("pgd", "nine PGD experts", nine("PGD")),
-        taught("frozen", "phase 2 trains the gate only", Turn(diets.phase2, trainable="gate")),
-        taught("last-layer", "phase 2 trains last layers and gate", Turn(diets.phase2, trainable="heads")),
         replace(
             variant("fixed", "fixed eps and iterations, both phases", steady),
             turns=(Turn(fixed.phase2),),

@@ -640,10 +640,16 @@ def test_a_training_record_tells_its_course_and_its_cost(micro: Profile, replaye
     record = here.record("train:expert-0")
     assert record["history"]["best"] == 0
     assert len(record["history"]["epochs"]) == micro.phase1.epochs
-    assert (record["networks"], record["training_units"]) == (1, micro.phase1.epochs)  # clean: one pass an epoch
+    assert (record["inference_cost"], record["training_units"]) == (1, micro.phase1.epochs)  # clean: one pass an epoch
     at = here.record("train:pgd-at")
     assert at["training_units"] == (micro.phase1.epochs + micro.phase2.epochs) * 11
-    assert here.record("train:dwf")["networks"] == 9
+    dwf = here.record("train:dwf")
+    gate = dwf["inference_cost"] - 9
+    assert 0 < gate < 2  # at width 2 the gate is as large as an expert
+    passes = dwf["history"]["passes"] / 60
+    assert dwf["training_units"] == pytest.approx(passes * (9 + gate))
+    # TRADES: the clean answers, ten steps, and two passes of the update
+    assert here.record("train:trades")["training_units"] == (micro.phase1.epochs + micro.phase2.epochs) * 13
     assert here.record("train:dwf")["parameters"] > 9 * record["parameters"]
 
 

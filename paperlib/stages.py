@@ -214,7 +214,7 @@ def _control(profile: Profile) -> Stage:
         model = _drawn(recipe, context)
         router = model.get_submodule("router")
         with undisturbed(model), torch.no_grad():
-            scores = router(context.data.train.first(128).images.to(context.device))
+            scores = router(context.data.train.images[:128].to(context.device))
             factor = REPORTED_GAP / float((scores.amax(dim=1) - scores.amin(dim=1)).max())
             for parameter in router.get_submodule("head").parameters():
                 parameter.mul_(factor)

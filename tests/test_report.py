@@ -166,6 +166,14 @@ def test_provenance_names_data_device_versions_and_code_but_no_place(study: Stud
     assert not re.search(r"/home|/root|/tmp|/work", line)
 
 
+def test_provenance_of_several_seeds_counts_the_records_of_all(study: Study) -> None:
+    studies = tables.published_studies(study)
+    tables.differences(studies, tables.compared, "dwf")
+    line = tables.provenance_line(*studies)
+    assert f"{sum(len(s.used) for s in studies)} records of profile digits, seed 0, 1, 2: " in line
+    assert tables.provenance_line(Study("digits", local=False)) == "no records used"
+
+
 @pytest.mark.parametrize("draw", ["architecture", "main", "eps", "gate", "forest", "growth", "routes"])
 def test_figures_are_the_same_bytes_each_time(draw: str, study: Study, tmp_path: Path, home: Path) -> None:
     style.use_style()

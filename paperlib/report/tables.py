@@ -477,10 +477,10 @@ def gate_health(study: Study, system: str) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def provenance_table(study: Study) -> pd.DataFrame:
-    """Every artefact this study has handed out: where from, when, with what; one row each."""
+def provenance_table(*studies: Study) -> pd.DataFrame:
+    """Every artefact these studies have handed out: where from, when, with what; one row each."""
     rows = []
-    for name, artefact in sorted(study.used.items()):
+    for name, artefact in sorted((item for study in studies for item in study.used.items()), key=lambda item: item[0]):
         facts = artefact.record["provenance"]
         rows.append(
             {
@@ -499,9 +499,9 @@ def provenance_table(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def provenance_line(study: Study) -> str:
+def provenance_line(*studies: Study) -> str:
     """The same in three lines, for the end of a notebook."""
-    table = provenance_table(study)
+    table = provenance_table(*studies)
     if table.empty:
         return "no records used"
     sources = ", ".join(f"{n} {source}" for source, n in table["source"].value_counts().items())
@@ -510,7 +510,7 @@ def provenance_line(study: Study) -> str:
         return ", ".join(sorted({str(value) for value in table[name]}))
 
     return (
-        f"{len(table)} records of profile {study.profile.name}, seed {study.seed}: {sources}; "
+        f"{len(table)} records of profile {studies[0].profile.name}, seed {distinct('seed')}: {sources}; "
         f"made {table['created'].min()} to {table['created'].max()}\n"
         f"data {distinct('data')}; {distinct('device')}, {distinct('threads')} thread(s), torch {distinct('torch')}\n"
         f"code {distinct('commit')}"

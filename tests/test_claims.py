@@ -176,7 +176,7 @@ def test_evidence_is_the_comparison_of_the_stacked_outcomes() -> None:
     assert evidence.value == over_seeds(first, second)
     value = over_seeds(first, second)
     shown = f"{100 * value.difference:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
-    assert evidence.shown == claims.points(value) == shown
+    assert evidence.shown == tables.points(value.difference, value.low, value.high) == shown
 
 
 def test_runs_that_disagree_leave_undecided_what_their_mean_would_decide() -> None:
@@ -572,8 +572,8 @@ def test_the_note_on_power_names_seeds_images_and_both_errors(luck: float) -> No
     told = NOTE.match(claims.power_note(studies, others))
     assert told
     assert (told["seeds"], told["n"], told["count"]) == ("3", str(N), "3")
-    ours = claims.outcomes(studies, "dwf", "worst case")
-    values = [over_seeds(ours, claims.outcomes(studies, other, "worst case")) for other in others]
+    ours = tables.outcomes(studies, "dwf", "worst case")
+    values = [over_seeds(ours, tables.outcomes(studies, other, "worst case")) for other in others]
     halves = [100 * (value.high - value.low) / 2 for value in values]
     shown = [float(told[key]) for key in ("least", "median", "most")]
     assert shown == pytest.approx([min(halves), sorted(halves)[1], max(halves)], abs=0.051)

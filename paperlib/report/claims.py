@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
-import torch
-from torch import Tensor
 
 from paperlib.evaluation import OverSeeds, over_runs, over_seeds
 from paperlib.paths import published_dir
@@ -89,11 +87,18 @@ class Beats(Claim):
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         found = []
         for column in self.columns:
-            ours = outcomes(studies, self.system, column)
+            ours = tables.outcomes(studies, self.system, column)
             for other in self.others:
-                value = over_seeds(ours, outcomes(studies, other, column))
+                value = over_seeds(ours, tables.outcomes(studies, other, column))
                 reading = SUPPORTED if value.low > 0 else REFUTED if value.high < 0 else UNDECIDED
-                found.append(Evidence(f"{self.system} - {other}, {column}", value, reading, points(value)))
+                found.append(
+                    Evidence(
+                        f"{self.system} - {other}, {column}",
+                        value,
+                        reading,
+                        tables.points(value.difference, value.low, value.high),
+                    )
+                )
         return found
 
 
@@ -118,7 +123,7 @@ class Collapse(Claim):
         chance = 1 / len(studies[0].classes)
         found = []
         for system in self.systems:
-            left, clean = (over_runs(outcomes(studies, system, column)) for column in ("worst case", "clean"))
+            left, clean = (over_runs(tables.outcomes(studies, system, column)) for column in ("worst case", "clean"))
             falls = left.high < chance and clean.difference > 0.9
             reading = SUPPORTED if falls else REFUTED if left.low > chance else UNDECIDED
             shown = f"{tables.share(left)} left of {tables.share(clean)}"
@@ -329,8 +334,8 @@ def evidence_table(found: Sequence[Verdict]) -> pd.DataFrame:
 
 def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
     """Which differences from DWF the records can resolve: the halves of the intervals, and what they are made of."""
-    ours = outcomes(studies, "dwf", "worst case")
-    found = [over_seeds(ours, outcomes(studies, other, "worst case")) for other in others]
+    ours = tables.outcomes(studies, "dwf", "worst case")
+    found = [over_seeds(ours, tables.outcomes(studies, other, "worst case")) for other in others]
     halves = pd.Series([(value.high - value.low) / 2 for value in found])
     images = pd.Series([value.from_images for value in found])
     runs = pd.Series([value.from_runs for value in found])
@@ -344,13 +349,3 @@ def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
         f"training runs {spread} (medians). A true difference of {100 * (halves + 0.84 * total).median():.1f} points "
         "would be found four times out of five; a smaller one is likely to read as undecided, whatever its sign."
     )
-
-
-def outcomes(studies: Sequence[Study], system: str, column: str) -> Tensor:
-    """Per seed and image (seeds, N): right in a column of the main table."""
-    return torch.stack([tables.outcome_of(study, tables.named(study, system), column) for study in studies])
-
-
-def points(value: OverSeeds) -> str:
-    """A difference in percentage points with its interval."""
-    return f"{tables.signed(value.difference)} [{tables.signed(value.low)}, {tables.signed(value.high)}]"

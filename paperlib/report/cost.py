@@ -20,7 +20,7 @@ from paperlib.evaluation import paired
 from paperlib.files import read_json
 from paperlib.paths import published_dir, store_dir
 from paperlib.report.style import WIDTH
-from paperlib.report.tables import percent, signed
+from paperlib.report.tables import percent, points
 
 SECTIONS = ("peers", "limits", "ways", "training")
 NAMES = {
@@ -211,7 +211,7 @@ def training_table(record: dict[str, Any]) -> pd.DataFrame:
     for (system, seed, variant), row in frame.items():
         plain = frame[system, seed, "plain loop"]
         p = paired(*(torch.tensor([c == "1" for c in r["correct_images"]]) for r in (row, plain)))
-        between = f"{signed(p.difference)} [{signed(p.low)}, {signed(p.high)}]"
+        between = points(p.difference, p.low, p.high)
         rows.append(
             {
                 "system": system,

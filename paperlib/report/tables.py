@@ -45,6 +45,11 @@ def share(value: OverSeeds) -> str:
     return percent(value.difference, (max(0.0, value.low), value.high))
 
 
+def points(difference: float, low: float, high: float) -> str:
+    """A difference with its interval, in percentage points: ``+3.1 [-0.3, +6.4]``."""
+    return f"{signed(difference)} [{signed(low)}, {signed(high)}]"
+
+
 def signed(value: float) -> str:
     """A difference in percentage points, with its sign."""
     return f"{100 * value:+.1f}"
@@ -102,11 +107,10 @@ def known(study: Study) -> dict[str, Recipe]:
 
 def everyone(study: Study) -> list[str]:
     """The systems of the main table, family by family, with the best single expert in its place."""
-    of = {family: [r.system for r in known(study).values() if r.family == family] for family in _FAMILIES}
-    return [*of["single"], best_expert(study), *of["mixture"], *of["defence"]]
-
-
-_FAMILIES = ("single", "mixture", "defence")
+    single, mixture, defence = (
+        [r.system for r in known(study).values() if r.family == family] for family in ("single", "mixture", "defence")
+    )
+    return [*single, best_expert(study), *mixture, *defence]
 
 
 def named(study: Study, system: str) -> str:
@@ -137,6 +141,11 @@ def outcome_of(study: Study, system: str, shown: str) -> Tensor:
     return study.outcome(system, spec).arrays["correct"].bool()
 
 
+def outcomes(studies: Sequence[Study], system: str, shown: str) -> Tensor:
+    """The same of every seed (seeds, N); ``best expert`` is another one with each."""
+    return torch.stack([outcome_of(study, named(study, system), shown) for study in studies])
+
+
 def worst_case(study: Study, system: str) -> Tensor:
     """Per image (N,): right under every attack the system faces in the main table, the clean image included."""
     specs = attacks_on(known(study)[system], study.profile)
@@ -149,7 +158,6 @@ def main_table(study: Study, systems: Sequence[str] | None = None) -> pd.DataFra
     for system in compared(study) if systems is None else systems:
         recipe = known(study)[system]
         row: dict[str, Any] = {"system": system, "what it is": recipe.story}
-        row |= {shown: "" for shown in columns(study) if shown != "worst case"}
         for spec in attacks_on(recipe, study.profile):
             result = study.outcome(system, spec).record["result"]
             row[column_of(spec)] = percent(result["accuracy"], result["interval"])
@@ -174,11 +182,6 @@ def column(kind: str, steps: int) -> str:
 def column_of(spec: AttackSpec) -> str:
     """The same of an attack with all its settings: PGD-50 soft where it aims at a soft stand-in."""
     return column(spec.kind, spec.steps) + (" soft" if spec.aim == "soft" else "")
-
-
-def columns(study: Study) -> list[str]:
-    """The columns every system has."""
-    return [*(column_of(spec) for spec in battery(study.profile.evaluation)), "worst case"]
 
 
 def cost(study: Study, system: str) -> dict[str, Any]:
@@ -285,14 +288,13 @@ def seeds_table(studies: Sequence[Study], systems: Systems = compared) -> pd.Dat
 def differences(studies: Sequence[Study], systems: Systems, against: str, shown: str = "worst case") -> pd.DataFrame:
     """``against`` minus every other system over all seeds, with intervals that know of images and of runs."""
     rows = []
-    ours = torch.stack([outcome_of(study, named(study, against), shown) for study in studies])
+    ours = outcomes(studies, against, shown)
     for system in dict.fromkeys(called(name) for name in systems(studies[0])):
         if system == against:
             continue
-        other = torch.stack([outcome_of(study, named(study, system), shown) for study in studies])
-        value, right = over_seeds(ours, other), over_runs(other)
-        row = {"system": system, "accuracy": right.difference, "difference": value.difference}
-        rows.append(row | {"low": value.low, "high": value.high, "seeds": value.seeds, "n": value.n})
+        value = over_seeds(ours, outcomes(studies, system, shown))
+        row = {"system": system, "difference": value.difference, "low": value.low, "high": value.high}
+        rows.append(row | {"seeds": value.seeds, "n": value.n})
     return pd.DataFrame(rows).set_index("system")
 
 
@@ -303,8 +305,7 @@ def ablations(studies: Sequence[Study]) -> pd.DataFrame:
     rows = []
     for system in systems:
         recipe = known(studies[0])[system]
-        clean = over_runs(torch.stack([outcome_of(study, system, "clean") for study in studies]))
-        worst = over_runs(torch.stack([worst_case(study, system) for study in studies]))
+        clean, worst = (over_runs(outcomes(studies, system, shown)) for shown in ("clean", "worst case"))
         row: dict[str, Any] = {"system": system, "what it is": recipe.story}
         row |= {"clean": share(clean), "worst case": share(worst)}
         if system in apart.index:
@@ -317,12 +318,12 @@ def ablations(studies: Sequence[Study]) -> pd.DataFrame:
 
 def with_points(table: pd.DataFrame) -> pd.DataFrame:
     """A frame with ``difference``, ``low`` and ``high`` as one column of text, ``points``, or empty."""
-    points = [
-        f"{signed(d)} [{signed(low)}, {signed(high)}]" if d == d else ""
+    texts = [
+        points(d, low, high) if d == d else ""
         for d, low, high in zip(table["difference"], table["low"], table["high"], strict=True)
     ]
     frame = table.drop(columns=["low", "high"]).rename(columns={"difference": "points"})
-    return frame.assign(points=points)
+    return frame.assign(points=texts)
 
 
 def settings(study: Study, systems: Sequence[str]) -> pd.DataFrame:
@@ -371,7 +372,7 @@ def paired_table(study: Study, against: str = "dwf", systems: Systems = compared
         rows.append(
             {
                 "comparison": f"{against} - {system}",
-                "points": f"{signed(pair.difference)} [{signed(pair.low)}, {signed(pair.high)}]",
+                "points": points(pair.difference, pair.low, pair.high),
                 f"only {against} right": pair.only_first,
                 "only the other": pair.only_second,
                 "n": pair.n,

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 
 from paperlib.errors import PaperlibError
 from paperlib.profiles import load_profile, profile_names
@@ -53,7 +54,8 @@ def run(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """One system under one attack, on the command line's terms."""
-    from paperlib.evaluation import CLEAN, evaluate, fgsm_spec, pgd_spec
+    from paperlib.attacks.autoattack import QUERIES
+    from paperlib.evaluation import CLEAN, autoattack_spec, evaluate, fgsm_spec, pgd_spec, square_spec
     from paperlib.profiles import budget_text
     from paperlib.report.tables import percent
     from paperlib.study import Study, load_system
@@ -67,18 +69,53 @@ def evaluate(options: argparse.Namespace) -> None:
         "clean": CLEAN,
         "fgsm": fgsm_spec(eps),
         "pgd": pgd_spec(eps, steps, step, options.restarts),
+        "square": square_spec(eps, options.steps or QUERIES),
+        "autoattack": autoattack_spec(eps),
     }[options.attack]
     model = load_system(options.system, options.profile, options.seed)
     study = Study(options.profile, options.seed)
-    split = study.data.test.first(options.images or profile.evaluation.images).to(study.device)
+    slow = options.attack in ("square", "autoattack")
+    images = options.images or (profile.stress.images if slow else profile.evaluation.images)
+    split = study.data.test.first(images).to(study.device)
     seed = hash_seed(options.seed, "evaluate", spec.name)
     outcome = evaluate(model, split, spec, seed=seed, batch_size=profile.evaluation.batch_size, label=options.system)
     row = outcome.record()
+    how = f"{spec.steps} steps of {budget_text(spec.step)}, {spec.restarts} restart(s)"
+    how = {"square": f"{spec.steps} queries", "autoattack": "standard version"}.get(spec.kind, how)
     say(
-        f"{options.system} on {study.data.label}, {spec.kind} eps {budget_text(spec.eps)}, {spec.steps} steps of "
-        f"{budget_text(spec.step)}, {spec.restarts} restart(s), seed {options.seed}: "
+        f"{options.system} on {study.data.label}, {spec.kind} eps {budget_text(spec.eps)}, {how}, seed {options.seed}: "
         f"{percent(row['accuracy'], row['interval'])} ({row['correct']} of n = {row['n']})"
     )
+
+
+def audit(options: argparse.Namespace) -> None:
+    """Ask every check of the robustness audit of a system; a record of it is replayed unless settings are given."""
+    from paperlib.evaluation import Report
+    from paperlib.evaluation import audit as ask
+    from paperlib.files import write_json
+    from paperlib.stress import benign_of, effort_of
+    from paperlib.study import Study, load_system
+    from paperlib.training.recipes import recipe_for
+
+    profile = load_profile(options.profile)
+    study, eps = Study(options.profile, options.seed), _budget(options.eps, profile.evaluation.eps)
+    recipe, stage = recipe_for(options.system, profile), f"audit:{options.system}"
+    asked = options.eps or options.images or options.claimed is not None or options.fresh
+    found = study.find(stage) if stage in study.stages and not asked else None
+    if found is not None:
+        report = Report.from_json(found.record["result"])
+        say(f"the record of {found.record['provenance']['created']} ({found.source}); --fresh asks again")
+    else:
+        model = load_system(options.system, options.profile, options.seed)
+        split = study.data.test.first(options.images or profile.stress.images).to(study.device)
+        how = {"effort": effort_of(profile), "seed": options.seed, "label": options.system}
+        how |= {"claimed": options.claimed, "benign": benign_of(recipe), "selected_on": study.data.validation.images}
+        report = ask(model, split.images, split.labels, eps, **how)
+    say(report.table().drop(columns=["asks", "threshold"]).to_string())
+    say(report.sentence)
+    if options.json:
+        write_json(Path(options.json), report.json())
+        say(f"written to {options.json}")
 
 
 def publish(options: argparse.Namespace) -> None:
@@ -127,12 +164,21 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--list", action="store_true", help="only say which stages are there")
     sub = verb("evaluate", evaluate, seed=True)
     sub.add_argument("system")
-    sub.add_argument("--attack", choices=("clean", "fgsm", "pgd"), default="pgd")
+    sub.add_argument("--attack", choices=("clean", "fgsm", "pgd", "square", "autoattack"), default="pgd")
     sub.add_argument("--eps", default="", help='such as "8/255"; the profile\'s by default')
     sub.add_argument("--step-size", default="")
-    sub.add_argument("--steps", type=int, default=0)
+    sub.add_argument("--steps", type=int, default=0, help="iterations of PGD, queries of Square")
     sub.add_argument("--restarts", type=int, default=1)
     sub.add_argument("--images", type=int, default=0)
+    sub = verb("audit", audit, seed=True)
+    sub.add_argument("system")
+    sub.add_argument("--eps", default="", help='such as "8/255"; the profile\'s by default')
+    sub.add_argument(
+        "--images", type=int, default=0, help="how many of the first test images; the profile's by default"
+    )
+    sub.add_argument("--claimed", type=float, default=None, help="the accuracy claimed, as a fraction")
+    sub.add_argument("--json", default="", metavar="FILE", help="write the report there too")
+    sub.add_argument("--fresh", action="store_true", help="ask again though there is a record")
     verb("publish", publish, seeds=True)
     verb("doctor", doctor)
     sub = verb("refresh", refresh)

@@ -97,6 +97,17 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class StressConfig:
+    """The slow attacks and the audit: how many of the first test images they see, and how hard they try."""
+
+    images: int = _limits(low=1)
+    iterations: int = _limits(low=1)  # of AutoAttack's gradient attacks; its standard version has 100
+    queries: int = _limits(low=1)  # of Square; 5,000 in the standard version
+    draws: int = _limits(low=1)  # of random noise, per image
+    restarts: int = _limits(low=1)  # of the longer PGD that asks whether the headline attack had converged
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """How the machine is used; nothing here changes what is computed, but for rounding."""
 
@@ -120,6 +131,7 @@ class Profile:
     phase2: TrainConfig
     ablation: AblationConfig
     evaluation: EvaluationConfig
+    stress: StressConfig
     run: RunConfig
 
 

@@ -15,7 +15,17 @@ import torch
 from paperlib.paths import ROOT
 
 # The rooms whose code decides a number; the rest only stores, draws or tells.
-ROOMS = ("checks.py", "data.py", "image_files.py", "models", "attacks", "training", "evaluation", "stages.py")
+ROOMS = (
+    "checks.py",
+    "data.py",
+    "image_files.py",
+    "models",
+    "attacks",
+    "training",
+    "evaluation",
+    "stages.py",
+    "stress.py",
+)
 
 
 def provenance(device: torch.device, threads: int) -> dict[str, Any]:

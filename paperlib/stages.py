@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +22,10 @@ from paperlib.errors import NotFiniteError
 from paperlib.evaluation import CLEAN, AttackSpec, battery, evaluate, headline, sweep, through_choices
 from paperlib.models import Mixture, backbone, operations, parameters
 from paperlib.profiles import Profile, budget_text, to_table
-from paperlib.progress import Say
+from paperlib.stage import Context, Json, Result, Stage, weights_of
+from paperlib.stress import stress_stages
 from paperlib.training.recipes import Recipe, build, load_experts, recipes, unsafe_advmoe
 from paperlib.training.trainer import History, Validation, hash_seed, train
-
-Json = dict[str, Any]
 
 # The systems whose accuracy is followed over eps and iterations; the main table holds them all.
 COMPARED = ("plain", "pgd-at", "uniform", "frozen", "dwf")
@@ -37,43 +35,6 @@ TRACED = ("plain", "pgd-at", "dwf")
 SHOWN = ("plain", "dwf")
 PUBLISHED_WEIGHTS = ("dwf",)
 REPORTED_GAP = 320.0  # between router scores, when published ADVMoE code turned NaN
-
-
-class Context(Protocol):
-    """What a computation may ask for."""
-
-    profile: Profile
-    seed: int
-    device: torch.device
-    say: Say
-
-    @property
-    def data(self) -> Dataset: ...
-
-    def model(self, system: str) -> nn.Module: ...
-
-    def checkpoint(self, stage: str) -> Path: ...
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a computation returns; the store adds provenance."""
-
-    record: Json
-    arrays: Mapping[str, Tensor] = field(default_factory=dict)
-    weights: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A named computation."""
-
-    name: str
-    version: int
-    config: Json  # all that decides the result, beside data, seed and inputs
-    inputs: tuple[str, ...]  # stages whose weights it needs
-    compute: Callable[[Context], Result]
-    cost: float = 0.0  # expected network passes, to start long stages first
 
 
 def stages(profile: Profile) -> dict[str, Stage]:
@@ -91,7 +52,7 @@ def stages(profile: Profile) -> dict[str, Stage]:
     at_headline = [("clean", Fraction(0)), ("pgd", profile.evaluation.eps)]
     listed += [_gate(known[system], profile, at_headline) for system in ROUTED]
     listed += [_gallery(known[system], profile) for system in SHOWN]
-    listed += [_control(profile)]
+    listed += [_control(profile), *stress_stages(profile)]
     return {stage.name: stage for stage in listed}
 
 
@@ -123,7 +84,7 @@ def evaluation(recipe: Recipe, spec: AttackSpec, profile: Profile) -> Stage:
 
     config = {"attack": spec.table(), "images": n, "batch_size": size}
     cost = n * (spec.steps * spec.restarts + 1) * recipe.network.experts
-    return Stage(f"evaluate:{recipe.system}:{spec.name}", 2, config, _weights_of(recipe, profile), compute, cost)
+    return Stage(f"evaluate:{recipe.system}:{spec.name}", 2, config, weights_of(recipe, profile), compute, cost)
 
 
 def _train(recipe: Recipe, profile: Profile) -> Stage:
@@ -310,7 +271,7 @@ def _trace(recipe: Recipe, profile: Profile) -> Stage:
 
     config = {"attack": spec.table(), "images": n}
     cost = n * spec.steps * recipe.network.experts
-    return Stage(f"trace:{recipe.system}", 2, config, _weights_of(recipe, profile), compute, cost)
+    return Stage(f"trace:{recipe.system}", 2, config, weights_of(recipe, profile), compute, cost)
 
 
 def gate_attacks(profile: Profile) -> list[tuple[str, Fraction]]:
@@ -339,7 +300,7 @@ def _gate(recipe: Recipe, profile: Profile, watched: Sequence[tuple[str, Fractio
     attacks = [f"{kind}@{budget_text(eps)}" for kind, eps in watched]
     config = {"attacks": attacks, "images": n, "steps": steps}
     cost = n * steps * len(watched) / 2 * recipe.network.experts
-    return Stage(f"gate:{recipe.system}", 2, config, _weights_of(recipe, profile), compute, cost)
+    return Stage(f"gate:{recipe.system}", 2, config, weights_of(recipe, profile), compute, cost)
 
 
 def _gallery(recipe: Recipe, profile: Profile) -> Stage:
@@ -364,7 +325,7 @@ def _gallery(recipe: Recipe, profile: Profile) -> Stage:
 
     config = {"eps": budget_text(eps), "steps": steps}
     cost = 10 * steps * recipe.network.experts
-    return Stage(f"gallery:{recipe.system}", 2, config, _weights_of(recipe, profile), compute, cost)
+    return Stage(f"gallery:{recipe.system}", 2, config, weights_of(recipe, profile), compute, cost)
 
 
 def _strike(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: int, seed: int) -> Tensor:
@@ -400,13 +361,6 @@ def _one_per_class(split: Split) -> Split:
 
 def _pair(split: Split) -> tuple[Tensor, Tensor]:
     return split.images, split.labels
-
-
-def _weights_of(recipe: Recipe, profile: Profile) -> tuple[str, ...]:
-    if recipe.weights_of:
-        return _weights_of(recipes(profile)[recipe.weights_of], profile)
-    systems = (recipe.system,) if recipe.turns else recipe.starts_from
-    return tuple(f"train:{system}" for system in systems)
 
 
 def _described(recipe: Recipe) -> Json:

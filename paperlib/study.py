@@ -31,7 +31,8 @@ from paperlib.profiles import Profile, load_profile, parse_profile, to_table
 from paperlib.progress import Say, say
 from paperlib.provenance import provenance, source_digest
 from paperlib.published import Published, write_published
-from paperlib.stages import PUBLISHED_WEIGHTS, Stage, evaluation, stages
+from paperlib.stage import Stage
+from paperlib.stages import PUBLISHED_WEIGHTS, evaluation, stages
 from paperlib.store import Artefact, Store, artefact_key
 from paperlib.training.recipes import build_network, load_experts, recipe_for
 

@@ -293,11 +293,11 @@ def kl(p: list[float], q: list[float]) -> float:
 
 
 def test_the_divergence_is_kl_from_the_clean_answer(linear: Linear) -> None:
-    x, _ = images()
+    x, y = images()
     moved = (x + 0.2 * torch.randn(x.shape, generator=rng())).clamp(0, 1)
     aim = AIMS["divergence"]
     assert aim.targets is not None
-    targets = aim.targets(linear, x)
+    targets = aim.targets(linear, x, y)
     assert not targets.requires_grad
     logits, values = aim.objective(linear, moved, targets)
     assert torch.equal(logits, linear(moved))
@@ -325,11 +325,11 @@ class Choosing(nn.Module):
 
 def test_the_routed_divergence_adds_that_of_the_router() -> None:
     model = Choosing(*(torch.randn(n, 4, generator=rng(n)) for n in (3, 3, 2)))
-    x, _ = images()
+    x, y = images()
     moved = (x + 0.2 * torch.randn(x.shape, generator=rng())).clamp(0, 1)
     aim = AIMS["routed divergence"]
     assert aim.targets is not None
-    logits, values = aim.objective(model, moved, aim.targets(model, x))
+    logits, values = aim.objective(model, moved, aim.targets(model, x, y))
     assert torch.equal(logits, model(moved))
     pairs = [zip(part(x).tolist(), part(moved).tolist(), strict=True) for part in (model, model.router)]
     expected = [kl(*answer) + kl(*route) for answer, route in zip(*pairs, strict=True)]

@@ -451,13 +451,13 @@ def test_attacks_through_a_copy_end_like_attacks_on_the_network(build: Callable[
 @pytest.mark.parametrize("aim", ["divergence", "routed divergence"])
 def test_attacks_on_answers_and_routes_move_them(aim: str) -> None:
     model, x = advmoe(), images(24)
-    folded, kind = fold(model, x), AIMS[aim]
+    folded, kind, y = fold(model, x), AIMS[aim], torch.zeros(24, dtype=torch.int64)
     assert kind.targets is not None
-    targets = kind.targets(folded.network, x)
+    targets = kind.targets(folded.network, x, y)
     assert targets.shape == (24, 5 if aim == "divergence" else 5 + 3)
     start = (x + 1e-5 * torch.randn(x.shape, generator=rng())).clamp(0, 1)
     how: dict[str, Any] = {"eps": 0.05, "step_size": 0.02, "steps": 4, "targets": targets, "objective": kind.objective}
-    found = pgd(folded, x, torch.zeros(24, dtype=torch.int64), **how, start=start)
+    found = pgd(folded, x, y, **how, start=start)
     with torch.no_grad():
         before, after = (kind.objective(model, z, targets)[1].mean() for z in (start, found))
     assert after > 10 * before

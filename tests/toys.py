@@ -64,6 +64,7 @@ def micro_table() -> Json:
     table["phase2"] |= {"epochs": 1, "batch_size": 30, "validation_steps": 1}
     table["evaluation"] |= {"images": 30, "steps": 2, "eps_sweep": ["0.1", "0.2"], "steps_sweep": [1, 2]}
     table["evaluation"] |= {"batch_size": 20}
+    table["stress"] |= {"images": 6, "iterations": 1, "queries": 2, "draws": 2, "restarts": 1}
     return table
 
 

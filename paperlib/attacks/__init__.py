@@ -1,5 +1,6 @@
-"""White-box attacks on [0, 1] pixels: one gradient loop, from which FGSM and PGD follow."""
+"""Attacks on [0, 1] pixels: one gradient loop, what it climbs, attacks made for mixtures, AutoAttack, and noise."""
 
+from paperlib.attacks.autoattack import STANDARD, AutoAttacked, autoattack
 from paperlib.attacks.gradient import (
     NEVER,
     Attacked,
@@ -11,17 +12,27 @@ from paperlib.attacks.gradient import (
     pgd,
     undisturbed,
 )
-from paperlib.attacks.objectives import AIMS
+from paperlib.attacks.mixture import is_mixture, mixture_aims
+from paperlib.attacks.noise import random_noise
+from paperlib.attacks.objectives import AIMS, Aim, transferred
 
 __all__ = [
     "AIMS",
     "NEVER",
+    "STANDARD",
+    "Aim",
     "Attacked",
+    "AutoAttacked",
     "Objective",
     "attack",
+    "autoattack",
     "cross_entropy",
     "fgsm",
+    "is_mixture",
     "misclassified",
+    "mixture_aims",
     "pgd",
+    "random_noise",
+    "transferred",
     "undisturbed",
 ]

@@ -140,6 +140,8 @@ def attack(
     restarts: int = 1,
     generator: torch.Generator | None = None,
     objective: Objective = cross_entropy,
+    targets: Tensor | None = None,
+    start: Tensor | None = None,
     batch_size: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Attacked:
@@ -147,7 +149,7 @@ def attack(
 
     An image already fooled needs no further step, so it leaves the batch and one that waits takes its place; this
     changes no outcome. A folded copy finds the adversarial images, and the model itself confirms each. Further
-    arguments and errors as in `pgd`.
+    arguments and errors as in `pgd`; with ``start`` every restart begins there, so one is enough.
 
     Args:
         batch_size: images attacked at once, all if None; halved when memory does not suffice.
@@ -155,7 +157,7 @@ def attack(
     """
     batch_size = max(len(x), 1) if batch_size is None else batch_size
     how = _How(*_checked(x, y, eps, step_size, steps, restarts, batch_size), steps, objective, batch_size)
-    x = x.detach()
+    x, wanted = x.detach(), y if targets is None else targets
     folded = _prepared(model, x, steps * restarts)
     with undisturbed(folded.model):
         fooled = misclassified(folded, x, y, how.batch_size)
@@ -163,10 +165,11 @@ def attack(
         first = torch.where(fooled, 0, NEVER)
         for restart in range(restarts):
             # Drawn for all images, so that the fate of one never changes the start of another.
-            start = how.start(x, random_start, generator)
+            begin = how.start(x, random_start, generator) if start is None else how.project(x, start.detach())
             left = (~fooled).nonzero().squeeze(1)
             share = functools.partial(_share, progress, restart, restarts)
-            found, success, cost = _until_fooled(folded, x[left], y[left], start[left], how, share)
+            batch = _Batch(x[left], y[left], wanted[left], begin[left])
+            found, success, cost = _until_fooled(folded, batch, how, share)
             images[left], fooled[left] = found, success != NEVER
             first[left] = success if restart == 0 else NEVER
             passes += cost
@@ -182,7 +185,7 @@ def misclassified(model: nn.Module | Folded, x: Tensor, y: Tensor, batch_size: i
     folded = model if isinstance(model, Folded) else Folded(model, model)
     wrong = torch.zeros_like(y, dtype=torch.bool)
     done, room = 0, max(len(x), 1) if batch_size is None else batch_size
-    _check_whole("batch_size", room)
+    check_whole("batch_size", room)
     while done < len(x):
         part = slice(done, done + min(room, folded.room or room))
         try:
@@ -258,37 +261,44 @@ def _every_step(network: nn.Module, x: Tensor, y: Tensor, targets: Tensor, start
     return current
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Images to attack, a row each: clean, their labels, what the objective is given, and where to begin."""
+
+    x: Tensor
+    y: Tensor
+    targets: Tensor
+    start: Tensor
+
+    def __getitem__(self, rows: Tensor) -> _Batch:
+        return _Batch(self.x[rows], self.y[rows], self.targets[rows], self.start[rows])
+
+
 def _until_fooled(
-    folded: Folded, x: Tensor, y: Tensor, start: Tensor, how: _How, progress: Callable[[float], None]
+    folded: Folded, batch: _Batch, how: _How, progress: Callable[[float], None]
 ) -> tuple[Tensor, Tensor, int]:
     """The images, the step at which each fooled the model (or NEVER), and the passes it took.
 
     The folded copy finds adversarial images. Rounding may tell copy and model apart at the border of a class, so the
     model itself confirms each, and is attacked itself with those on which it disagrees.
     """
-    images, first, passes = _drop_fooled(folded, folded.network, x, y, start, how, progress)
+    images, first, passes = _drop_fooled(folded, folded.network, batch, how, progress)
     won = (first != NEVER).nonzero().squeeze(1)
     if folded.network is folded.model or len(won) == 0:
         return images, first, passes
-    doubtful = won[~misclassified(folded, images[won], y[won], how.batch_size)]
+    doubtful = won[~misclassified(folded, images[won], batch.y[won], how.batch_size)]
     passes += len(won)
     if len(doubtful):
-        again = x[doubtful], y[doubtful], start[doubtful]
-        found, success, cost = _drop_fooled(folded, folded.model, *again, how, lambda share: None)
+        found, success, cost = _drop_fooled(folded, folded.model, batch[doubtful], how, lambda share: None)
         images[doubtful], first[doubtful], passes = found, success, passes + cost
     return images, first, passes
 
 
 def _drop_fooled(
-    folded: Folded,
-    network: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    start: Tensor,
-    how: _How,
-    progress: Callable[[float], None],
+    folded: Folded, network: nn.Module, batch: _Batch, how: _How, progress: Callable[[float], None]
 ) -> tuple[Tensor, Tensor, int]:
     """As `_until_fooled`, asking ``network`` alone."""
+    x, y, start = batch.x, batch.y, batch.start
     current, first = start.clone(), torch.full_like(y, NEVER)
     taken = torch.zeros_like(y)  # steps each image has taken
     waiting = torch.arange(len(x), device=x.device)  # unfinished; the first ones are in the batch
@@ -302,7 +312,7 @@ def _drop_fooled(
         if looking:
             further = bool((step < how.steps).any())
         try:
-            logits, gradient = _input_gradient(network, images, labels, how.objective, needed=further)
+            logits, gradient = _input_gradient(network, images, batch.targets[active], how.objective, needed=further)
         except RuntimeError as error:
             folded.room = _smaller_room(len(active), error)
             continue
@@ -368,7 +378,7 @@ def _checked(
     check_images(x)
     check_labels(y, x)
     for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
-        _check_whole(name, value)
+        check_whole(name, value)
     return as_budget(eps, "eps"), as_budget(step_size, "step_size")
 
 
@@ -378,6 +388,6 @@ def _checked_norm(norm: str) -> str:
     return norm
 
 
-def _check_whole(name: str, value: object) -> None:
+def check_whole(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise InputError(f"{name}={value!r}: expected a whole number, at least 1; less is no attack")

@@ -1,4 +1,4 @@
-"""What gradient attacks climb beside cross-entropy, by name: divergence from clean answers, routers, soft stand-ins."""
+"""What gradient attacks climb beside cross-entropy, by name: margins, divergence from clean answers, soft stand-ins."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import Objective, cross_entropy
+from paperlib.attacks.gradient import Objective, cross_entropy, undisturbed
 from paperlib.errors import InputError
+
+# From logits (N, classes) and labels (N,) to one value per image (N,), the higher the worse for the model.
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,54 @@ class Aim:
     """An objective, and the targets it wants in place of labels, if any."""
 
     objective: Objective
-    targets: Callable[[nn.Module, Tensor], Tensor] | None = None  # from the model and the clean images
+    targets: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None  # from the model, clean images and labels
+    first: Objective | None = None  # climbed before, by an attack of its own; this one starts where that one ends
+
+
+def entropy_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """-log p_y: cross-entropy per image (N,)."""
+    return nn.functional.cross_entropy(logits.float(), y, reduction="none")
+
+
+def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """max_{c != y} z_c - z_y (N,): above zero where the image is misclassified (Carlini and Wagner 2017)."""
+    others = logits.scatter(1, y.unsqueeze(1), -torch.inf)
+    return others.amax(dim=1) - logits.gather(1, y.unsqueeze(1)).squeeze(1)
+
+
+def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """The difference of logits ratio (N,), blind to the scale of the logits (Croce and Hein 2020, arXiv 2003.01690).
+
+    Raises:
+        InputError: fewer than three classes.
+    """
+    if logits.shape[1] < 3:
+        raise InputError(f"dlr: a model of {logits.shape[1]} classes has no third logit to divide by; use margin")
+    largest = logits.topk(3, dim=1).values
+    # -(z_y - max_{c != y} z_c) / (z_1st - z_3rd)
+    return margin_loss(logits, y) / (largest[:, 0] - largest[:, 2]).clamp_min(1e-12)
+
+
+def climbing(loss: Loss) -> Objective:
+    """The objective that is a loss of the model's own answer."""
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(x)
+        return logits, loss(logits, y)
+
+    return objective
+
+
+def transferred(surrogate: nn.Module) -> Objective:
+    """Cross-entropy of another network: an attack that never asks the model for a gradient."""
+
+    def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            logits = model(x)
+        with undisturbed(surrogate):
+            return logits, entropy_loss(surrogate(x), y)
+
+    return objective
 
 
 def divergence(model: nn.Module, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +94,7 @@ def soft(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if not hasattr(model, "with_soft"):
         raise InputError(f"soft: a {type(model).__name__} picks no expert, so it has no stand-in to attack")
     logits, stand_in = model.with_soft(x)  # type: ignore[operator]
-    return logits, nn.functional.cross_entropy(stand_in.float(), y, reduction="none")
+    return logits, entropy_loss(stand_in, y)
 
 
 def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
@@ -53,19 +103,21 @@ def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def _answer(model: nn.Module, x: Tensor) -> Tensor:
+def _answer(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.log_softmax(model(x).float(), dim=1)
 
 
-def _answer_and_route(model: nn.Module, x: Tensor) -> Tensor:
+def _answer_and_route(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         scores = model.get_submodule("router")(x)
-        return torch.cat([_answer(model, x), torch.log_softmax(scores.float(), dim=1)], dim=1)
+        return torch.cat([_answer(model, x, y), torch.log_softmax(scores.float(), dim=1)], dim=1)
 
 
 AIMS = {
     "cross-entropy": Aim(cross_entropy),
+    "margin": Aim(climbing(margin_loss)),
+    "dlr": Aim(climbing(dlr_loss)),
     "divergence": Aim(divergence, _answer),
     "routed divergence": Aim(routed_divergence, _answer_and_route),
     "soft": Aim(soft),

@@ -1,16 +1,20 @@
-"""Robust accuracy with intervals, sweeps and paired comparisons."""
+"""Robust accuracy with intervals, paired comparisons, and the audit of what can be believed."""
 
+from paperlib.evaluation.audit import Effort, Finding, Report, audit
 from paperlib.evaluation.metrics import OverSeeds, Paired, over_runs, over_seeds, paired, wilson
 from paperlib.evaluation.robustness import (
     CLEAN,
     AttackSpec,
     Outcome,
     accuracy_by_step,
+    autoattack_spec,
     battery,
     evaluate,
     fgsm_spec,
     headline,
+    noise_spec,
     pgd_spec,
+    square_spec,
     sweep,
     through_choices,
     worst_case,
@@ -19,18 +23,25 @@ from paperlib.evaluation.robustness import (
 __all__ = [
     "CLEAN",
     "AttackSpec",
+    "Effort",
+    "Finding",
     "Outcome",
     "OverSeeds",
     "Paired",
+    "Report",
     "accuracy_by_step",
+    "audit",
+    "autoattack_spec",
     "battery",
     "evaluate",
     "fgsm_spec",
     "headline",
+    "noise_spec",
     "over_runs",
     "over_seeds",
     "paired",
     "pgd_spec",
+    "square_spec",
     "sweep",
     "through_choices",
     "wilson",

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import AIMS, NEVER, attack, misclassified, undisturbed
-from paperlib.checks import check_images, check_labels, check_weights
+from paperlib.attacks import (
+    AIMS,
+    NEVER,
+    STANDARD,
+    Aim,
+    attack,
+    autoattack,
+    misclassified,
+    pgd,
+    random_noise,
+    undisturbed,
+)
+from paperlib.attacks.autoattack import ITERATIONS, QUERIES, WRONG
+from paperlib.attacks.gradient import Budget
+from paperlib.checks import as_fraction, check_images, check_labels, check_weights
 from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation.metrics import wilson
@@ -26,40 +40,65 @@ from paperlib.progress import Say, meter, say
 class AttackSpec:
     """One attack with all its settings. Budgets are fractions of the pixel range, kept exact."""
 
-    kind: str  # "clean", "fgsm" or "pgd"
+    kind: str  # "clean", "fgsm", "pgd", "noise", "square" or "autoattack"
     eps: Fraction = Fraction(0)
     step: Fraction = Fraction(0)
-    steps: int = 0
+    steps: int = 0  # of noise the draws, of Square the queries, of AutoAttack the iterations of its gradient attacks
     restarts: int = 1
     random_start: bool = False
-    aim: str = "cross-entropy"  # what it climbs, a key of `paperlib.attacks.AIMS`
+    aim: str = "cross-entropy"  # what it climbs, a key of the aims `evaluate` is given
+    queries: int = 0  # of AutoAttack: Square's
 
     @property
     def name(self) -> str:
         """Such as ``clean``, ``fgsm@8/255``, ``pgd-50@0.15`` or ``pgd-50-soft@0.15``; restarts show above one."""
         if self.kind == "clean":
             return "clean"
-        steps = f"-{self.steps}" if self.kind == "pgd" else ""
+        steps = f"-{self.steps}" if self.kind in ("pgd", "noise", "square") else ""
+        if self.kind == "autoattack" and not self.standard:
+            steps = f"-{self.steps}-{self.queries}"
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         aim = f"-{self.aim.replace(' ', '-')}" if self.aim != "cross-entropy" else ""
         return f"{self.kind}{steps}{restarts}{aim}@{budget_text(self.eps)}"
 
+    @property
+    def standard(self) -> bool:
+        """Whether this is AutoAttack as published, none of its parts cut short."""
+        return (self.steps, self.queries) == (ITERATIONS, QUERIES)
+
     def table(self) -> dict[str, Any]:
         """JSON-ready, budgets as text."""
-        return {**asdict(self), "eps": budget_text(self.eps), "step": budget_text(self.step)}
+        told = {**asdict(self), "eps": budget_text(self.eps), "step": budget_text(self.step)}
+        return told if self.kind == "autoattack" else {key: told[key] for key in told if key != "queries"}
 
 
 CLEAN = AttackSpec("clean")
 
 
-def fgsm_spec(eps: Fraction) -> AttackSpec:
+def fgsm_spec(eps: Budget) -> AttackSpec:
     """FGSM at ``eps``: one step, no random start."""
+    eps = as_fraction(eps)
     return AttackSpec("fgsm", eps, eps, 1)
 
 
-def pgd_spec(eps: Fraction, steps: int, step: Fraction, restarts: int = 1) -> AttackSpec:
-    """PGD at ``eps`` from random starts."""
-    return AttackSpec("pgd", eps, step, steps, restarts, random_start=True)
+def pgd_spec(eps: Budget, steps: int, step: Budget, restarts: int = 1, aim: str = "cross-entropy") -> AttackSpec:
+    """PGD with ``steps`` of size ``step`` from random starts."""
+    return AttackSpec("pgd", as_fraction(eps), as_fraction(step, "step"), steps, restarts, random_start=True, aim=aim)
+
+
+def noise_spec(eps: Budget, draws: int) -> AttackSpec:
+    """The best of ``draws`` uniform draws from the ball."""
+    return AttackSpec("noise", as_fraction(eps), steps=draws)
+
+
+def square_spec(eps: Budget, queries: int = QUERIES) -> AttackSpec:
+    """The Square attack alone: it asks for answers, never for gradients."""
+    return AttackSpec("square", as_fraction(eps), steps=queries)
+
+
+def autoattack_spec(eps: Budget, iterations: int = ITERATIONS, queries: int = QUERIES) -> AttackSpec:
+    """AutoAttack's standard version, unless it is cut short."""
+    return AttackSpec("autoattack", as_fraction(eps), steps=iterations, queries=queries)
 
 
 def headline(config: EvaluationConfig) -> AttackSpec:
@@ -119,45 +158,133 @@ def evaluate(
     *,
     seed: int,
     batch_size: int = 512,
+    aims: Mapping[str, Aim] = AIMS,
+    state: Path | None = None,
     label: str = "evaluation",
     say: Say = say,
 ) -> Outcome:
     """Attack every image of ``split``; an image counts as right only if no iterate of any restart was misclassified.
 
-    The batch size, halved where memory does not suffice, changes no outcome but for rounding.
+    The batch size, halved where memory does not suffice, changes no outcome but for rounding; that of AutoAttack and
+    Square decides which images share random numbers.
+
+    Args:
+        aims: what a gradient attack may climb, by the name ``spec.aim`` gives; see `paperlib.attacks.mixture_aims`.
+        state: a file from which an interrupted AutoAttack goes on.
 
     Raises:
         InputError: pixels or labels out of range. NotFiniteError: NaN or infinity in the model's weights or answers.
     """
     _check(split)
     check_weights(model.model if isinstance(model, Folded) else model, label)
-    x, y = split.images, split.labels
+    x = split.images
     folded = model if isinstance(model, Folded) else fold(model, x)
     started = time.monotonic()
     with meter(100, f"{label} under {spec.name}", say, unit="%") as reached, tensor_float32(False):
-        if spec.kind == "clean":
-            with undisturbed(folded.model):
-                correct, passes = ~misclassified(folded, x, y, batch_size), len(x)
-            first = torch.where(correct, NEVER, 0)
-        else:
-            done = attack(
-                folded,
-                x,
-                y,
-                eps=spec.eps,
-                step_size=spec.step,
-                steps=spec.steps,
-                random_start=spec.random_start,
-                restarts=spec.restarts,
-                generator=torch.Generator(x.device).manual_seed(seed),
-                objective=AIMS[spec.aim].objective,
-                batch_size=batch_size,
-                progress=lambda share: reached(int(100 * share)),
-            )
-            correct, first, passes = ~done.fooled, done.first_success, done.passes
+        work = _Work(folded, split, spec, seed, batch_size, aims, state, lambda share: reached(int(100 * share)))
+        correct, first, passes = ATTACKS[spec.kind](work)
     seconds = time.monotonic() - started
     used = min(batch_size, folded.room or batch_size)
     return Outcome(correct.cpu(), first.to(torch.int16).cpu(), passes / len(x), seconds, used)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What an evaluation is asked to do."""
+
+    folded: Folded
+    split: Split
+    spec: AttackSpec
+    seed: int
+    batch_size: int
+    aims: Mapping[str, Aim]
+    state: Path | None
+    progress: Callable[[float], None]
+
+    @property
+    def generator(self) -> torch.Generator:
+        return torch.Generator(self.split.images.device).manual_seed(self.seed)
+
+
+Found = tuple[Tensor, Tensor, float]  # correct (N,), first success (N,), passes in all
+
+
+def _clean(work: _Work) -> Found:
+    x, y = work.split.images, work.split.labels
+    with undisturbed(work.folded.model):
+        correct = ~misclassified(work.folded, x, y, work.batch_size)
+    return correct, torch.where(correct, NEVER, 0), len(x)
+
+
+def _gradient(work: _Work) -> Found:
+    x, y, spec = work.split.images, work.split.labels, work.spec
+    if spec.aim not in work.aims:
+        raise InputError(f"aim {spec.aim!r}: this model has none of that name; it has {', '.join(work.aims)}")
+    aim, generator = work.aims[spec.aim], work.generator
+    targets = start = None
+    spent = 0
+    how: dict[str, Any] = {"eps": spec.eps, "step_size": spec.step, "steps": spec.steps}
+    if aim.targets is not None:
+        with undisturbed(work.folded.model):
+            parts = zip(x.split(work.batch_size), y.split(work.batch_size), strict=True)
+            targets = torch.cat([aim.targets(work.folded.network, *part) for part in parts])
+        spent += len(x)
+    if aim.first is not None:
+        start = pgd(work.folded, x, y, **how, generator=generator, objective=aim.first)
+        spent += len(x) * spec.steps
+    done = attack(
+        work.folded,
+        x,
+        y,
+        **how,
+        random_start=spec.random_start,
+        restarts=spec.restarts,
+        generator=generator,
+        objective=aim.objective,
+        targets=targets,
+        start=start,
+        batch_size=work.batch_size,
+        progress=work.progress,
+    )
+    return ~done.fooled, done.first_success, done.passes + spent
+
+
+def _noise(work: _Work) -> Found:
+    x, y, spec = work.split.images, work.split.labels, work.spec
+    how: dict[str, Any] = {"generator": work.generator, "batch_size": work.batch_size, "progress": work.progress}
+    done = random_noise(work.folded, x, y, eps=spec.eps, draws=spec.steps, **how)
+    return ~done.fooled, done.first_success, done.passes
+
+
+def _library(work: _Work) -> Found:
+    x, y, spec = work.split.images, work.split.labels, work.spec
+    alone = spec.kind == "square"
+    done = autoattack(
+        work.folded,
+        x,
+        y,
+        eps=spec.eps,
+        seed=work.seed % 2**31,
+        attacks=("square",) if alone else STANDARD,
+        iterations=ITERATIONS if alone else spec.steps,
+        queries=spec.steps if alone else spec.queries,
+        batch_size=work.batch_size,
+        state=work.state,
+        progress=work.progress,
+    )
+    # Which of its attacks won, from 1; 0 for a clean image misclassified.
+    first = torch.where(done.by == WRONG, 0, torch.where(done.fooled, done.by + 1, NEVER))
+    return ~done.fooled, first, done.passes
+
+
+ATTACKS: dict[str, Callable[[_Work], Found]] = {
+    "clean": _clean,
+    "fgsm": _gradient,
+    "pgd": _gradient,
+    "noise": _noise,
+    "square": _library,
+    "autoattack": _library,
+}
 
 
 def worst_case(

@@ -18,6 +18,7 @@ class Evidence:
     logits: Tensor  # (N, classes), the answer
     expert_logits: Tensor  # (N, experts, classes)
     gate_weights: Tensor  # (N, experts), non-negative, each row sums to 1
+    scores: Tensor  # (N, experts), what the weights are made of; the higher, the more an expert is heard
 
 
 class Gate(ResNet):
@@ -80,25 +81,26 @@ class Mixture(nn.Module):
     def evidence(self, x: Tensor) -> Evidence:
         """The answer together with what each expert said and how the gate weighed it."""
         mixed = self._mixed(x)
-        return picked(mixed.expert_logits, mixed.gate_weights) if self.top1 else mixed
+        return picked(mixed.expert_logits, mixed.scores) if self.top1 else mixed
 
     def with_soft(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The answer, and the one with all experts weighed: what an attacker differentiates where the gate picks."""
         mixed = self._mixed(x)
-        answer = picked(mixed.expert_logits, mixed.gate_weights) if self.top1 else mixed
+        answer = picked(mixed.expert_logits, mixed.scores) if self.top1 else mixed
         return answer.logits, mixed.logits
 
     def _mixed(self, x: Tensor) -> Evidence:
         expert_logits = self.experts(x)
         # w(x) = softmax(g(x)): "fractional activation", no expert is ever switched off.
-        log_weights = torch.log_softmax(self.gate(x), dim=1)
+        scores = self.gate(x)
+        log_weights = torch.log_softmax(scores, dim=1)
         weights = log_weights.exp()
         if self.mixing == "logits":
             # z(x) = sum_i w_i(x) z_i(x)
             logits = (weights.unsqueeze(2) * expert_logits).sum(dim=1)
         else:
             logits = mixed_probabilities(expert_logits, log_weights)
-        return Evidence(logits, expert_logits, weights)
+        return Evidence(logits, expert_logits, weights, scores)
 
 
 def mixed_probabilities(expert_logits: Tensor, log_weights: Tensor) -> Tensor:
@@ -111,4 +113,5 @@ def picked(expert_logits: Tensor, scores: Tensor) -> Evidence:
     """The answer of the expert with the highest score (N, experts); its weight is 1, and no gradient reaches scores."""
     chosen = scores.argmax(dim=1)
     weights = nn.functional.one_hot(chosen, expert_logits.shape[1]).to(expert_logits.dtype)
-    return Evidence(expert_logits[torch.arange(len(chosen), device=chosen.device), chosen], expert_logits, weights)
+    answer = expert_logits[torch.arange(len(chosen), device=chosen.device), chosen]
+    return Evidence(answer, expert_logits, weights, scores)

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from paperlib.evaluation import OverSeeds, over_runs, over_seeds
+from paperlib.evaluation import OverSeeds, headline, over_runs, over_seeds
 from paperlib.paths import published_dir
 from paperlib.profiles import profile_names
 from paperlib.published import INDEX
 from paperlib.report import tables
+from paperlib.report.outcomes import BASIC, WORST
 from paperlib.study import Study
-from paperlib.training.recipes import BACKBONES, STRONGEST
+from paperlib.training.recipes import BACKBONES, EXPERTS, STRONGEST
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_RUN = "supported", "not supported", "undecided", "not run"
 SEEDS = 3  # an accuracy is decided by no fewer
@@ -72,7 +73,7 @@ class Beats(Claim):
 
     system: str = "dwf"
     others: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ("worst case",)  # "clean", "FGSM" or "worst case"
+    columns: tuple[str, ...] = (BASIC,)  # "clean", "FGSM" or the worst of the basic attacks
 
     @property
     def rule(self) -> str:
@@ -111,7 +112,7 @@ class Collapse(Claim):
     @property
     def rule(self) -> str:
         return (
-            f"worst case of each of {', '.join(self.systems)}: supported if every 95 % interval lies below chance (one "
+            f"{BASIC} of each of {', '.join(self.systems)}: supported if every 95 % interval lies below chance (one "
             "over the number of classes) and clean accuracy is above 90 %, not supported if any interval lies above "
             "chance, else undecided"
         )
@@ -123,11 +124,11 @@ class Collapse(Claim):
         chance = 1 / len(studies[0].classes)
         found = []
         for system in self.systems:
-            left, clean = (over_runs(tables.outcomes(studies, system, column)) for column in ("worst case", "clean"))
+            left, clean = (over_runs(tables.outcomes(studies, system, column)) for column in (BASIC, "clean"))
             falls = left.high < chance and clean.difference > 0.9
             reading = SUPPORTED if falls else REFUTED if left.low > chance else UNDECIDED
             shown = f"{tables.share(left)} left of {tables.share(clean)}"
-            found.append(Evidence(f"{system}, worst case of clean", left, reading, shown))
+            found.append(Evidence(f"{system}, {BASIC} of clean", left, reading, shown))
         return found
 
 
@@ -166,20 +167,44 @@ class Grows(Claim):
 
 
 @dataclass(frozen=True)
-class Awaits(Claim):
-    """A claim whose experiment the series does not hold yet."""
+class Survives(Claim):
+    """What PGD decides between the first system and each of the others, everything together decides as well."""
 
-    missing: str = ""
+    system: str = "dwf"
 
     @property
     def rule(self) -> str:
-        return f"not run: {self.missing}"
+        return (
+            f"of the systems of the main table that PGD separates from {self.system} (95 % interval off zero): "
+            f"supported if the {WORST} separates every one in the same direction, not supported if any in the other, "
+            "else undecided"
+        )
+
+    def _others(self, study: Study) -> list[str]:
+        systems = (tables.called(name) for name in tables.everyone(study))
+        return [name for name in dict.fromkeys(systems) if name != self.system]
 
     def stages(self, study: Study) -> list[str]:
-        return []
+        experts = [f"train:{name}" for name in EXPERTS]
+        if study.missing(experts):  # which of them is the best is not known yet
+            return experts
+        return tables.stress_stages_of(study, [self.system, *self._others(study)])
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
-        return []
+        pgd = tables.column_of(headline(studies[0].profile.evaluation))
+        before, after = (tables.outcomes(studies, self.system, column) for column in (pgd, WORST))
+        found = []
+        for other in self._others(studies[0]):
+            was = over_seeds(before, tables.outcomes(studies, other, pgd))
+            if was.low <= 0 <= was.high:
+                continue
+            now = over_seeds(after, tables.outcomes(studies, other, WORST))
+            apart = now.low > 0 or now.high < 0
+            reading = UNDECIDED if not apart else SUPPORTED if (now.difference > 0) == (was.difference > 0) else REFUTED
+            before_that = f"{pgd} {tables.signed(was.difference)}"
+            shown = f"{tables.points(now.difference, now.low, now.high)} ({before_that})"
+            found.append(Evidence(f"{self.system} - {other}, {WORST}", now, reading, shown))
+        return found
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -189,14 +214,14 @@ CLAIMS: tuple[Claim, ...] = (
         "DWF beats other mixture-of-experts defences under FGSM and PGD",
         "v1 and v2",
         others=MOE_DEFENCES,
-        columns=("FGSM", "worst case"),
+        columns=("FGSM", BASIC),
     ),
     Beats(
         "beats-bigger-backbones",
         "DWF beats plain classifiers with bigger backbones",
         "v1",
         others=PLAIN[1:],
-        columns=("FGSM", "worst case"),
+        columns=("FGSM", BASIC),
     ),
     Beats(
         "clean-accuracy-too",
@@ -239,12 +264,7 @@ CLAIMS: tuple[Claim, ...] = (
         "ours",
         others=("pgd-at-wide", "pgd-at-ensemble", f"pgd-at-{STRONGEST}"),
     ),
-    Awaits(
-        "survives",
-        "The ranking survives AutoAttack and attacks on gate and experts",
-        "ours",
-        "AutoAttack and attacks made for a mixture are not part of the series yet",
-    ),
+    Survives("survives", "The ranking survives AutoAttack and attacks on gate and experts", "ours"),
 )
 
 
@@ -254,8 +274,6 @@ def decide(claim: Claim, studies: Sequence[Study]) -> Verdict:
     Accuracies need at least three seeds: fewer runs cannot tell a method from its luck (the interval of two covers too
     seldom where runs differ much), so the verdict stays undecided.
     """
-    if isinstance(claim, Awaits):
-        return Verdict(claim, NOT_RUN, why=claim.missing)
     if not studies or any(study.missing(claim.stages(study)) for study in studies):
         return Verdict(claim, NOT_RUN, why="no records of this profile")
     evidence = claim.read(studies)
@@ -290,7 +308,7 @@ def differences_frame(found: Sequence[Verdict]) -> pd.DataFrame:
     rows = [
         {
             "claim": v.claim.id,
-            "compared": item.what.removesuffix(", worst case"),
+            "compared": item.what.removesuffix(f", {BASIC}"),
             "difference": item.value.difference,
             "low": item.value.low,
             "high": item.value.high,
@@ -334,8 +352,8 @@ def evidence_table(found: Sequence[Verdict]) -> pd.DataFrame:
 
 def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
     """Which differences from DWF the records can resolve: the halves of the intervals, and what they are made of."""
-    ours = tables.outcomes(studies, "dwf", "worst case")
-    found = [over_seeds(ours, tables.outcomes(studies, other, "worst case")) for other in others]
+    ours = tables.outcomes(studies, "dwf", BASIC)
+    found = [over_seeds(ours, tables.outcomes(studies, other, BASIC)) for other in others]
     halves = pd.Series([(value.high - value.low) / 2 for value in found])
     images = pd.Series([value.from_images for value in found])
     runs = pd.Series([value.from_runs for value in found])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 
 from paperlib.evaluation import (
     CLEAN,
-    AttackSpec,
     OverSeeds,
     accuracy_by_step,
     battery,
@@ -26,13 +24,52 @@ from paperlib.evaluation import (
 from paperlib.files import replacing
 from paperlib.paths import figures_dir
 from paperlib.profiles import budget_text
-from paperlib.stages import COMPARED, attacks_on
+from paperlib.report.outcomes import (
+    ATTACK_LABELS,
+    BASIC,
+    BEST,
+    WORST,
+    Systems,
+    basic,
+    basic_worst,
+    best_expert,
+    called,
+    column,
+    column_of,
+    compared,
+    everyone,
+    known,
+    named,
+    outcome_of,
+    outcomes,
+    published_studies,
+    stages_of,
+    stress_stages_of,
+    stressed,
+    worst_case,
+)
 from paperlib.study import Study
-from paperlib.training.recipes import EXPERT_KINDS, EXPERTS, Recipe, recipes
+from paperlib.training.recipes import EXPERT_KINDS, EXPERTS, Recipe
 
-Systems = Callable[[Study], list[str]]
-ATTACK_LABELS = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD"}
-BEST = "best expert"  # stands for the one picked on validation, another with each seed
+__all__ = [  # what a notebook asks of this module; the first ones live in `paperlib.report.outcomes`
+    "BASIC",
+    "BEST",
+    "WORST",
+    "basic_worst",
+    "best_expert",
+    "called",
+    "compared",
+    "everyone",
+    "known",
+    "named",
+    "outcome_of",
+    "outcomes",
+    "published_studies",
+    "stages_of",
+    "stress_stages_of",
+    "stressed",
+    "worst_case",
+]
 
 
 def percent(accuracy: float, interval: Sequence[float]) -> str:
@@ -83,105 +120,33 @@ def results(study: Study, systems: Sequence[str], *, swept: bool = False) -> pd.
     return pd.DataFrame(rows)
 
 
-def best_expert(study: Study) -> str:
-    """The expert with the highest PGD accuracy on the *validation* split; the test split has no say in it."""
-
-    def score(system: str) -> float:
-        history = study.record(f"train:{system}")["history"]
-        value: float = history["epochs"][history["best"]]["pgd"]
-        return value
-
-    return max(EXPERTS, key=score)
-
-
-def compared(study: Study) -> list[str]:
-    """The systems that stand in every comparison, with the best single expert in its place."""
-    first, rest = COMPARED[:2], COMPARED[2:]
-    return [*first, best_expert(study), *rest]
-
-
-def known(study: Study) -> dict[str, Recipe]:
-    """Every recipe of the study's profile by the name of its system."""
-    return recipes(study.profile)
-
-
-def everyone(study: Study) -> list[str]:
-    """The systems of the main table, family by family, with the best single expert in its place."""
-    single, mixture, defence = (
-        [r.system for r in known(study).values() if r.family == family] for family in ("single", "mixture", "defence")
-    )
-    return [*single, best_expert(study), *mixture, *defence]
-
-
-def named(study: Study, system: str) -> str:
-    """The system itself, or the expert that stands behind ``best expert`` with this seed."""
-    return best_expert(study) if system == BEST else system
-
-
-def called(system: str) -> str:
-    """How tables over several seeds call a system: experts in a row of systems are the best one."""
-    return BEST if system in EXPERTS else system
-
-
-def stages_of(study: Study, systems: Sequence[str]) -> list[str]:
-    """The records of the main table's rows of these systems."""
-    found = []
-    for system in systems:
-        every = EXPERTS if system == BEST else (system,)
-        found += [f"train:{name}" for name in every if known(study)[name].turns]
-        found += [f"evaluate:{name}:{s.name}" for name in every for s in attacks_on(known(study)[name], study.profile)]
-    return found
-
-
-def outcome_of(study: Study, system: str, shown: str) -> Tensor:
-    """Per image (N,): right in a column of the main table, ``clean``, ``FGSM``, ``PGD-50`` or ``worst case``."""
-    if shown == "worst case":
-        return worst_case(study, system)
-    spec = next(s for s in battery(study.profile.evaluation) if column(s.kind, s.steps) == shown)
-    return study.outcome(system, spec).arrays["correct"].bool()
-
-
-def outcomes(studies: Sequence[Study], system: str, shown: str) -> Tensor:
-    """The same of every seed (seeds, N); ``best expert`` is another one with each."""
-    return torch.stack([outcome_of(study, named(study, system), shown) for study in studies])
-
-
-def worst_case(study: Study, system: str) -> Tensor:
-    """Per image (N,): right under every attack the system faces in the main table, the clean image included."""
-    specs = attacks_on(known(study)[system], study.profile)
-    return torch.stack([study.outcome(system, spec).arrays["correct"].bool() for spec in specs]).all(dim=0)
-
-
 def main_table(study: Study, systems: Sequence[str] | None = None) -> pd.DataFrame:
-    """Every system under every attack it faces, with worst case, n, intervals, size, training and inference cost."""
+    """Every system under every basic attack, AutoAttack and the worst case of all, with intervals, size and cost.
+
+    The slow attacks see fewer images; their number stands in the name of the column.
+    """
     rows = []
     for system in compared(study) if systems is None else systems:
-        recipe = known(study)[system]
-        row: dict[str, Any] = {"system": system, "what it is": recipe.story}
-        for spec in attacks_on(recipe, study.profile):
-            result = study.outcome(system, spec).record["result"]
-            row[column_of(spec)] = percent(result["accuracy"], result["interval"])
-        worst = worst_case(study, system)
-        right, n = int(worst.sum()), len(worst)
-        row |= {"worst case": percent(right / n, wilson(right, n)), "n": n, "seed": study.seed}
-        row |= cost(study, system)
-        rows.append(row)
+        row: dict[str, Any] = {"system": system, "what it is": known(study)[system].story}
+        for spec, right in basic(study, system).items():
+            row[column_of(spec)] = counted(right)
+        every = stressed(study, system)
+        slow, worst = list(every.values())[-1], worst_case(study, system)
+        row |= {BASIC: counted(basic_worst(study, system)), "n": len(next(iter(basic(study, system).values())))}
+        row |= {f"AutoAttack, n = {len(slow)}": counted(slow), f"{WORST}, n = {len(worst)}": counted(worst)}
+        rows.append(row | {"attacks": len(every), "seed": study.seed, **cost(study, system)})
     frame = pd.DataFrame(rows).set_index("system")
     soft = [name for name in frame.columns if name.endswith("soft")]
     order = [name for name in frame.columns if name not in soft]
     if soft:  # through an argmax: only systems that pick an expert have one
-        order.insert(order.index("worst case"), soft[0])
+        order.insert(order.index(BASIC), soft[0])
     return frame[order].fillna("")
 
 
-def column(kind: str, steps: int) -> str:
-    """How a table names an attack: clean, FGSM, PGD-50."""
-    return f"PGD-{steps}" if kind == "pgd" else ATTACK_LABELS[kind]
-
-
-def column_of(spec: AttackSpec) -> str:
-    """The same of an attack with all its settings: PGD-50 soft where it aims at a soft stand-in."""
-    return column(spec.kind, spec.steps) + (" soft" if spec.aim == "soft" else "")
+def counted(right: Tensor) -> str:
+    """The accuracy of an outcome (N,) with its Wilson interval, in percent."""
+    n, correct = len(right), int(right.sum())
+    return percent(correct / n, wilson(correct, n))
 
 
 def cost(study: Study, system: str) -> dict[str, Any]:
@@ -224,18 +189,22 @@ def growth(study: Study, systems: Sequence[str]) -> pd.DataFrame:
 
 
 def battery_frame(study: Study, systems: Sequence[str]) -> pd.DataFrame:
-    """`results` of the battery with a ``column`` that names the attack, and the best expert under that name."""
+    """`results` of the battery with a ``column`` that names the attack, AutoAttack and both worst cases among them.
+
+    The best expert goes under that name.
+    """
     frame = results(study, systems)
     frame["column"] = [column(kind, steps) for kind, steps in zip(frame["attack"], frame["steps"], strict=True)]
     frame["system"] = [called(name) for name in frame["system"]]
-    worst = []
+    further = []
     for system in systems:
-        right = worst_case(study, system)
-        low, high = wilson(int(right.sum()), len(right))
-        row = {"system": called(system), "attack": "worst case", "column": "worst case", "n": len(right)}
-        row |= {"correct": int(right.sum()), "accuracy": float(right.float().mean()), "low": low, "high": high}
-        worst.append(row | {"seed": study.seed})
-    return pd.concat([frame, pd.DataFrame(worst)], ignore_index=True)
+        slow = {"AutoAttack": list(stressed(study, system).values())[-1], WORST: worst_case(study, system)}
+        for name, right in {BASIC: basic_worst(study, system), **slow}.items():
+            low, high = wilson(int(right.sum()), len(right))
+            row = {"system": called(system), "attack": name, "column": name, "n": len(right)}
+            row |= {"correct": int(right.sum()), "accuracy": float(right.float().mean()), "low": low, "high": high}
+            further.append(row | {"seed": study.seed})
+    return pd.concat([frame, pd.DataFrame(further)], ignore_index=True)
 
 
 def expert_table(study: Study) -> pd.DataFrame:
@@ -253,12 +222,6 @@ def headline_name(study: Study) -> str:
     """Such as ``PGD-50 at eps 8/255``."""
     spec = headline(study.profile.evaluation)
     return f"{column(spec.kind, spec.steps)} at eps {budget_text(spec.eps)}"
-
-
-def published_studies(study: Study) -> list[Study]:
-    """A study of published records alone for each published seed of the same configuration; empty without any."""
-    others = [Study(study.profile, seed, local=False, say=study.say) for seed in study.published.seeds]
-    return [other for other in others if not other.missing([f"train:{name}" for name in EXPERTS])]
 
 
 def published_frame(studies: Sequence[Study], systems: Systems = compared) -> pd.DataFrame | None:
@@ -285,7 +248,7 @@ def seeds_table(studies: Sequence[Study], systems: Systems = compared) -> pd.Dat
     return table.join(whole).join(costs["inference cost"].map("{:.1f}".format))
 
 
-def differences(studies: Sequence[Study], systems: Systems, against: str, shown: str = "worst case") -> pd.DataFrame:
+def differences(studies: Sequence[Study], systems: Systems, against: str, shown: str = BASIC) -> pd.DataFrame:
     """``against`` minus every other system over all seeds, with intervals that know of images and of runs."""
     rows = []
     ours = outcomes(studies, against, shown)
@@ -305,9 +268,9 @@ def ablations(studies: Sequence[Study]) -> pd.DataFrame:
     rows = []
     for system in systems:
         recipe = known(studies[0])[system]
-        clean, worst = (over_runs(outcomes(studies, system, shown)) for shown in ("clean", "worst case"))
+        clean, worst = (over_runs(outcomes(studies, system, shown)) for shown in ("clean", BASIC))
         row: dict[str, Any] = {"system": system, "what it is": recipe.story}
-        row |= {"clean": share(clean), "worst case": share(worst)}
+        row |= {"clean": share(clean), BASIC: share(worst)}
         if system in apart.index:
             found = apart.loc[system]
             row |= {"difference": -found["difference"], "low": -found["high"], "high": -found["low"]}

@@ -45,7 +45,7 @@ class Strike:
         if aim.targets is not None:
             folded = model if isinstance(model, Folded) else Folded(model, model)
             with undisturbed(folded.model):
-                targets = aim.targets(folded.network, x)
+                targets = aim.targets(folded.network, x, y)
         if self.noise:
             start = x + self.noise * torch.randn(x.shape, generator=generator, device=x.device)
         return pgd(

@@ -1,0 +1,54 @@
+"""Blind luck as an attack: the best of many uniform draws from the ball. No gradient attack should be worse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks.gradient import NEVER, Attacked, Budget, check_whole, misclassified, undisturbed
+from paperlib.checks import as_budget, check_images, check_labels
+from paperlib.models import Folded, fold
+
+
+def random_noise(
+    model: nn.Module | Folded,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: Budget,
+    draws: int,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Attacked:
+    """Try ``draws`` images per image, each pixel uniform in the ball, clipped to [0, 1]; the first that fools stays.
+
+    Arguments, result and errors as in `paperlib.attacks.attack`; ``first_success`` counts draws from 1, 0 is the clean
+    image.
+    """
+    eps = as_budget(eps)
+    check_images(x)
+    check_labels(y, x)
+    check_whole("draws", draws)
+    folded = model if isinstance(model, Folded) else fold(model, x)
+    with undisturbed(folded.model):
+        fooled = misclassified(folded, x, y, batch_size)
+        images, first, passes = x.clone(), torch.where(fooled, 0, NEVER), len(x)
+        asked = Folded(folded.network, folded.network)  # a copy finds, the model confirms
+        for draw in range(1, draws + 1):
+            left = (~fooled).nonzero().squeeze(1)
+            if len(left) == 0:
+                break
+            # Drawn for all images, so that the fate of one never changes the noise of another.
+            device = generator.device if generator is not None else x.device
+            noise = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
+            tried = (x + (2 * noise - 1) * eps).clamp(0, 1)
+            won = left[misclassified(asked, tried[left], y[left], batch_size)]
+            if len(won):
+                won = won[misclassified(folded, tried[won], y[won], batch_size)]
+            images[won], fooled[won], first[won] = tried[won], True, draw
+            passes += len(left) + len(won)
+            progress(draw / draws)
+    return Attacked(images, fooled, first, passes)

@@ -1,0 +1,259 @@
+"""The audit: every known way a robust accuracy goes wrong, asked of any network, and a sentence on what to believe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks.gradient import Budget, undisturbed
+from paperlib.checks import as_fraction, check_images, check_labels, check_logits
+from paperlib.data import Split
+from paperlib.errors import InputError, NotFiniteError
+from paperlib.evaluation.case import Case, Effort, interval
+from paperlib.evaluation.checklist import PITFALLS, Pitfall
+from paperlib.evaluation.pitfalls import FIRES, NOT_RUN, Answer
+from paperlib.profiles import budget_text
+from paperlib.progress import Say, meter, say, silent
+
+REQUIRED = ("autoattack",)  # a number that has not faced it is not believed yet
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what it asks, what it allows, its verdict, the numbers behind it, and, unless it passed, why."""
+
+    row: int
+    name: str
+    asks: str
+    threshold: str
+    verdict: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an audit found."""
+
+    label: str
+    n: int
+    eps: str
+    seed: int
+    effort: dict[str, Any]
+    claimed: float | None  # accuracy under attack, as a fraction; None where nothing can be measured
+    claim: str  # what it rests on
+    attacks: dict[str, int]  # images right under each attack at this eps
+    worst: int | None  # images right under all of them; None where nothing can be measured
+    findings: tuple[Finding, ...]
+    seconds: float
+
+    @property
+    def fired(self) -> tuple[str, ...]:
+        """The names of the checks that speak against the number."""
+        return tuple(finding.name for finding in self.findings if finding.verdict == FIRES)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Required checks that were not run."""
+        return tuple(f.name for f in self.findings if f.verdict == NOT_RUN and f.name in REQUIRED)
+
+    @property
+    def believed(self) -> bool:
+        """Whether nothing speaks against the accuracy claimed, and what must be asked has been asked."""
+        return not self.fired and not self.missing and self.worst is not None
+
+    @property
+    def sentence(self) -> str:
+        """Whether the accuracy can be believed, and why not."""
+        whys = "; ".join(f"{f.name}: {f.why}" for f in self.findings if f.verdict == FIRES)
+        if self.worst is None:
+            return f"Not to be believed: no accuracy of {self.label} can be measured. {whys}."
+        left, claimed = self._left, f"{100 * (self.claimed or 0):.1f} % for {self.label} ({self.claim})"
+        if self.fired:
+            return f"Not to be believed: {claimed}. {left}. {whys}."
+        if self.missing:
+            return f"Not to be believed yet: {claimed}. {left}. Not run: {', '.join(self.missing)}."
+        smoke = ", as far as fewer than 1,000 images tell" if self.n < 1000 else ""
+        return f"Believed{smoke}: {claimed}. {left}, and no check speaks against it."
+
+    @property
+    def _left(self) -> str:
+        assert self.worst is not None
+        low, high = interval(torch.arange(self.n) < self.worst)
+        share = f"{100 * self.worst / self.n:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"The worst case of {len(self.attacks)} attacks at eps {self.eps} leaves {share} of n = {self.n}"
+
+    def table(self) -> pd.DataFrame:
+        """One row per check, in the order they were asked."""
+        frame = pd.DataFrame([asdict(finding) for finding in self.findings])
+        return frame.rename(columns={"name": "check"}).set_index("check")[
+            ["row", "asks", "threshold", "value", "verdict"]
+        ]
+
+    def json(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        told: dict[str, Any] = {"believed": self.believed, "sentence": self.sentence, **asdict(self)}
+        return {**told, "findings": [asdict(finding) for finding in self.findings]}
+
+    @classmethod
+    def from_json(cls, table: Mapping[str, Any]) -> Report:
+        """The report that `json` was made of."""
+        told = {key: value for key, value in table.items() if key not in ("believed", "sentence")}
+        return cls(**{**told, "findings": tuple(Finding(**finding) for finding in told["findings"])})
+
+    def __str__(self) -> str:
+        width = max(len(finding.name) for finding in self.findings)
+        lines = [f"{f.verdict:<14} {f.name:<{width}}  {f.value or f.why}" for f in self.findings]
+        return "\n".join([*lines, self.sentence])
+
+
+def audit(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    eps: Budget,
+    *,
+    claimed: float | None = None,
+    adversarial: Tensor | None = None,
+    transfer_from: Mapping[str, nn.Module] | None = None,
+    selected_on: Tensor | None = None,
+    benign: int | None = None,
+    effort: Effort = Effort(),  # noqa: B008 - frozen
+    seed: int = 0,
+    batch_size: int = 250,
+    known: Mapping[str, Tensor] | None = None,
+    won_by: Tensor | None = None,
+    label: str = "the model",
+    say: Say = say,
+) -> Report:
+    """Ask every check of `paperlib.evaluation.pitfalls` of a network, and say whether its robustness can be believed.
+
+    Args:
+        model: any module from pixels (N, C, H, W) in [0, 1] to logits (N, classes), in evaluation mode. Nothing in it
+            changes. A mixture with a method ``evidence`` (see `paperlib.attacks.mixture`) is also attacked from inside.
+        images, labels: what it is judged on; (N, C, H, W) in [0, 1] and (N,) int64.
+        eps: L-infinity budget, a float or text such as ``"8/255"``.
+        claimed: the accuracy claimed under attack, as a fraction; by default what PGD leaves.
+        adversarial: the adversarial images behind the claim, if it is not our own PGD.
+        transfer_from: other networks to craft examples on, by name.
+        selected_on: the images that chose the checkpoint.
+        benign: which expert of a mixture was trained on clean images alone.
+        effort: how hard to try.
+        known, won_by: outcomes (N,) already there, by the name of the attack, and which part of AutoAttack won.
+
+    Raises:
+        InputError: images, labels or settings out of range; a model in training mode, or one that wants other pixels.
+    """
+    started = time.monotonic()
+    check_images(images)
+    check_labels(labels, images)
+    budget = as_fraction(eps)
+    if len(images) == 0 or budget == 0:
+        raise InputError("audit: needs at least one image and an eps above 0")
+    if claimed is not None and not 0 <= claimed <= 1:
+        raise InputError(f"claimed={claimed}: an accuracy is a fraction from 0 to 1; did you mean {claimed}/100?")
+    split = Split(images, labels)
+    _check_model(model, split, label)
+    claim = "as claimed"
+    if claimed is None and adversarial is not None:
+        claimed, claim = _left_by(model, adversarial, split), "on the adversarial images handed in"
+    case = Case(
+        model, split, budget, effort, claimed, adversarial, dict(transfer_from or {}), selected_on, benign,
+        {name: kept.bool().to(images.device) for name, kept in (known or {}).items()}, won_by, seed, batch_size, label,
+        silent,
+    )  # fmt: skip
+    findings: list[Finding] = []
+    with meter(len(PITFALLS), f"audit of {label}", say, unit="checks") as reached:
+        for pitfall in PITFALLS:
+            if any(f.name == "finite" and f.verdict == FIRES for f in findings):
+                answer = Answer(NOT_RUN, "", "nothing can be measured")
+            else:
+                answer, case = _asked(pitfall, case)
+            findings.append(_finding(pitfall, answer))
+            reached(len(findings))
+    whole = findings[0].verdict != FIRES
+    asked = {name: int(case.known[name].sum()) for name in case.attacks()} if whole else {}
+    given = claimed
+    if claimed is None and whole:
+        given, claim = case.accuracy(case.pgd), f"under PGD-{effort.steps}"
+    ordered = tuple(sorted(findings, key=lambda finding: finding.row))
+    return Report(
+        label=label,
+        n=len(images),
+        eps=budget_text(budget),
+        seed=seed,
+        effort=asdict(effort),
+        claimed=given,
+        claim=claim,
+        attacks=asked,
+        worst=int(case.standing().sum()) if whole else None,
+        findings=ordered,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _left_by(model: nn.Module, adversarial: Tensor, split: Split) -> float:
+    """The accuracy on adversarial images that were handed in."""
+    if adversarial.shape != split.images.shape:
+        told = f"shape {tuple(adversarial.shape)} is not that of the images {tuple(split.images.shape)}"
+        raise InputError(f"adversarial: {told}")
+    with torch.no_grad():
+        return float((model(adversarial).argmax(dim=1) == split.labels).float().mean())
+
+
+def _asked(pitfall: Pitfall, case: Case) -> tuple[Answer, Case]:
+    """The answer of one check, and the case to go on with: logits in place of probabilities."""
+    try:
+        answer = pitfall.check(case)
+    except NotFiniteError as error:  # weights and clean answers are finite, but an attack met NaN on its way
+        return Answer(FIRES, "", str(error)), case
+    if pitfall.name == "logits" and answer.verdict == FIRES:
+        case = replace(case, model=Logarithm(case.model).eval(), known={}, won_by=None)
+    return answer, case
+
+
+def _finding(pitfall: Pitfall, answer: Answer) -> Finding:
+    return Finding(pitfall.row, pitfall.name, pitfall.asks, pitfall.threshold, answer.verdict, answer.value, answer.why)
+
+
+class Logarithm(nn.Module):
+    """A model of probabilities as one of logits: log(p)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        probabilities: Tensor = self.model(x)
+        return probabilities.clamp_min(1e-12).log()
+
+
+def _check_model(model: nn.Module, split: Split, label: str) -> None:
+    """Require a model in evaluation mode that answers pixels in [0, 1] with one row of logits per image."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{label}: expected a torch.nn.Module, got a {type(model).__name__}")
+    if model.training:
+        raise InputError(f"{label}: is in training mode, where answers depend on the batch; call model.eval() first")
+    x, y = split.images, split.labels
+    with torch.no_grad():
+        answer = model(x)
+    if not isinstance(answer, Tensor):
+        raise InputError(f"{label}: returned a {type(answer).__name__}; expected a tensor of logits (N, classes)")
+    try:
+        check_logits(answer, y, label)
+    except NotFiniteError:
+        return  # a finding, not an error
+    clean = float((answer.argmax(dim=1) == y).float().mean())
+    with undisturbed(model), torch.no_grad():
+        bytes_too = float((model(255 * x).argmax(dim=1) == y).float().mean())
+    if clean < 0.5 and bytes_too > clean + 0.2:
+        raise InputError(
+            f"{label}: is right on {clean:.1%} of the images and on {bytes_too:.1%} when pixels are multiplied by 255, "
+            "so it wants 0..255; wrap it in a module that takes [0, 1] and multiplies by 255"
+        )

@@ -1,0 +1,222 @@
+"""A model under audit: what the checks may ask about it, each attack run once and remembered."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks import (
+    AIMS,
+    Aim,
+    Attacked,
+    attack,
+    cross_entropy,
+    is_mixture,
+    mixture_aims,
+    pgd,
+    transferred,
+    undisturbed,
+)
+from paperlib.attacks.autoattack import ITERATIONS, QUERIES
+from paperlib.attacks.objectives import Loss
+from paperlib.data import Split
+from paperlib.evaluation.metrics import wilson
+from paperlib.evaluation.robustness import CLEAN, AttackSpec, autoattack_spec, evaluate, pgd_spec
+from paperlib.models import Folded, fold
+from paperlib.profiles import budget_text
+from paperlib.progress import Say, say
+
+CURVE = tuple(Fraction(k, 255) for k in (2, 4, 8, 16, 32, 64, 128))  # budgets of the accuracy curve
+TAIL = 10  # last iterations over which an attack's loss should have settled
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard an audit tries. What is less than the default is less than the checklist asks for."""
+
+    steps: int = 50  # of PGD, each a quarter of eps
+    restarts: int = 5  # of the longer PGD that asks whether the first one had converged
+    draws: int = 1000  # of random noise, per image
+    iterations: int = ITERATIONS  # of AutoAttack's gradient attacks
+    queries: int = QUERIES  # of Square, within AutoAttack or alone
+    autoattack: bool = True
+
+
+@dataclass
+class Case:
+    """The model, the images it is judged on, what is claimed of it, and every outcome known so far."""
+
+    model: nn.Module
+    split: Split
+    eps: Fraction
+    effort: Effort = Effort()
+    claimed: float | None = None  # accuracy under attack, as a fraction; that under PGD if None
+    adversarial: Tensor | None = None  # the images (N, C, H, W) behind the claim
+    transfer_from: Mapping[str, nn.Module] = field(default_factory=dict)
+    selected_on: Tensor | None = None  # images (M, C, H, W) that chose the checkpoint
+    benign: int | None = None  # which expert of a mixture was trained on clean images alone
+    known: dict[str, Tensor] = field(default_factory=dict)  # outcomes (N,) bool by the name of the attack
+    won_by: Tensor | None = None  # with a known AutoAttack: which of its attacks won (N,), as `by`
+    seed: int = 0
+    batch_size: int = 250
+    label: str = "audit"
+    say: Say = say
+
+    @property
+    def x(self) -> Tensor:
+        return self.split.images
+
+    @property
+    def y(self) -> Tensor:
+        return self.split.labels
+
+    @property
+    def n(self) -> int:
+        return len(self.split)
+
+    @functools.cached_property
+    def folded(self) -> Folded:
+        return fold(self.model, self.x)
+
+    @functools.cached_property
+    def aims(self) -> dict[str, Aim]:
+        """What gradient attacks may climb on this model, by name: losses, its experts and gate, other networks."""
+        found = {name: AIMS[name] for name in ("cross-entropy", "margin", "dlr")}
+        if self.classes < 3:
+            del found["dlr"]
+        with undisturbed(self.model):
+            found |= mixture_aims(self.model, self.x, self.benign)
+        others = {f"transfer {name}": fold(other, self.x).network for name, other in self.transfer_from.items()}
+        return found | {name: Aim(transferred(network)) for name, network in others.items()}
+
+    @functools.cached_property
+    def classes(self) -> int:
+        return int(self.logits().shape[1])
+
+    @functools.cached_property
+    def pgd(self) -> AttackSpec:
+        """The attack of the claim, unless another was named: PGD on cross-entropy."""
+        return pgd_spec(self.eps, self.effort.steps, self.eps / 4)
+
+    @functools.cached_property
+    def autoattack(self) -> AttackSpec:
+        return autoattack_spec(self.eps, self.effort.iterations, self.effort.queries)
+
+    # -- answers ---------------------------------------------------------------------------------------------------
+
+    def logits(self, x: Tensor | None = None) -> Tensor:
+        """The model's answer, asked as it stands: in whatever mode its parts are."""
+        with torch.no_grad():
+            found: Tensor = self.model(self.x if x is None else x)
+        return found
+
+    def gradient(self, x: Tensor, loss: Loss) -> Tensor:
+        """The input gradient of a loss of the answer (N, C, H, W)."""
+        with undisturbed(self.model), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
+            values = loss(self.model(x), self.y)
+            if not values.requires_grad:  # an answer that hangs on no pixel by any gradient
+                return torch.zeros_like(x)
+            found = torch.autograd.grad(values.sum(), x, allow_unused=True)[0]
+        return torch.zeros_like(x) if found is None else found
+
+    @functools.cached_property
+    def mixture(self) -> bool:
+        return is_mixture(self.model)
+
+    # -- outcomes --------------------------------------------------------------------------------------------------
+
+    def right(self, spec: AttackSpec) -> Tensor:
+        """Which images (N,) the model keeps right under an attack; run now, or known."""
+        if spec.name not in self.known:
+            self.known[spec.name] = self._run(spec, self.split)
+        return self.known[spec.name]
+
+    def right_of(self, spec: AttackSpec, among: Tensor) -> Tensor:
+        """The same when only the images ``among`` (N,) bool matter; the rest counts as lost."""
+        if spec.name in self.known:
+            return self.known[spec.name] & among
+        kept = among.clone()
+        if bool(among.any()):
+            kept[among] = self._run(spec, Split(self.x[among], self.y[among]))
+        return kept
+
+    def accuracy(self, spec: AttackSpec) -> float:
+        return float(self.right(spec).float().mean())
+
+    def aimed(self, aim: str) -> AttackSpec:
+        """The attack of the claim with another aim."""
+        return replace(self.pgd, aim=aim)
+
+    def at(self, eps: Fraction) -> AttackSpec:
+        """The attack of the claim with another budget."""
+        return replace(self.pgd, eps=eps, step=eps / 4)
+
+    @functools.cached_property
+    def clean(self) -> Tensor:
+        return self.right(CLEAN)
+
+    @functools.cached_property
+    def headline(self) -> Attacked:
+        """The attack of the claim with the images it found."""
+        x, y = self.x, self.y
+        done = attack(self.folded, x, y, **self._how, batch_size=self.batch_size)
+        self.known.setdefault(self.pgd.name, ~done.fooled)
+        return done
+
+    @functools.cached_property
+    def last(self) -> Tensor:
+        """The last iterates (N, C, H, W) of the same attack, where a careless evaluation looks."""
+        return pgd(self.folded, self.x, self.y, **self._how)
+
+    def losses(self, among: Tensor) -> list[float]:
+        """Mean loss after each iteration of the attack of the claim on the images ``among``."""
+        told: list[float] = []
+
+        def watched(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            logits, values = cross_entropy(model, x, y)
+            told.append(float(values.detach().mean()))
+            return logits, values
+
+        x, y = self.x[among][: self.batch_size], self.y[among][: self.batch_size]
+        pgd(self.folded, x, y, **self._how, objective=watched)
+        return told
+
+    @functools.cached_property
+    def by(self) -> Tensor:
+        """Which attack of AutoAttack won each image (N,), from 1; 0 for a clean miss, `NEVER` where none did."""
+        if self.won_by is not None:
+            return self.won_by.to(self.x.device)
+        how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "label": self.label, "say": self.say}
+        outcome = evaluate(self.folded, self.split, self.autoattack, **how)
+        self.known[self.autoattack.name] = outcome.correct.to(self.x.device)
+        return outcome.first_success.to(self.x.device)
+
+    def attacks(self) -> list[str]:
+        """The attacks at the budget of the claim, run or known."""
+        return [name for name in self.known if name.endswith(f"@{budget_text(self.eps)}")]
+
+    def standing(self) -> Tensor:
+        """Right (N,) under every attack at the budget of the claim, run or known."""
+        return torch.stack([self.clean, *(self.known[name] for name in self.attacks())]).all(dim=0)
+
+    def _run(self, spec: AttackSpec, split: Split) -> Tensor:
+        how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "label": self.label, "say": self.say}
+        return evaluate(self.folded, split, spec, aims=self.aims, **how).correct.to(self.x.device)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        generator = torch.Generator(self.x.device).manual_seed(self.seed)
+        spec = self.pgd
+        return {"eps": spec.eps, "step_size": spec.step, "steps": spec.steps, "generator": generator}
+
+
+def interval(right: Tensor) -> tuple[float, float]:
+    """Wilson's 95 % interval of an outcome (N,)."""
+    return wilson(int(right.sum()), len(right))

@@ -1,0 +1,142 @@
+"""Who got which image right: outcomes per image by system and attack, and the systems the tables speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from paperlib.errors import MissingError
+from paperlib.evaluation import AttackSpec, battery
+from paperlib.stages import COMPARED, attacks_on
+from paperlib.stress import BEST as BEST_STRESSED
+from paperlib.stress import best_expert as chosen
+from paperlib.study import Study
+from paperlib.training.recipes import EXPERTS, Recipe, recipes
+
+Systems = Callable[[Study], list[str]]
+ATTACK_LABELS = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD"}
+BEST = "best expert"  # stands for the one picked on validation, another with each seed
+BASIC = "basic worst"  # right under all basic attacks: FGSM and PGD, and PGD through a hard choice
+WORST = "worst case"  # right under everything a system faced, on the images that everything saw
+
+
+def best_expert(study: Study) -> str:
+    """The expert with the highest PGD accuracy on the *validation* split; the test split has no say in it."""
+    return chosen(study)
+
+
+def compared(study: Study) -> list[str]:
+    """The systems that stand in every comparison, with the best single expert in its place."""
+    first, rest = COMPARED[:2], COMPARED[2:]
+    return [*first, best_expert(study), *rest]
+
+
+def known(study: Study) -> dict[str, Recipe]:
+    """Every recipe of the study's profile by the name of its system."""
+    return recipes(study.profile)
+
+
+def everyone(study: Study) -> list[str]:
+    """The systems of the main table, family by family, with the best single expert in its place."""
+    single, mixture, defence = (
+        [r.system for r in known(study).values() if r.family == family] for family in ("single", "mixture", "defence")
+    )
+    return [*single, best_expert(study), *mixture, *defence]
+
+
+def named(study: Study, system: str) -> str:
+    """The system itself, or the expert that stands behind ``best expert`` with this seed."""
+    return best_expert(study) if system == BEST else system
+
+
+def called(system: str) -> str:
+    """How tables over several seeds call a system: experts in a row of systems are the best one."""
+    return BEST if system in EXPERTS else system
+
+
+def stages_of(study: Study, systems: Sequence[str]) -> list[str]:
+    """The records of the main table's rows of these systems."""
+    found = []
+    for system in systems:
+        every = EXPERTS if system == BEST else (system,)
+        found += [f"train:{name}" for name in every if known(study)[name].turns]
+        found += [f"evaluate:{name}:{s.name}" for name in every for s in attacks_on(known(study)[name], study.profile)]
+    return found
+
+
+def stress_stages_of(study: Study, systems: Sequence[str]) -> list[str]:
+    """The records of the worst case of these systems."""
+    slow = [f"{kind}:{stress_name(system)}" for system in systems for kind in ("stress", "autoattack")]
+    return [*stages_of(study, systems), *slow]
+
+
+def outcome_of(study: Study, system: str, shown: str) -> Tensor:
+    """Per image: right in a column of the main table, ``clean``, ``FGSM``, ``PGD-50``, `BASIC` or `WORST`.
+
+    The slow attacks, and so the worst case, see fewer images than the others; all see the first ones of the test split.
+    """
+    if shown == WORST:
+        return worst_case(study, system)
+    if shown == BASIC:
+        return basic_worst(study, system)
+    spec = next(s for s in battery(study.profile.evaluation) if column(s.kind, s.steps) == shown)
+    return study.outcome(system, spec).arrays["correct"].bool()
+
+
+def outcomes(studies: Sequence[Study], system: str, shown: str) -> Tensor:
+    """The same of every seed (seeds, N); ``best expert`` is another one with each."""
+    return torch.stack([outcome_of(study, named(study, system), shown) for study in studies])
+
+
+def basic(study: Study, system: str) -> dict[AttackSpec, Tensor]:
+    """Right (N,) under each basic attack: clean, FGSM, PGD, and PGD through the choice of an argmax."""
+    specs = attacks_on(known(study)[system], study.profile)
+    return {spec: study.outcome(system, spec).arrays["correct"].bool() for spec in specs}
+
+
+def basic_worst(study: Study, system: str) -> Tensor:
+    """Per image (N,): right under every basic attack the system faces."""
+    return torch.stack(list(basic(study, system).values())).all(dim=0)
+
+
+def stressed(study: Study, system: str) -> dict[str, Tensor]:
+    """Right (n,) under every attack the system faces, by name, on the images that all of them see.
+
+    First the basic attacks, then those of the stress test, then AutoAttack.
+    """
+    if system in EXPERTS and system != best_expert(study):
+        raise MissingError(f"{system}: of the experts only the best one, {best_expert(study)}, was stress-tested")
+    stored = stress_name(system)
+    slow = study.get(f"autoattack:{stored}")
+    n = len(slow.arrays["correct"])
+    found = {spec.name: right[:n] for spec, right in basic(study, system).items()}
+    found |= {name: right.bool() for name, right in study.get(f"stress:{stored}").arrays.items()}
+    return {**found, slow.record["result"]["name"]: slow.arrays["correct"].bool()}
+
+
+def worst_case(study: Study, system: str) -> Tensor:
+    """Per image (n,): right under every attack there is, of the images all of them see. The headline."""
+    return torch.stack(list(stressed(study, system).values())).all(dim=0)
+
+
+def stress_name(system: str) -> str:
+    """Under which name the stress records hold a system: of the experts, the best one has been tested."""
+    return BEST_STRESSED if system in EXPERTS or system == BEST else system
+
+
+def column(kind: str, steps: int) -> str:
+    """How a table names an attack: clean, FGSM, PGD-50."""
+    return f"PGD-{steps}" if kind == "pgd" else ATTACK_LABELS[kind]
+
+
+def column_of(spec: AttackSpec) -> str:
+    """The same of an attack with all its settings: PGD-50 soft where it aims at a soft stand-in."""
+    return column(spec.kind, spec.steps) + (" soft" if spec.aim == "soft" else "")
+
+
+def published_studies(study: Study) -> list[Study]:
+    """A study of published records alone for each published seed of the same configuration; empty without any."""
+    others = [Study(study.profile, seed, local=False, say=study.say) for seed in study.published.seeds]
+    return [other for other in others if not other.missing([f"train:{name}" for name in EXPERTS])]

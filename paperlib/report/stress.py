@@ -1,0 +1,159 @@
+"""The stress tests as tables: what each attack takes from each system, and what the audits say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from paperlib.evaluation import Report, headline, over_runs, over_seeds, wilson
+from paperlib.evaluation.checklist import PITFALLS
+from paperlib.evaluation.pitfalls import FIRES, NOTED, PASSES
+from paperlib.report.outcomes import WORST, called, column_of, named, outcomes, stressed
+from paperlib.report.tables import percent, points, share
+from paperlib.stress import AUDITED, CONTROLS
+from paperlib.study import Study
+
+# Attacks by kind, in the order in which a doubting reader tries them.
+FAMILIES = (
+    "clean",
+    "FGSM",
+    "PGD",
+    "other losses",
+    "longer PGD",
+    "hard choice",
+    "experts",
+    "gate",
+    "past the gate",
+    "transfer",
+    "noise",
+    "AutoAttack",
+)
+_AIMS = {
+    r"margin|dlr": "other losses",
+    r"soft.*": "hard choice",
+    r"expert.*": "experts",
+    r"gate-(uniform|held)": "past the gate",
+    r"gate-to.*|two-stage.*|joint.*": "gate",
+    r"transfer.*": "transfer",
+}
+
+
+def family_of(attack: str) -> str:
+    """Which of `FAMILIES` an attack belongs to, by its name."""
+    kinds = {"clean": "clean", "fgsm": "FGSM", "noise": "noise", "square": "AutoAttack", "autoattack": "AutoAttack"}
+    kind = re.split("[-@]", attack)[0]
+    if kind in kinds:
+        return kinds[kind]
+    found = re.fullmatch(r"pgd-\d+(x\d+)?(?:-(.+))?@.+", attack)
+    if not found:
+        raise ValueError(f"attack {attack!r}: of no family known")
+    restarts, aim = found.groups()
+    if aim is None:
+        return "longer PGD" if restarts else "PGD"
+    return next(name for pattern, name in _AIMS.items() if re.fullmatch(pattern, aim))
+
+
+def every_attack(study: Study, system: str) -> pd.DataFrame:
+    """Every attack on one system: accuracy, interval, n, and what it adds to those of the families before it."""
+    rows = []
+    standing: Tensor | None = None
+    faced = stressed(study, system)
+    for family in FAMILIES:
+        for name, right in faced.items():
+            if family_of(name) != family:
+                continue
+            before = torch.ones_like(right) if standing is None else standing
+            standing = before & right
+            correct, n = int(right.sum()), len(right)
+            low, high = wilson(correct, n)
+            row = {"attack": name, "family": family, "n": n, "correct": correct, "accuracy": correct / n}
+            rows.append(
+                row | {"low": low, "high": high, "adds": int(before.sum() - standing.sum()), "seed": study.seed}
+            )
+    frame = pd.DataFrame(rows).set_index("attack")
+    frame["left"] = frame["correct"].iloc[0] + frame["adds"].iloc[0] - frame["adds"].cumsum()
+    return frame
+
+
+def gains(studies: Sequence[Study], systems: Sequence[str]) -> pd.DataFrame:
+    """What each family of attacks takes beyond those before it, as shares of the images; mean over seeds.
+
+    The last column is what is left: the worst case.
+    """
+    rows = {}
+    for system in systems:
+        taken = []
+        for study in studies:
+            table = every_attack(study, named(study, system))
+            taken.append(table.groupby("family")["adds"].sum().reindex(FAMILIES, fill_value=0) / table["n"].iloc[0])
+        mean = pd.concat(taken, axis=1).mean(axis=1)
+        rows[called(system)] = {**mean, WORST: 1 - mean.sum()}
+    return pd.DataFrame(rows).T
+
+
+def shrinkage(studies: Sequence[Study], systems: Sequence[str]) -> pd.DataFrame:
+    """What is printed and what is left: accuracy under PGD, AutoAttack and everything, over seeds, same images."""
+    rows = []
+    for system in systems:
+        slow = outcomes(studies, system, WORST)
+        n = slow.shape[1]
+        spec = headline(studies[0].profile.evaluation)
+        each = [stressed(study, named(study, system)) for study in studies]
+        pgd = torch.stack([found[spec.name] for found in each])
+        auto = torch.stack([next(r for name, r in found.items() if name.startswith("autoattack")) for found in each])
+        fell = over_seeds(pgd, slow)
+        row = {"system": called(system), column_of(spec): share(over_runs(pgd)), "AutoAttack": share(over_runs(auto))}
+        row |= {WORST: share(over_runs(slow)), "overstated by": points(fell.difference, fell.low, fell.high)}
+        rows.append({**row, "attacks": len(each[0]), "seeds": len(studies), "n": n})
+    return pd.DataFrame(rows).set_index("system")
+
+
+def audit_of(study: Study, system: str) -> Report:
+    """The audit of a system's PGD accuracy."""
+    return Report.from_json(study.record(f"audit:{system}"))
+
+
+def audits(study: Study) -> pd.DataFrame:
+    """One row per audited system: what is claimed, what is left, which checks fired, whether it is believed."""
+    rows = []
+    for system in AUDITED:
+        report = audit_of(study, system)
+        left = (report.worst or 0) / report.n
+        row: dict[str, Any] = {"system": system, report.claim: f"{100 * (report.claimed or 0):.1f}"}
+        row |= {WORST: percent(left, wilson(report.worst or 0, report.n)), "attacks": len(report.attacks)}
+        row |= {"fired": ", ".join(report.fired) or "none", "believed": "yes" if report.believed else "no"}
+        rows.append(row | {"n": report.n, "seed": study.seed})
+    return pd.DataFrame(rows).set_index("system")
+
+
+def control_reports(study: Study) -> dict[str, tuple[str, str, Report]]:
+    """Every control: its fault, the check that must find it (empty for the honest ones), and the audit."""
+    rows = study.record(CONTROLS)["rows"]
+    return {row["control"]: (row["what"], row["expected"], Report.from_json(row["report"])) for row in rows}
+
+
+def controls_table(study: Study) -> pd.DataFrame:
+    """Control by check: ``F`` fired, ``n`` noted, ``.`` passed, blank not asked; brackets where it must fire."""
+    rows = {}
+    marks = {FIRES: "F", NOTED: "n", PASSES: "."}
+    for control, (_, expected, report) in control_reports(study).items():
+        found = {finding.name: marks.get(finding.verdict, "") for finding in report.findings}
+        rows[control] = {name: f"[{mark}]" if name == expected else mark for name, mark in found.items()}
+    order = [pitfall.name for pitfall in sorted(PITFALLS, key=lambda pitfall: pitfall.row)]
+    return pd.DataFrame(rows).T[order]
+
+
+def controls_verdicts(study: Study) -> pd.DataFrame:
+    """One row per control: the fault, the check that must fire, whether it did, and whether the number is believed."""
+    rows = []
+    for control, (what, expected, report) in control_reports(study).items():
+        caught = expected in report.fired if expected else not report.fired
+        row = {"control": control, "what": what, "must fire": expected or "nothing", "as it must": caught}
+        others = [name for name in report.fired if name != expected]
+        rows.append(row | {"fired too": ", ".join(others), "believed": report.believed, "n": report.n})
+    return pd.DataFrame(rows).set_index("control")

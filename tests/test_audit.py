@@ -1,0 +1,821 @@
+"""The audit: it finds every planted fault, believes honest networks, and takes any module as it is."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from toys import Linear, ToyNet, same_state
+
+from paperlib import Dataset
+from paperlib.attacks import pgd
+from paperlib.data import Split
+from paperlib.errors import InputError
+from paperlib.evaluation import Effort, Report, audit
+from paperlib.evaluation.audit import REQUIRED
+from paperlib.evaluation.case import CURVE, Case
+from paperlib.evaluation.checklist import PITFALLS
+from paperlib.evaluation.controls import Control, Ground, Neighbours, Probabilities, Quantised, Random, Scaled, controls
+from paperlib.evaluation.pitfalls import FIRES, NOT_APPLICABLE, NOT_RUN, NOTED, PASSES, Answer
+from paperlib.evaluation.robustness import autoattack_spec
+from paperlib.models import Evidence, Gate, Mixture, UniformGate
+from paperlib.profiles import budget_text
+from paperlib.progress import silent
+from paperlib.stress import PLANTED
+
+EPS = Fraction(3, 20)
+TINY = Effort(steps=5, restarts=1, draws=5, iterations=2, queries=5)
+BRIEF = replace(TINY, autoattack=False)
+CHECKS = {pitfall.name: pitfall.check for pitfall in PITFALLS}
+# Every control with a planted fault, and the check that must find it.
+PLANTS = {
+    "nan-gate": "finite",
+    "logits-x1000": "gradients",
+    "probabilities": "logits",
+    "wrong-target": "target",
+    "overfitted": "one-step",
+    "quantised": "gradients",
+    "random": "steady",
+    "batch": "alone",
+    "peeking": "alone",
+    "test-selection": "selection",
+}
+HONEST = ("undefended", "defended")
+
+
+class Through(nn.Module):
+    """A network seen through a function of it and of the images."""
+
+    def __init__(self, model: nn.Module, function: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self.model, x)
+
+
+class Fixed(nn.Module):
+    """A gate that gives every image the same scores."""
+
+    def __init__(self, *scores: float) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(torch.tensor(scores))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores + 0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+
+@pytest.fixture(scope="module")
+def hardened(digits: Dataset) -> ToyNet:
+    """A small network trained adversarially. Treat as read-only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = ToyNet(width=16)
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(60):
+            for index in torch.randperm(len(digits.train)).split(60):
+                x, y = digits.train.images[index], digits.train.labels[index]
+                loss = nn.functional.cross_entropy(model(pgd(model, x, y, eps=0.2, step_size=0.05, steps=7)), y)
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+    return model.eval()
+
+
+def few(digits: Dataset, n: int = 20) -> tuple[Tensor, Tensor]:
+    split = digits.test.first(n)
+    return split.images.clone(), split.labels.clone()
+
+
+def told(report: Report) -> dict[str, Any]:
+    """Everything a report says, but for the time it took."""
+    return {key: value for key, value in report.json().items() if key != "seconds"}
+
+
+def finding(report: Report, name: str) -> Any:
+    return next(found for found in report.findings if found.name == name)
+
+
+# -- planted faults and honest networks --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def audited(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> dict[str, tuple[Control, Report]]:
+    """Each control audited once: planted faults with the reduced effort, the honest networks with the whole."""
+    ground = Ground(toy, hardened, digits.train, digits.validation, digits.test, 0.15)
+    found = {}
+    for control in controls(ground):
+        how: dict[str, Any] = {"effort": PLANTED if control.expected else Effort(), "label": control.name}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # for the control that is random at test time
+            report = audit(images=digits.test.images, labels=digits.test.labels, **control.arguments, **how, say=silent)
+        found[control.name] = control, report
+    return found
+
+
+Audited = Mapping[str, tuple[Control, Report]]
+
+
+def test_every_control_is_known(audited: Audited) -> None:
+    assert {name: control.expected for name, (control, _) in audited.items()} == PLANTS | dict.fromkeys(HONEST, "")
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_planted_fault_is_found_by_its_check(name: str, audited: Audited) -> None:
+    control, report = audited[name]
+    assert control.expected in report.fired
+    assert not report.believed
+    assert report.sentence.startswith("Not to be believed:")
+    assert f"{control.expected}: {finding(report, control.expected).why}" in report.sentence
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_network_is_believed_at_full_effort(name: str, audited: Audited) -> None:
+    _, report = audited[name]
+    assert report.fired == () and report.missing == () and report.believed
+    assert report.effort == asdict(Effort())
+    assert report.sentence.startswith("Believed")
+    assert report.claimed is not None and report.claimed == pytest.approx(report.attacks["pgd-50@0.15"] / 80)
+
+
+def test_an_undefended_network_is_believed_to_have_no_robustness(audited: Audited) -> None:
+    report = audited["undefended"][1]
+    assert report.claimed is not None and report.claimed < 0.05
+
+
+def test_the_worst_case_is_no_better_than_any_attack(audited: Audited) -> None:
+    report = audited["defended"][1]
+    named = {"fgsm@0.15", "pgd-50@0.15", "pgd-100x5@0.15", "noise-1000@0.15", "pgd-50-margin@0.15", "autoattack@0.15"}
+    assert named <= report.attacks.keys()
+    assert report.worst is not None and 0.4 * 80 < report.worst <= min(report.attacks.values())
+
+
+@pytest.mark.parametrize("check", sorted(set(PLANTS.values())))
+def test_a_check_that_finds_a_fault_finds_none_where_there_is_none(check: str, audited: Audited) -> None:
+    verdicts = {name: finding(report, check).verdict for name, (_, report) in audited.items()}
+    assert [verdicts[name] for name in HONEST] == [PASSES, PASSES]
+    assert FIRES in verdicts.values()
+
+
+def test_no_check_fires_at_everything(audited: Audited) -> None:
+    whole = [report for name, (_, report) in audited.items() if name != "nan-gate"]
+    assert not set.intersection(*(set(report.fired) for report in whole))
+
+
+def test_nothing_can_be_measured_of_a_broken_network(audited: Audited) -> None:
+    report = audited["nan-gate"][1]
+    assert (report.claimed, report.worst, report.attacks) == (None, None, {})
+    assert {found.verdict for found in report.findings if found.name != "finite"} == {NOT_RUN}
+    assert "no accuracy of nan-gate can be measured" in report.sentence
+
+
+# -- the checklist -----------------------------------------------------------------------------------------------------
+
+
+def test_the_checklist_has_29_rows_each_once() -> None:
+    assert sorted(pitfall.row for pitfall in PITFALLS) == list(range(1, 30))
+    assert len({pitfall.name for pitfall in PITFALLS}) == 29
+    assert all(pitfall.asks.endswith("?") and pitfall.threshold for pitfall in PITFALLS)
+    assert set(REQUIRED) | set(PLANTS.values()) <= CHECKS.keys()
+
+
+# -- foreign modules ---------------------------------------------------------------------------------------------------
+
+
+class Normalised(nn.Module):
+    """A network with buffers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.3]).view(1, 1, 1, 1))
+        self.register_buffer("asked", torch.tensor(7))
+        self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten())
+        self.head = nn.Linear(144, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.net((x - self.mean) / 0.2))
+
+
+FOREIGN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), (4, 3, 32, 32)),
+    "sequential": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.GELU(), nn.Linear(12, 6)), (9, 1, 4, 4)),
+    "subclass": (Normalised, (9, 1, 8, 8)),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_module_is_audited_and_left_as_it_was(name: str) -> None:
+    build, shape = FOREIGN[name]
+    model, x = build().eval(), torch.rand(shape)
+    first, second, *_ = parameters = list(model.parameters())
+    first.grad = torch.ones_like(first)
+    second.requires_grad_(False)
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    before, images, labels = copy.deepcopy(model), x.clone(), y.clone()
+    state = torch.get_rng_state()
+    report = audit(model, x, y, "8/255", effort=replace(TINY, steps=2), say=silent)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_state(model, before)
+    assert not any(module.training for module in model.modules())
+    assert [p.requires_grad for p in parameters] == [p is not second for p in parameters]
+    assert torch.equal(first.grad, torch.ones_like(first)) and all(p.grad is None for p in parameters[1:])
+    assert torch.equal(x, images) and torch.equal(y, labels)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert f"clean {100:.1f} %" in finding(report, "one-step").value
+    assert {"finite", "steady", "alone", "logits", "gradients"}.isdisjoint(report.fired)
+
+
+def test_other_networks_are_left_as_they_were(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
+    other = copy.deepcopy(hardened).train()
+    audit(toy, *few(digits), EPS, transfer_from={"other": other}, effort=BRIEF, say=silent)
+    assert all(module.training for module in other.modules())
+    assert same_state(other, hardened)
+
+
+def test_eps_may_be_written_in_any_way(toy: ToyNet, digits: Dataset) -> None:
+    reports = [audit(toy, *few(digits), eps, effort=BRIEF, say=silent) for eps in (0.15, "0.15", "3/20", EPS)]
+    assert [report.eps for report in reports] == ["0.15"] * 4
+    assert all(told(report) == told(reports[0]) for report in reports)
+
+
+# -- one clear sentence ------------------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "eps of bytes": ({"eps": 8}, "8/255"),
+    "eps of nothing": ({"eps": 0}, "eps above 0"),
+    "images as bytes": ({"images": torch.zeros(20, 1, 8, 8, dtype=torch.uint8)}, "divide bytes by 255"),
+    "pixels to 255": ({"images": torch.full((20, 1, 8, 8), 255.0)}, "divide by 255"),
+    "normalised pixels": ({"images": torch.full((20, 1, 8, 8), -0.5)}, r"must lie in \[0, 1\]"),
+    "images without an axis": ({"images": torch.zeros(20, 8, 8)}, r"\(N, C, H, W\)"),
+    "no images": ({"images": torch.zeros(0, 1, 8, 8), "labels": torch.zeros(0, dtype=torch.int64)}, "one image"),
+    "labels as numbers": ({"labels": torch.zeros(20)}, "labels: expected an int64"),
+    "labels as a list": ({"labels": [0] * 20}, "labels: expected an int64"),
+    "too few labels": ({"labels": torch.zeros(19, dtype=torch.int64)}, "labels: shape"),
+    "a class too many": ({"labels": torch.full((20,), 10)}, "labels: 10 to 10 are out of range"),
+    "per cent": ({"claimed": 63}, "fraction from 0 to 1.*63/100"),
+    "not a number": ({"claimed": math.nan}, "fraction from 0 to 1"),
+    "adversarial of other images": ({"adversarial": torch.zeros(19, 1, 8, 8)}, "adversarial: shape"),
+    "the same beside a claim": ({"adversarial": torch.zeros(19, 1, 8, 8), "claimed": 0.5}, "adversarial: shape"),
+    "selected on other images": ({"selected_on": torch.zeros(5, 3, 32, 32)}, "selected_on"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_wrong_input_is_refused_in_one_sentence(
+    wrong: dict[str, Any], words: str, toy: ToyNet, digits: Dataset
+) -> None:
+    images, labels = few(digits)
+    given = {"images": images, "labels": labels, "eps": EPS} | wrong
+    with pytest.raises(InputError, match=words) as error:
+        audit(toy, **given, effort=BRIEF, say=silent)
+    assert "\n" not in str(error.value)
+
+
+UNFIT: dict[str, tuple[Callable[[ToyNet], Any], str]] = {
+    "in training mode": (lambda toy: copy.deepcopy(toy).train(), r"mine: .*training mode.*eval\(\)"),
+    "of bytes": (lambda toy: Through(toy, lambda model, x: model((x / 255).round(decimals=2))), r"mine: .*0\.\.255"),
+    "of a tuple": (lambda toy: Through(toy, lambda model, x: (model(x), x)), "mine: returned a tuple"),
+    "of maps": (lambda toy: Through(toy, lambda model, x: model(x)[:, :, None]), r"mine: returned shape \(20, 10, 1\)"),
+    "of one row": (lambda toy: Through(toy, lambda model, x: model(x)[:1]), r"mine: returned shape \(1, 10\)"),
+    "that is a function": (lambda toy: toy.forward, "mine: expected a torch.nn.Module, got a method"),
+}
+
+
+@pytest.mark.parametrize(("build", "words"), UNFIT.values(), ids=UNFIT.keys())
+def test_an_unfit_model_is_refused_in_one_sentence(
+    build: Callable[[ToyNet], Any], words: str, toy: ToyNet, digits: Dataset
+) -> None:
+    with pytest.raises(InputError, match=words) as error:
+        audit(build(toy), *few(digits), EPS, effort=BRIEF, label="mine", say=silent)
+    assert "\n" not in str(error.value)
+
+
+def test_probabilities_are_told_and_the_audit_goes_on_with_their_logarithm(toy: ToyNet, digits: Dataset) -> None:
+    plain, soft = (audit(m, *few(digits, 40), EPS, effort=TINY, say=silent) for m in (toy, Probabilities(toy).eval()))
+    assert "logits" in soft.fired and "logits" not in plain.fired
+    assert "probabilities where attacks expect logits" in soft.sentence
+    assert soft.attacks == plain.attacks and len(soft.attacks) > 5
+    assert (soft.claimed, soft.worst) == (plain.claimed, plain.worst)
+    names = [pitfall.name for pitfall in PITFALLS]
+    for name in names[names.index("logits") + 1 :]:
+        assert finding(soft, name) == finding(plain, name)
+
+
+# -- what a report says ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def report(toy: ToyNet, digits: Dataset) -> Report:
+    return audit(toy, *few(digits), EPS, effort=TINY, label="toy", say=silent)
+
+
+def test_a_table_has_a_row_for_each_check_in_order(report: Report) -> None:
+    table = report.table()
+    assert table["row"].tolist() == list(range(1, 30))
+    assert table.columns.tolist() == ["row", "asks", "threshold", "value", "verdict"]
+    rows = {pitfall.name: (pitfall.row, pitfall.asks, pitfall.threshold) for pitfall in PITFALLS}
+    assert {name: tuple(row) for name, *row in table.iloc[:, :3].itertuples()} == rows
+    assert table.loc["finite", "verdict"] == PASSES and table.loc["sample", "verdict"] == NOTED
+
+
+def test_a_report_comes_back_from_json(report: Report, audited: Audited) -> None:
+    for one in (report, *(known for _, known in audited.values())):
+        again = Report.from_json(json.loads(json.dumps(one.json(), allow_nan=False)))
+        assert again == one
+        assert (again.sentence, again.believed, again.fired) == (one.sentence, one.believed, one.fired)
+
+
+def test_a_printed_report_ends_with_its_sentence(report: Report, audited: Audited) -> None:
+    for one in (report, *(known for _, known in audited.values())):
+        *lines, last = str(one).split("\n")
+        assert last == one.sentence
+        assert [line[15:].split()[0] for line in lines] == [found.name for found in one.findings]
+
+
+@pytest.mark.parametrize("effort", [BRIEF, TINY], ids=["left out", "cut short"])
+def test_without_autoattack_nothing_is_believed_yet(effort: Effort, toy: ToyNet, digits: Dataset) -> None:
+    report = audit(toy, *few(digits), EPS, effort=effort, say=silent)
+    assert report.fired == ()
+    assert finding(report, "autoattack").verdict == NOT_RUN
+    assert report.missing == ("autoattack",) and not report.believed
+    assert "not to be believed yet" in report.sentence.lower()
+
+
+def test_a_known_outcome_is_used_in_place_of_an_attack(toy: ToyNet, digits: Dataset) -> None:
+    kept = torch.arange(20) < 17
+    known = {name: kept for name in ("pgd-5-margin@0.15", "noise-5@0.15", "fgsm@0.15", "fgsm@16/255")}
+    known["pgd-5@128/255"] = torch.ones(20, dtype=torch.bool)
+    report = audit(toy, *few(digits), EPS, effort=BRIEF, known=known, say=silent)
+    named = ("pgd-5-margin@0.15", "noise-5@0.15", "fgsm@0.15")
+    assert [report.attacks[name] for name in named] == [17, 17, 17]
+    assert report.attacks["pgd-5@0.15"] < 10  # not known, so it was run
+    assert "best of 5 draws 85.0 %" in finding(report, "noise").value
+    assert "128/255: 100.0 %" in finding(report, "falls").value and "falls" in report.fired
+    assert all(torch.equal(known[name], kept) for name in named) and len(known) == 5
+
+
+def test_the_worst_case_takes_in_what_is_known(toy: ToyNet, digits: Dataset) -> None:
+    known = {"theirs@0.15": torch.zeros(20), "theirs@0.2": torch.zeros(20), "clean": torch.ones(20)}
+    x, y = few(digits)
+    assert audit(toy, x, y, "2/255", effort=BRIEF, known=known, say=silent).worst in (18, 19, 20)
+    assert audit(toy, x, y, EPS, effort=BRIEF, known=known, say=silent).worst == 0
+
+
+def test_a_seed_settles_everything(hardened: ToyNet, digits: Dataset) -> None:
+    reports = [audit(hardened, *few(digits, 40), EPS, effort=TINY, seed=seed, say=silent) for seed in (3, 3, 4)]
+    assert told(reports[0]) == told(reports[1])
+    assert [report.seed for report in reports] == [3, 3, 4]
+    noise = {finding(report, "one-step").value + finding(report, "smooth").value for report in reports}
+    assert len(noise) == 2
+
+
+def test_an_audit_says_how_far_it_is(toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("paperlib.evaluation.audit.meter", _every_time)
+    audit(toy, *few(digits), EPS, effort=BRIEF, label="mine", say=lines.append)
+    assert len(lines) > 20 and all(line.startswith("audit of mine: ") for line in lines)
+
+
+def _every_time(*args: Any, **how: Any) -> Any:
+    from paperlib.progress import meter
+
+    return meter(*args, **how, every=0)
+
+
+# -- each check by itself ----------------------------------------------------------------------------------------------
+
+
+def on(model: nn.Module, digits: Dataset, n: int = 80, **given: Any) -> Case:
+    """A case of digits."""
+    return Case(model, digits.test.first(n), EPS, **{"effort": TINY, "say": silent} | given)
+
+
+def verdict(check: str, case: Case) -> str:
+    return CHECKS[check](case).verdict
+
+
+FAINT: dict[str, tuple[Callable[[ToyNet], nn.Module], str]] = {
+    "a weight": (lambda toy: _with_nan(toy, "head.weight"), "head.weight holds NaN"),
+    "a buffer": (lambda toy: _with_nan(toy, "body.1.running_mean"), "body.1.running_mean holds NaN"),
+    "an answer": (lambda toy: Through(toy, lambda model, x: model(x) / 0), "answers"),
+    "a gate's scores": (
+        lambda toy: Mixture([toy, toy], Through(UniformGate(2), lambda gate, x: gate(x) / 0)).eval(),
+        "gate scores",
+    ),
+    "a gradient": (lambda toy: Through(toy, lambda model, x: model(x) + (x - x).sum().sqrt()), "input gradients"),
+}
+
+
+def _with_nan(toy: ToyNet, name: str) -> nn.Module:
+    model = copy.deepcopy(toy)
+    model.state_dict()[name].view(-1)[0] = math.nan
+    return model
+
+
+@pytest.mark.parametrize(("build", "words"), FAINT.values(), ids=FAINT.keys())
+def test_nan_anywhere_is_found(build: Callable[[ToyNet], nn.Module], words: str, toy: ToyNet, digits: Dataset) -> None:
+    answer = CHECKS["finite"](on(build(toy), digits))
+    assert answer.verdict == FIRES and words in answer.why
+    assert verdict("finite", on(toy, digits)) == PASSES
+
+
+@pytest.mark.parametrize("build", [lambda toy: Random(toy, 0.04), lambda toy: Through(toy, _drops)])
+def test_a_random_answer_is_not_steady(build: Callable[[ToyNet], nn.Module], toy: ToyNet, digits: Dataset) -> None:
+    assert verdict("steady", on(build(toy).eval(), digits)) == FIRES
+    assert verdict("steady", on(toy, digits)) == PASSES
+
+
+def _drops(model: nn.Module, x: Tensor) -> Tensor:
+    return model(nn.functional.dropout(x, 0.1))
+
+
+class Reading(nn.Module):
+    """A network whose own code asks in which mode it is."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x) * (self.factor if self.training else 1)
+
+
+class Auxiliary(nn.Module):
+    """A network that answers twice while it is trained."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Any:
+        return (self.model(x), x) if self.training else self.model(x)
+
+
+def _half_trained(toy: ToyNet) -> nn.Module:
+    model = copy.deepcopy(toy)
+    model.body[1].train()
+    return model
+
+
+def _watchful(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).flip(1) if x.requires_grad else model(x)
+
+
+NOT_ALONE: dict[str, tuple[Callable[[ToyNet], nn.Module], str]] = {
+    "mean of the batch": (Neighbours, "images beside it"),
+    "a part in training mode": (_half_trained, r"body.1 is in training mode: call eval()"),
+    "the mode is read": (lambda toy: Reading(toy, 0.9), "reads the training flag"),
+    "other outputs while trained": (Auxiliary, "reads the training flag"),
+    "a gradient is noticed": (lambda toy: Through(toy, _watchful), "notices that it is attacked"),
+}
+
+
+@pytest.mark.parametrize(("build", "words"), NOT_ALONE.values(), ids=NOT_ALONE.keys())
+def test_an_answer_that_hangs_on_more_than_its_image_is_found(
+    build: Callable[[ToyNet], nn.Module], words: str, toy: ToyNet, digits: Dataset
+) -> None:
+    model = build(toy)
+    answer = CHECKS["alone"](on(model if model.training is False else _told_to_evaluate(model), digits))
+    assert answer.verdict == FIRES and words in answer.why
+
+
+def _told_to_evaluate(model: nn.Module) -> nn.Module:
+    model.training = False
+    return model
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda toy: toy,
+        lambda toy: Reading(toy, 1.0),
+        lambda toy: nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(1), toy),
+        lambda toy: Mixture([toy, toy], Gate(2, 4, 1, (0.5,), (0.5,))),
+    ],
+    ids=["batch norm", "a mode without effect", "dropout", "mixture"],
+)
+def test_an_answer_to_its_image_alone_passes(
+    build: Callable[[ToyNet], nn.Module], toy: ToyNet, digits: Dataset
+) -> None:
+    case = on(build(toy).eval(), digits)
+    assert verdict("alone", case) == PASSES
+    assert not any(module.training for module in case.model.modules())
+
+
+def test_probabilities_are_told_from_logits(toy: ToyNet, digits: Dataset) -> None:
+    def within(model: nn.Module, x: Tensor) -> Tensor:
+        return torch.sigmoid(model(x))  # in [0, 1], but no distribution
+
+    assert verdict("logits", on(Probabilities(toy), digits)) == FIRES
+    for model in (toy, Through(toy, within), Through(toy, lambda model, x: model(x).log_softmax(dim=1))):
+        assert verdict("logits", on(model, digits)) == PASSES
+
+
+def _binary(model: nn.Module, x: Tensor) -> Tensor:
+    return model((x - 0.5).sign())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [Quantised, lambda toy: Through(toy, _binary), lambda toy: Scaled(toy, 1000), lambda toy: Through(toy, _cut)],
+    ids=["rounded", "signs", "too sure", "cut off"],
+)
+def test_vanished_gradients_are_found(build: Callable[[ToyNet], nn.Module], toy: ToyNet, digits: Dataset) -> None:
+    assert verdict("gradients", on(build(toy), digits)) == FIRES
+    assert verdict("gradients", on(toy, digits)) == PASSES
+
+
+def _cut(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x.detach())
+
+
+def test_a_rough_loss_is_found(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
+    def ripples(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x) * (1 + torch.sin(1e5 * x.flatten(1).sum(dim=1, keepdim=True)))
+
+    assert verdict("smooth", on(Through(toy, ripples), digits)) == FIRES
+    assert [verdict("smooth", on(model, digits)) for model in (toy, hardened)] == [PASSES, PASSES]
+
+
+def test_too_few_steps_have_not_converged(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
+    for steps, expected in ((2, FIRES), (50, PASSES)):
+        assert verdict("converged", on(hardened, digits, effort=replace(TINY, steps=steps))) == expected
+
+
+def test_images_made_for_this_very_model_are_on_target(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
+    x, y = digits.test.images, digits.test.labels
+    for victim, expected in ((toy, PASSES), (hardened, FIRES)):
+        made = pgd(victim, x, y, eps=EPS, step_size=EPS / 4, steps=20)
+        report = audit(toy, x, y, EPS, adversarial=made, effort=BRIEF, say=silent)
+        assert finding(report, "target").verdict == expected
+        assert finding(report, "budget").verdict == PASSES
+
+
+@pytest.mark.parametrize(
+    ("move", "expected"),
+    [
+        (lambda x: (x + 0.15).clamp(0, 1), PASSES),
+        (lambda x: (x + 0.16).clamp(0, 1), FIRES),
+        (lambda x: x - 0.1, FIRES),
+        (lambda x: x + 0.1, FIRES),
+    ],
+    ids=["within", "too far", "below 0", "above 1"],
+)
+def test_adversarial_images_keep_to_the_ball_and_to_the_range(
+    move: Callable[[Tensor], Tensor], expected: str, toy: ToyNet, digits: Dataset
+) -> None:
+    moved = move(digits.test.images)
+    answer = CHECKS["budget"](on(toy, digits, adversarial=moved, claimed=0.5))
+    assert answer.verdict == expected
+    assert (expected == FIRES) is ("the images handed in leave the ball" in answer.why)
+
+
+class Passing(nn.Module):
+    """Sure of class 0 for any pixel, less so for brighter ones, and wrong between 0.6 and 0.64."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixel = x.flatten(1)
+        band = (pixel > 0.6) & (pixel < 0.64)
+        return torch.cat([3 - pixel - 9 * band, *[0 * pixel] * 3], dim=1)
+
+
+def test_a_success_lost_at_the_last_step_is_noted(toy: ToyNet, digits: Dataset) -> None:
+    grey = Split(torch.full((40, 1, 1, 1), 0.5), torch.zeros(40, dtype=torch.int64))
+    answer = CHECKS["any-iterate"](Case(Passing(), grey, EPS, replace(TINY, steps=20)))
+    assert answer.verdict == NOTED and "last iterates alone" in answer.why
+    assert verdict("any-iterate", on(toy, digits)) == PASSES
+
+
+@pytest.mark.parametrize(
+    ("shared", "expected"), [(None, NOT_RUN), (0, PASSES), (1, FIRES), (80, FIRES)], ids=lambda value: str(value)
+)
+def test_a_checkpoint_chosen_on_the_test_images_is_found(
+    shared: int | None, expected: str, toy: ToyNet, digits: Dataset
+) -> None:
+    chosen = None if shared is None else torch.cat([digits.validation.images, digits.test.images[:shared]])
+    assert verdict("selection", on(toy, digits, selected_on=chosen)) == expected
+
+
+def test_one_shared_image_in_a_hundred_is_let_pass() -> None:
+    images = torch.arange(200.0).div(200).view(200, 1, 1, 1)
+    for shared, expected in ((2, PASSES), (3, FIRES)):
+        case = Case(Linear(torch.ones(4, 1)), Split(images, torch.zeros(200, dtype=torch.int64)), EPS)
+        assert verdict("selection", replace(case, selected_on=images[:shared])) == expected
+
+
+# -- checks that count -------------------------------------------------------------------------------------------------
+
+BUDGETS = [budget_text(eps) for eps in CURVE]
+
+
+def counted(counts: Mapping[str, int], n: int = 100, **given: Any) -> Case:
+    """A case whose outcomes are known: how many of ``n`` images are right under each attack, the first ones always."""
+    model = Linear(torch.linspace(-1, 1, 10).view(10, 1))
+    split = Split(torch.linspace(0, 1, n).view(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64))
+    known = {name: torch.arange(n) < count for name, count in counts.items()}
+    return Case(model, split, EPS, **{"effort": TINY, "known": known, "say": silent} | given)
+
+
+def curve(**changes: int) -> dict[str, int]:
+    """An accuracy that falls from 95 to 10 images, the same by one step and by many."""
+    falling = dict(zip(["0.15", *BUDGETS], [40, 90, 85, 80, 70, 60, 30, 10], strict=True))
+    counts = {"clean": 95} | {f"{kind}@{eps}": n for kind in ("fgsm", "pgd-5") for eps, n in falling.items()}
+    return counts | {name.replace("_", "-").replace("-at-", "@", 1): n for name, n in changes.items()}
+
+
+COUNTS: dict[str, tuple[str, dict[str, int], dict[str, Any], str]] = {
+    "many steps as good as one": ("iterations", curve(), {}, PASSES),
+    "two images more by one step": ("iterations", curve() | {"fgsm@8/255": 78}, {}, PASSES),
+    "three images more by one step": ("iterations", curve() | {"fgsm@8/255": 77}, {}, FIRES),
+    "falling": ("falls", curve(), {}, PASSES),
+    "nearly to chance": ("falls", curve() | {"pgd-5@128/255": 12}, {}, PASSES),
+    "not to chance": ("falls", curve() | {"pgd-5@128/255": 13}, {}, FIRES),
+    "rising": ("falls", curve() | {"pgd-5@0.15": 63}, {}, FIRES),
+    "rising by luck": ("falls", curve() | {"pgd-5@0.15": 62}, {}, PASSES),
+    "more steps win": ("converged", curve() | {"pgd-10@0.15": 0}, {}, FIRES),
+    "more steps win nothing": ("converged", curve() | {"pgd-5@0.15": 2, "pgd-10@0.15": 0}, {}, PASSES),
+    "robust to one step alone": ("one-step", curve() | {"fgsm@0.15": 80, "pgd-5@0.15": 5}, {}, FIRES),
+    "robust to one step in part": ("one-step", curve() | {"fgsm@0.15": 80, "pgd-5@0.15": 45}, {}, PASSES),
+    "undefended": ("one-step", curve() | {"fgsm@0.15": 25, "pgd-5@0.15": 0}, {}, PASSES),
+    "one step heals": ("one-step", curve() | {"clean": 37}, {}, FIRES),
+    "on target": ("target", curve(), {"claimed": 0.5}, PASSES),
+    "off target": ("target", curve(), {"claimed": 0.52}, FIRES),
+    "noise worse": ("noise", curve() | {"noise-5@0.15": 60}, {}, PASSES),
+    "noise as good": ("noise", curve() | {"noise-5@0.15": 38}, {}, PASSES),
+    "noise better": ("noise", curve() | {"noise-5@0.15": 37}, {}, FIRES),
+    "margin 5 points better": ("loss", curve() | {"pgd-5-margin@0.15": 35, "pgd-5-dlr@0.15": 40}, {}, PASSES),
+    "margin 6 points better": ("loss", curve() | {"pgd-5-margin@0.15": 34, "pgd-5-dlr@0.15": 40}, {}, FIRES),
+    "dlr better than the claim": (
+        "loss",
+        curve() | {"pgd-5-margin@0.15": 40, "pgd-5-dlr@0.15": 38},
+        {"claimed": 0.44},
+        FIRES,
+    ),
+    "all attacks together": ("worst-case", curve() | {"square-5@0.15": 31}, {}, PASSES),
+    "all attacks together win": ("worst-case", curve() | {"square-5@0.15": 30}, {}, FIRES),
+    "a claim above the worst case": ("worst-case", curve(), {"claimed": 0.5}, FIRES),
+    "999 images": ("sample", {"clean": 900}, {"n": 999}, NOTED),
+    "1000 images": ("sample", {"clean": 900}, {"n": 1000}, PASSES),
+}
+
+
+@pytest.mark.parametrize(("check", "counts", "given", "expected"), COUNTS.values(), ids=COUNTS.keys())
+def test_a_check_counts(check: str, counts: dict[str, int], given: dict[str, Any], expected: str) -> None:
+    assert verdict(check, counted(counts, **given)) == expected
+
+
+def test_the_worst_case_is_that_of_each_image() -> None:
+    case = counted(curve())
+    case.known |= {"even@0.15": torch.arange(100) % 2 == 0, "even@0.2": torch.zeros(100, dtype=torch.bool)}
+    assert torch.equal(case.standing(), (torch.arange(100) < 40) & (torch.arange(100) % 2 == 0))
+    assert verdict("worst-case", case) == FIRES
+
+
+@pytest.mark.parametrize(("left", "expected"), [(40, PASSES), (31, PASSES), (30, FIRES)])
+def test_autoattack_is_compared_with_the_claim(left: int, expected: str) -> None:
+    won_by = torch.where(torch.arange(100) < left, -1, 1)
+    known = curve() | {"autoattack@0.15": left}
+    assert verdict("autoattack", counted(known, effort=Effort(), won_by=won_by, claimed=0.4)) == expected
+
+
+def test_autoattack_cut_short_is_not_autoattack() -> None:
+    name = autoattack_spec(EPS, TINY.iterations, TINY.queries).name
+    won_by = torch.full((100,), -1)
+    answer = CHECKS["autoattack"](counted(curve() | {name: 90}, won_by=won_by))
+    assert answer.verdict == NOT_RUN and "cut short" in answer.why
+    assert verdict("autoattack", counted(curve(), effort=BRIEF)) == NOT_RUN
+
+
+@pytest.mark.parametrize(("by_square", "expected"), [(2, PASSES), (3, FIRES)])
+def test_square_counts_where_no_gradient_attack_wins(by_square: int, expected: str) -> None:
+    won_by = torch.full((100,), -1)
+    won_by[90:] = 4  # lost to the gradient attacks of the claim as well
+    won_by[:by_square] = 4
+    assert verdict("black-box", counted(curve(), won_by=won_by)) == expected
+    alone = counted(curve() | {"square-5@0.15": 100}, effort=BRIEF)
+    alone.known["square-5@0.15"] = torch.arange(100) >= by_square
+    assert verdict("black-box", alone) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "classes", "eps", "left", "expected"),
+    [
+        ((3, 32, 32), 10, "8/255", 60, FIRES),
+        ((3, 32, 32), 10, "8/255", 59, PASSES),
+        ((3, 32, 32), 10, "4/255", 60, NOT_APPLICABLE),
+        ((3, 32, 32), 9, "8/255", 60, NOT_APPLICABLE),
+        ((1, 32, 32), 10, "8/255", 60, NOT_APPLICABLE),
+    ],
+)
+def test_too_good_is_known_for_cifar10_alone(
+    shape: tuple[int, ...], classes: int, eps: str, left: int, expected: str
+) -> None:
+    split = Split(torch.zeros(100, *shape), torch.zeros(100, dtype=torch.int64))
+    known = {"clean": torch.ones(100, dtype=torch.bool), f"pgd-5@{eps}": torch.arange(100) < left}
+    case = Case(Linear(torch.zeros(classes, math.prod(shape))), split, Fraction(eps), TINY, known=known)
+    assert verdict("too-good", case) == expected
+
+
+# -- networks of experts -----------------------------------------------------------------------------------------------
+
+
+def test_a_network_without_gate_has_none_of_a_mixtures_faults(toy: ToyNet, digits: Dataset) -> None:
+    case = on(toy, digits)
+    names = ("experts", "gate", "past-gate", "choice", "collapse", "weak-link", "compared")
+    assert [verdict(name, case) for name in names] == [NOT_APPLICABLE] * 7
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [((9, 0, 0), FIRES), ((0, 0, -9), NOTED), ((0, 0, 0), PASSES), ((2, 0, 0), PASSES)],
+    ids=["one heard", "one unheard", "even", "uneven"],
+)
+def test_a_collapsed_gate_is_found(scores: tuple[float, ...], expected: str, toy: ToyNet, digits: Dataset) -> None:
+    answer = CHECKS["collapse"](on(Mixture([toy] * 3, Fixed(*scores)).eval(), digits, 10))
+    assert answer.verdict == expected
+    assert (expected == FIRES) is ("expert 0 answers for all" in answer.why)
+
+
+def chooser(turns_at: float) -> tuple[Mixture, Split]:
+    """An expert that no attack within reach fools and one that is always wrong; the first pixel chooses."""
+    sure = Linear(torch.tensor([[0.0, 1.0], *[[0.0, 0.0]] * 3]), torch.tensor([5.0, 0, 0, 0]))
+    wrong = Linear(torch.zeros(4, 2), torch.tensor([0.0, 5, 0, 0]))
+    gate = Linear(torch.tensor([[0.0, 0.0], [20.0, 0.0]]), torch.tensor([0.0, -20 * turns_at]))
+    grey = Split(torch.full((60, 1, 1, 2), 0.5), torch.zeros(60, dtype=torch.int64))
+    return Mixture([sure, wrong], gate, top1=True).eval(), grey
+
+
+@pytest.mark.parametrize(("turns_at", "expected"), [(0.62, FIRES), (0.9, PASSES)])
+def test_a_choice_that_hides_a_weak_expert_is_found(turns_at: float, expected: str) -> None:
+    model, grey = chooser(turns_at)
+    case = Case(model, grey, EPS, TINY, say=silent)
+    assert case.accuracy(case.pgd) > 0.7  # the choice lets no gradient through
+    assert verdict("choice", case) == expected
+    assert verdict("gate", case) == expected
+    model.top1 = False
+    assert verdict("choice", Case(model, grey, EPS, TINY, say=silent)) == NOT_APPLICABLE
+
+
+class Sure(Mixture):
+    """A mixture so sure of its answers that cross-entropy has no gradient left; its experts are not."""
+
+    def evidence(self, x: Tensor) -> Evidence:
+        seen = super().evidence(x)
+        return replace(seen, logits=1e4 * seen.logits)
+
+
+def test_experts_that_fall_one_by_one_are_found(toy: ToyNet, digits: Dataset) -> None:
+    masked, open_ = (on(kind([toy, toy], UniformGate(2)).eval(), digits) for kind in (Sure, Mixture))
+    for name in ("experts", "past-gate", "transfer"):
+        assert [verdict(name, case) for case in (masked, open_)] == [
+            FIRES if case is masked else PASSES for case in (masked, open_)
+        ]
+
+
+def test_a_weak_benign_expert_is_noted_and_does_not_fire(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
+    mixture = Mixture([toy, hardened], UniformGate(2)).eval()
+    found = [verdict("weak-link", on(mixture, digits, benign=benign)) for benign in (0, 1, None)]
+    assert found == [NOTED, PASSES, NOT_APPLICABLE]
+
+
+def test_a_gate_that_adds_nothing_is_noted_and_does_not_fire(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
+    even, wise = (Mixture([toy, hardened], gate).eval() for gate in (UniformGate(2), Fixed(-3.0, 3.0)))
+    assert [verdict("compared", on(model, digits)) for model in (even, wise)] == [NOTED, PASSES]
+
+
+def test_examples_of_other_networks_are_tried_where_one_is_given(
+    toy: ToyNet, hardened: ToyNet, digits: Dataset
+) -> None:
+    sure = Scaled(toy, 1000).eval()
+    assert verdict("transfer", on(sure, digits)) == NOT_RUN
+    assert verdict("transfer", on(sure, digits, transfer_from={"other": hardened, "twin": toy})) == FIRES
+    assert verdict("transfer", on(toy, digits, transfer_from={"other": hardened})) == PASSES
+
+
+# -- numbers that go missing on the way --------------------------------------------------------------------------------
+
+
+def _nan_off_the_grid(model: nn.Module, x: Tensor) -> Tensor:
+    moved = (16 * x).frac().flatten(1).any(dim=1, keepdim=True)  # digits have 17 shades of grey
+    return torch.where(moved, math.nan, model(x))
+
+
+@pytest.mark.parametrize("claimed", [0.9, None])
+def test_nan_in_the_ball_is_a_finding(claimed: float | None, toy: ToyNet, digits: Dataset) -> None:
+    report = audit(Through(toy, _nan_off_the_grid), *few(digits), EPS, claimed=claimed, effort=TINY, say=silent)
+    assert finding(report, "finite").verdict == PASSES
+    assert {"iterations", "falls", "noise"} <= set(report.fired) and not report.believed
+    assert "NaN or infinity" in report.sentence
+    assert Answer(FIRES, "", finding(report, "falls").why).why  # it says why

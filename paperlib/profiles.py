@@ -101,6 +101,7 @@ class StressConfig:
     """The slow attacks and the audit: how many of the first test images they see, and how hard they try."""
 
     images: int = _limits(low=1)
+    autoattack: str = _limits(choices=("all", "compared"))  # which systems face it; every one faces all the rest
     iterations: int = _limits(low=1)  # of AutoAttack's gradient attacks; its standard version has 100
     queries: int = _limits(low=1)  # of Square; 5,000 in the standard version
     draws: int = _limits(low=1)  # of random noise, per image

@@ -31,6 +31,8 @@ from paperlib.training.recipes import EXPERTS, Recipe, recipes
 from paperlib.training.trainer import hash_seed
 
 AUDITED = ("plain", "pgd-at", "dwf", "soe", "advmoe")
+# Who faces AutoAttack where it cannot be everyone: DWF, those it is compared with first, and other mixtures.
+FACING = ("plain", "pgd-at", "trades", "pgd-at-ensemble", "dwf", "soe", "advmoe", "best-expert")
 BEST = "best-expert"  # stands for the expert that did best on the validation split, another with each seed
 CONTROLS = "audit:controls"
 # Planted faults show at once; only the two honest networks of the controls need the whole effort.
@@ -44,7 +46,9 @@ def stress_stages(profile: Profile) -> list[Stage]:
     for system in stressed(profile):
         recipe = known[EXPERTS[0] if system == BEST else system]
         needed = tuple(f"train:{name}" for name in EXPERTS) if system == BEST else weights_of(recipe, profile)
-        listed += [_autoattack(system, recipe, needed, profile), _stress(system, recipe, needed, profile)]
+        listed += [_stress(system, recipe, needed, profile)]
+        if system in facing(profile):
+            listed += [_autoattack(system, recipe, needed, profile)]
     listed += [_audit(known[system], profile) for system in AUDITED]
     return [*listed, _controls(known, profile)]
 
@@ -53,6 +57,11 @@ def stressed(profile: Profile) -> list[str]:
     """Every system of the main table, the best single expert under the name `BEST`."""
     known = recipes(profile).values()
     return [*(r.system for r in known if r.family in ("single", "mixture", "defence")), BEST]
+
+
+def facing(profile: Profile) -> list[str]:
+    """The systems that face AutoAttack."""
+    return [name for name in stressed(profile) if profile.stress.autoattack == "all" or name in FACING]
 
 
 def best_expert(context: Context) -> str:
@@ -74,9 +83,14 @@ def _split(context: Context) -> Split:
     return context.data.test.first(context.profile.stress.images).to(context.device)
 
 
+def autoattack_of(profile: Profile) -> AttackSpec:
+    """AutoAttack at the headline eps; cut short only in profiles made for tests."""
+    return autoattack_spec(profile.evaluation.eps, profile.stress.iterations, profile.stress.queries)
+
+
 def _autoattack(system: str, recipe: Recipe, needed: tuple[str, ...], profile: Profile) -> Stage:
     config, name = profile.stress, f"autoattack:{system}"
-    spec = autoattack_spec(profile.evaluation.eps, config.iterations, config.queries)
+    spec = autoattack_of(profile)
     batch_size = min(profile.evaluation.batch_size, config.images)
 
     def compute(context: Context) -> Result:

@@ -24,7 +24,6 @@ from toys import Linear, ToyNet, same_state
 from paperlib import Dataset, files
 from paperlib.attacks import NEVER, STANDARD, AutoAttacked, autoattack, misclassified
 from paperlib.attacks.autoattack import QUERIES, STANDING, WRONG
-from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError, PaperlibError, StoreError
 from paperlib.evaluation.robustness import AttackSpec, autoattack_spec, evaluate, noise_spec, pgd_spec, square_spec
 from paperlib.models import Folded, fold
@@ -35,10 +34,9 @@ HOW: dict[str, Any] = {"eps": EPS, **CUT}
 
 
 class Guarded(nn.Module):
-    """A network that hides its gradient from some: dark images see it, brighter ones only where it has no scale.
+    """A network that masks gradients: cross-entropy is flat around brighter images, all around the brightest.
 
-    The logits of images of middling brightness are so large that cross-entropy is flat; the brightest images get
-    answers without a gradient.
+    The logits of the former are so large that the softmax is exactly one-hot; those of the latter carry no gradient.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -206,18 +204,15 @@ def test_the_empty_set_is_done_at_once(toy: ToyNet, digits: Dataset) -> None:
 # -- batches -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_size", [1, 12, 20])
+@pytest.mark.parametrize("batch_size", [1, 5, 8])
 def test_each_batch_is_attacked_as_if_it_were_alone(guarded: Guarded, digits: Dataset, batch_size: int) -> None:
-    model = guarded.double()  # a batch of one is computed otherwise than one of twenty, and rounds otherwise
-    model.register_forward_pre_hook(lambda module, args: (args[0].double(),))
-    model.register_forward_hook(lambda module, args, output: output.float())
-    x, y = some(digits)
-    whole = autoattack(same(model), x, y, **HOW, batch_size=batch_size)
+    x, y = some(digits, 12)
+    whole = autoattack(same(guarded), x, y, **HOW, batch_size=batch_size)
     parts = [
-        autoattack(same(model), a, b, **HOW, batch_size=batch_size)
+        autoattack(same(guarded), a, b, **HOW, batch_size=batch_size)
         for a, b in zip(x.split(batch_size), y.split(batch_size), strict=True)
     ]
-    assert len(parts) == -(-30 // batch_size)
+    assert len(parts) == -(-12 // batch_size)
     assert torch.equal(whole.by, torch.cat([part.by for part in parts]))
     assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
     assert whole.passes == sum(part.passes for part in parts)
@@ -289,7 +284,7 @@ def test_square_costs_as_many_passes_as_it_has_queries(toy: ToyNet, digits: Data
     assert costs[2] - costs[0] == 50 * 4
 
 
-@pytest.mark.xfail(reason="the first look at the images and the confirmations are not counted")
+@pytest.mark.xfail(raises=AssertionError, reason="the first look at the images and the confirmations are not counted")
 @pytest.mark.parametrize("kind", ["itself", "copy", "misleading copy"])
 def test_every_pass_is_counted(toy: ToyNet, digits: Dataset, kind: str) -> None:
     x, y = some(digits)
@@ -343,27 +338,35 @@ def run(model: nn.Module, digits: Dataset, state: Path | None = None, **more: An
     return autoattack(same(model), *some(digits), **(HOW | {"batch_size": 10, "state": state} | more))
 
 
+@pytest.fixture(scope="module")
+def whole(toy: ToyNet, digits: Dataset) -> AutoAttacked:
+    """What a run ends with that nothing interrupts and that keeps no state. Treat as read-only."""
+    done = run(Guarded(toy).eval(), digits)
+    assert {WRONG, STANDING, 0, 1} <= set(done.by.tolist())
+    return done
+
+
 @pytest.mark.parametrize("at", [1, 2, 5, 8, 12])
 def test_a_run_stopped_after_some_attacks_ends_like_one_that_was_not(
-    guarded: Guarded, digits: Dataset, tmp_path: Path, at: int
+    guarded: Guarded, digits: Dataset, whole: AutoAttacked, tmp_path: Path, at: int
 ) -> None:
-    whole, state = run(guarded, digits), tmp_path / "state"
-    assert len(set(whole.by.tolist())) >= 4
+    state = tmp_path / "state"
     with pytest.raises(Stopped):
         run(guarded, digits, state, progress=stopping(at))
     assert state.exists() == (at > 1)  # the work in which it was stopped is lost, no more
     rest = run(guarded, digits, state)
     assert torch.equal(rest.by, whole.by)
     assert rest.passes < whole.passes if at > 1 else rest.passes == whole.passes
-    known = rest.images[rest.by >= 0] != some(digits)[0][rest.by >= 0]
-    assert bool(known.any())  # what was found in this process is there
+    here = (rest.images == whole.images).flatten(1).all(dim=1)  # found in this process, or never
+    assert torch.equal(rest.images[~here], some(digits)[0][~here])
+    assert here.all() == (at == 1)
 
 
 @pytest.mark.parametrize("calls", [1, 3, 20, 60, 150, 300])
 def test_a_run_that_dies_between_two_passes_ends_like_one_that_did_not(
-    guarded: Guarded, digits: Dataset, tmp_path: Path, calls: int
+    guarded: Guarded, digits: Dataset, whole: AutoAttacked, tmp_path: Path, calls: int
 ) -> None:
-    whole, state, asked = run(guarded, digits), tmp_path / "state", []
+    state, asked = tmp_path / "state", []
 
     def dying(module: nn.Module, args: tuple[Tensor]) -> None:
         asked.append(len(args[0]))
@@ -379,8 +382,10 @@ def test_a_run_that_dies_between_two_passes_ends_like_one_that_did_not(
     assert not list(tmp_path.glob(".*"))  # nothing half-written lies about
 
 
-def test_a_run_stopped_again_and_again_gets_there(guarded: Guarded, digits: Dataset, tmp_path: Path) -> None:
-    state, stops, spent = tmp_path / "state", 0, 0
+def test_a_run_stopped_again_and_again_gets_there(
+    guarded: Guarded, digits: Dataset, whole: AutoAttacked, tmp_path: Path
+) -> None:
+    state, stops = tmp_path / "state", 0
     shares: list[float] = []
     while True:
         try:
@@ -390,17 +395,20 @@ def test_a_run_stopped_again_and_again_gets_there(guarded: Guarded, digits: Data
             assert stops < 2 * UNITS
             shares.append(float(files.read_tensors(state)[0]["done"].double().mean()))
         else:
-            spent += done.passes
             break
     assert shares == pytest.approx([(i + 1) / UNITS for i in range(UNITS - 1)])  # one attack on one batch each time
-    whole = run(guarded, digits)
     assert torch.equal(done.by, whole.by)
     assert done.passes < whole.passes / 2
 
 
-def test_a_finished_run_costs_nothing_more(guarded: Guarded, digits: Dataset, tmp_path: Path) -> None:
-    state = tmp_path / "there" / "yet" / "state"
+def test_a_run_with_a_state_ends_like_one_without_and_costs_nothing_more_when_done(
+    guarded: Guarded, digits: Dataset, whole: AutoAttacked, tmp_path: Path
+) -> None:
+    state = tmp_path / "not" / "there" / "yet" / "state"
     first = run(guarded, digits, state)
+    assert torch.equal(first.by, whole.by)
+    assert torch.equal(first.images, whole.images)
+    assert first.passes == whole.passes
     asked: list[int] = []
     guarded.register_forward_hook(lambda module, args, output: asked.append(len(args[0])))
     again = run(guarded, digits, state)
@@ -408,13 +416,6 @@ def test_a_finished_run_costs_nothing_more(guarded: Guarded, digits: Dataset, tm
     assert (again.passes, asked) == (0, [])
     assert torch.equal(again.images, some(digits)[0])  # found in another process
     assert [path.name for path in state.parent.iterdir()] == ["state"]
-
-
-def test_a_state_changes_no_outcome(guarded: Guarded, digits: Dataset, tmp_path: Path) -> None:
-    plain, kept = run(guarded, digits), run(guarded, digits, tmp_path / "state")
-    assert torch.equal(plain.by, kept.by)
-    assert torch.equal(plain.images, kept.images)
-    assert plain.passes == kept.passes
 
 
 def test_a_run_through_a_copy_may_be_resumed_without_one(toy: ToyNet, digits: Dataset, tmp_path: Path) -> None:
@@ -430,10 +431,10 @@ def killed_while_writing(folder: Path, writes: int) -> None:
     """A run that lingers in the middle of writing its state for the ``writes``-th time, and says that it does."""
     torch.set_num_threads(1)
     x, y, model = torch.load(folder / "work.pt", weights_only=False)
-    whole, done = files.save_file, []
+    save, done = files.save_file, []
 
     def half(tensors: dict[str, Tensor], path: Path, **more: Any) -> None:
-        whole(tensors, path, **more)
+        save(tensors, path, **more)
         done.append(path)
         if len(done) == writes:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -445,7 +446,7 @@ def killed_while_writing(folder: Path, writes: int) -> None:
 
 
 def test_a_process_killed_while_it_writes_leaves_a_state_to_go_on_from(
-    guarded: Guarded, digits: Dataset, tmp_path: Path
+    guarded: Guarded, digits: Dataset, whole: AutoAttacked, tmp_path: Path
 ) -> None:
     torch.save((*some(digits), guarded), tmp_path / "work.pt")
     process = multiprocessing.get_context("spawn").Process(target=killed_while_writing, args=(tmp_path, 6))
@@ -458,30 +459,30 @@ def test_a_process_killed_while_it_writes_leaves_a_state_to_go_on_from(
     process.join()
     state = tmp_path / "kept" / "state"
     assert int(files.read_tensors(state)[0]["done"].sum()) == 5
-    whole, rest = run(guarded, digits), run(guarded, digits, state)
+    rest = run(guarded, digits, state)
     assert torch.equal(rest.by, whole.by)
     assert 0 < rest.passes < whole.passes
 
 
 def test_a_full_disk_is_a_store_error_and_leaves_the_last_state(
-    guarded: Guarded, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guarded: Guarded, digits: Dataset, whole: AutoAttacked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state, writes, whole = tmp_path / "state", [], files.save_file
+    state, writes, save = tmp_path / "state", [], files.save_file
 
     def full(tensors: dict[str, Tensor], path: Path, **more: Any) -> None:
-        whole(tensors, path, **more)
+        save(tensors, path, **more)
         writes.append(path)
         if len(writes) == 4:
             path.write_bytes(path.read_bytes()[:40])
             raise OSError("No space left on device")
 
     monkeypatch.setattr(files, "save_file", full)
-    with pytest.raises(StoreError, match="state.*No space left"):
+    with pytest.raises(StoreError, match=r"state.*No space left"):
         run(guarded, digits, state)
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     assert int(files.read_tensors(state)[0]["done"].sum()) == 3
-    assert torch.equal(run(guarded, digits, state).by, run(guarded, digits).by)
+    assert torch.equal(run(guarded, digits, state).by, whole.by)
 
 
 def other_weights(model: nn.Module) -> nn.Module:
@@ -528,7 +529,6 @@ def test_the_state_of_another_run_is_refused_and_left_alone(
     with pytest.raises(InputError, match=r"my-state\.safetensors.*another run"):
         autoattack(**changed)
     assert state.read_bytes() == before
-    assert torch.equal(autoattack(**given).by, autoattack(**(given | {"state": None})).by)
 
 
 @pytest.mark.parametrize("length", [0, 7, 0.5, -1])
@@ -536,7 +536,8 @@ def test_a_torn_state_is_a_store_error_that_names_it(
     guarded: Guarded, digits: Dataset, tmp_path: Path, length: float
 ) -> None:
     state = tmp_path / "torn.safetensors"
-    run(guarded, digits, state)
+    with pytest.raises(Stopped):
+        run(guarded, digits, state, progress=stopping(2))
     content = state.read_bytes()
     state.write_bytes(content[: int(length * len(content)) if 0 < length < 1 else int(length)])
     with pytest.raises(StoreError, match=r"torn\.safetensors"):
@@ -568,7 +569,13 @@ def used(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param("itself", marks=pytest.mark.xfail(reason="FAB fills the parameters' gradients")), "copy"]
+    "kind",
+    [
+        pytest.param(
+            "itself", marks=pytest.mark.xfail(raises=AssertionError, reason="FAB fills the parameters' gradients")
+        ),
+        "copy",
+    ],
 )
 def test_parameter_gradients_are_left_as_they_were(toy: ToyNet, digits: Dataset, kind: str) -> None:
     model, (x, y) = used(toy), some(digits)
@@ -584,9 +591,7 @@ def test_parameter_gradients_are_left_as_they_were(toy: ToyNet, digits: Dataset,
 
 @pytest.mark.parametrize("kind", ["itself", "copy"])
 @pytest.mark.parametrize("stops", [False, True], ids=["returns", "raises"])
-def test_modes_buffers_and_weights_are_left_as_they_were(
-    toy: ToyNet, digits: Dataset, kind: str, stops: bool
-) -> None:
+def test_modes_buffers_and_weights_are_left_as_they_were(toy: ToyNet, digits: Dataset, kind: str, stops: bool) -> None:
     model, (x, y) = used(toy), some(digits)
     modes, before = [module.training for module in model.modules()], copy.deepcopy(model)
     assert len(set(modes)) == 2
@@ -654,9 +659,7 @@ def test_fewer_than_four_classes_are_refused(classes: int, attacks: tuple[str, .
 
 
 @pytest.mark.parametrize("classes", [4, 5, 9, 10, 12])
-def test_no_more_classes_are_targeted_than_there_are(
-    classes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_more_classes_are_targeted_than_there_are(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     targets: dict[str, int] = {}
 
     def watched(kind: Any) -> Callable[..., Tensor]:
@@ -677,23 +680,22 @@ def test_no_more_classes_are_targeted_than_there_are(
     assert {STANDING, 0} <= set(done.by.tolist())
 
 
-@pytest.mark.parametrize("attack", STANDARD)
-def test_on_a_linear_model_only_images_within_reach_of_another_class_fall(attack: str) -> None:
-    model, x, y = wide(5)
+@pytest.mark.parametrize(
+    ("attack", "sure"), [("apgd-ce", 0.8), ("apgd-t", 0.95), ("fab-t", 0.9), ("square", 0.05)], ids=STANDARD
+)
+def test_on_a_linear_model_the_images_that_fall_are_those_near_another_class(attack: str, sure: float) -> None:
+    model, x, _ = wide(5)
     x = 0.2 + 0.6 * x  # nothing to clip
     y = model(x).argmax(dim=1)
     weight, logits = model.weight.detach(), model(x).detach()
-    # The L-infinity distance to class c: (z_y - z_c) / |w_y - w_c|_1
+    # The L-infinity distance to class c is (z_y - z_c) / |w_y - w_c|_1.
     gaps = (logits.gather(1, y[:, None]) - logits) / (weight[y][:, None] - weight[None]).abs().sum(dim=2)
     distance = gaps.masked_fill(nn.functional.one_hot(y, 5).bool(), torch.inf).amin(dim=1)
-    eps = float(distance.median())
+    eps = float(distance.quantile(0.9 if attack == "square" else 0.6))
     done = autoattack(model, x, y, eps=eps, iterations=15, queries=100, attacks=(attack,))
-    assert not done.fooled[distance > eps + 1e-5].any()
-    if attack == "square":
-        assert done.fooled[distance < 0.3 * eps].all()
-    else:
-        assert done.fooled[distance < 0.9 * eps].all()
-    assert 3 < int(done.fooled.sum()) < 27
+    assert not done.fooled[distance > eps * 1.0001].any()
+    assert done.fooled[distance < eps * sure].all()
+    assert 5 < int(done.fooled.sum()) < 28
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------
@@ -754,7 +756,10 @@ def test_a_broken_answer_is_an_error(toy: ToyNet, digits: Dataset, value: float,
         autoattack(model if folding else same(model), *some(digits), **HOW)
 
 
-@pytest.mark.xfail(reason="only answers to clean images are looked at; broken ones count as wins, or as robustness")
+@pytest.mark.xfail(
+    raises=pytest.fail.Exception,
+    reason="only answers to clean images are looked at; broken ones count as wins, or as robustness",
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("attacks", [STANDARD, ("square",)])
 def test_an_answer_that_breaks_on_the_way_is_an_error_and_no_outcome(

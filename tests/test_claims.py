@@ -20,18 +20,18 @@ from paperlib.errors import MissingError
 from paperlib.evaluation import AttackSpec, OverSeeds, over_seeds
 from paperlib.paths import published_dir
 from paperlib.published import INDEX
-from paperlib.report import claims, tables
+from paperlib.report import claims, outcomes, tables
 from paperlib.report.claims import (
     CLAIMS,
     NOT_RUN,
     REFUTED,
     SUPPORTED,
     UNDECIDED,
-    Awaits,
     Beats,
     Claim,
     Collapse,
     Grows,
+    Survives,
     Verdict,
     decide,
 )
@@ -42,9 +42,9 @@ DIGITS = load_profile("digits")
 KNOWN = recipes(DIGITS)
 STAGES = stages(DIGITS)
 N = 400
+SLOW = 200  # images the slow attacks see
 ATTACKS = ("clean", "fgsm", "pgd")
 BEATS = [claim for claim in CLAIMS if isinstance(claim, Beats)]
-DECIDED = [claim for claim in CLAIMS if not isinstance(claim, Awaits)]
 MIXTURES = ("ablation-1", "ablation-3", "ablation-5", "ablation-base")
 COST = Grows("cost", "It grows", "ours", MIXTURES)
 LAST = next(name for name in KNOWN["ablation-base"].starts_from if name not in KNOWN["ablation-5"].starts_from)
@@ -74,8 +74,10 @@ class Records:
         answers: Mapping[str, float] | None = None,
         best: str = "expert-8",
         absent: tuple[str, ...] = (),
+        left: Mapping[str, float] | None = None,
     ) -> None:
         self.seed, self.best, self.absent = seed, best, absent
+        self.left = dict(left or {})  # after AutoAttack, of the images it sees
         self.right = dict(right or {})
         self.units = {"ablation-1": 1000, "ablation-3": 3000, "ablation-5": 5000, "ablation-base": 9000} | dict(
             units or {}
@@ -94,6 +96,16 @@ class Records:
         epoch = {"pgd": 0.9 if system == self.best else 0.1}
         found = {"parameters": 1, "training_units": self.units.get(system, 0), "inference_cost": self.answers[system]}
         return found | {"history": {"epochs": [epoch, epoch], "best": 1}}
+
+    def get(self, name: str) -> SimpleNamespace:
+        kind, system = name.split(":", 1)
+        if kind == "train":
+            return SimpleNamespace(record={"result": self.record(name)})
+        self.asked.add(name)
+        if kind == "stress":
+            return SimpleNamespace(arrays={"pgd-50-margin@0.15": torch.ones(SLOW, dtype=torch.uint8)})
+        right = torch.arange(SLOW) < round(SLOW * self.left.get(system, 0.5))
+        return SimpleNamespace(arrays={"correct": right}, record={"result": {"name": "autoattack@0.15"}})
 
     def outcome(self, system: str, spec: AttackSpec) -> SimpleNamespace:
         self.asked.add(f"evaluate:{system}:{spec.name}")
@@ -150,15 +162,15 @@ def test_an_interval_that_touches_zero_decides_nothing(
 
 def test_a_difference_is_taken_in_each_column_a_claim_names() -> None:
     right = {"dwf": kept(0.5, 0.9, 0.5), "frozen": kept(0.9, 0.5, 0.9), "pgd-at": kept(0.9, 0.9, 0.2)}
-    both = dataclasses.replace(PAIR, columns=("clean", "FGSM", "worst case"))
+    both = dataclasses.replace(PAIR, columns=("clean", "FGSM", tables.BASIC))
     found = {item.what: item for item in decide(both, series(right=right)).evidence}
     expected = {
         "dwf - frozen, clean": (-0.4, REFUTED),
         "dwf - pgd-at, clean": (-0.4, REFUTED),
         "dwf - frozen, FGSM": (0.4, SUPPORTED),
         "dwf - pgd-at, FGSM": (0.0, UNDECIDED),
-        "dwf - frozen, worst case": (0.0, UNDECIDED),
-        "dwf - pgd-at, worst case": (0.3, SUPPORTED),
+        "dwf - frozen, basic worst": (0.0, UNDECIDED),
+        "dwf - pgd-at, basic worst": (0.3, SUPPORTED),
     }
     assert list(found) == list(expected)
     for what, (difference, reading) in expected.items():
@@ -209,11 +221,11 @@ def test_the_worst_case_knows_every_attack_a_system_faces() -> None:
     tenths = {kind: (images >= 40 * i) & (images < 40 * (i + 1)) for i, kind in enumerate((*ATTACKS, "soft"))}
     right = {kind: ~lost for kind, lost in tenths.items()}
     study: Any = Records(right={"soe": right, "dwf": right})
-    assert int(tables.worst_case(study, "soe").sum()) == 240
-    assert int(tables.worst_case(study, "dwf").sum()) == 280
+    assert int(tables.basic_worst(study, "soe").sum()) == 240
+    assert int(tables.basic_worst(study, "dwf").sum()) == 280
     for shown, kind in (("clean", "clean"), ("FGSM", "fgsm"), ("PGD-50", "pgd")):
         assert torch.equal(tables.outcome_of(study, "soe", shown), right[kind])
-    assert torch.equal(tables.outcome_of(study, "soe", "worst case"), tables.worst_case(study, "soe"))
+    assert torch.equal(tables.outcome_of(study, "soe", tables.BASIC), tables.basic_worst(study, "soe"))
 
 
 # -- collapse --------------------------------------------------------------------------------------------------------
@@ -237,7 +249,10 @@ def test_networks_collapse_if_each_falls_below_chance(
 ) -> None:
     found = decide(FALL, series(right={"plain": kept(*plain), "plain-vgg16": kept(*vgg)}))
     assert found.verdict == verdict
-    assert [item.what for item in found.evidence] == ["plain, worst case of clean", "plain-vgg16, worst case of clean"]
+    assert [item.what for item in found.evidence] == [
+        "plain, basic worst of clean",
+        "plain-vgg16, basic worst of clean",
+    ]
     assert f"left of {100 * plain[0]:.1f} [" in found.evidence[0].shown
 
 
@@ -323,15 +338,7 @@ def test_the_cost_shown_is_that_of_the_records() -> None:
 # -- verdicts without numbers ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seeds", [0, 1, 3])
-def test_a_claim_without_its_experiment_is_not_run(seeds: int) -> None:
-    waits = Awaits("later", "It holds", "ours", "the attack is not written")
-    found = decide(waits, series(seeds))
-    assert (found.verdict, found.evidence, found.why) == (NOT_RUN, [], "the attack is not written")
-    assert waits.rule == "not run: the attack is not written"
-
-
-@pytest.mark.parametrize("claim", DECIDED, ids=named)
+@pytest.mark.parametrize("claim", CLAIMS, ids=named)
 def test_a_claim_is_not_run_if_one_seed_lacks_one_of_its_records(claim: Claim) -> None:
     whole: Any = Records()
     needed = claim.stages(whole)
@@ -345,7 +352,7 @@ def test_a_claim_is_not_run_if_one_seed_lacks_one_of_its_records(claim: Claim) -
     assert decide(claim, others).verdict != NOT_RUN
 
 
-@pytest.mark.parametrize("claim", DECIDED, ids=named)
+@pytest.mark.parametrize("claim", CLAIMS, ids=named)
 def test_a_claim_reads_no_record_it_does_not_name(claim: Claim) -> None:
     studies = series(2)
     decide(claim, studies)
@@ -354,7 +361,7 @@ def test_a_claim_reads_no_record_it_does_not_name(claim: Claim) -> None:
         assert study.asked <= set(claim.stages(study))
 
 
-@pytest.mark.parametrize("claim", [c for c in DECIDED if not isinstance(c, Grows)], ids=named)
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if not isinstance(c, Grows)], ids=named)
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_fewer_than_three_seeds_decide_no_difference(claim: Claim, seeds: int) -> None:
     right = {name: kept(0.99, 0, 0) for name in claims.PLAIN} | {"dwf": kept(1.0)}
@@ -362,6 +369,57 @@ def test_fewer_than_three_seeds_decide_no_difference(claim: Claim, seeds: int) -
     assert found.verdict == UNDECIDED
     assert found.evidence
     assert "fewer than 3 seeds" in found.why
+
+
+# -- the ranking -----------------------------------------------------------------------------------------------------
+
+RANKING = Survives("rank", "It survives", "ours")
+OTHERS = [tables.called(name) for name in tables.everyone(Records()) if name != "dwf"]  # type: ignore[arg-type]
+
+
+def ranked(pgd: Mapping[str, float], left: Mapping[str, float]) -> Verdict:
+    """Everyone keeps half under PGD and in the worst case, but for those named."""
+    stressed = {("best-expert" if name.startswith("expert") else name): share for name, share in left.items()}
+    return decide(RANKING, series(right={name: kept(share) for name, share in pgd.items()}, left=stressed))
+
+
+def test_a_ranking_survives_if_what_pgd_separates_stays_apart() -> None:
+    found = ranked({"plain": 0.26, "pgd-at": 0.8}, {"plain": 0.1, "pgd-at": 0.9})
+    assert found.verdict == SUPPORTED
+    assert [item.what for item in found.evidence] == ["dwf - plain, worst case", "dwf - pgd-at, worst case"]
+    assert [item.value.n for item in found.evidence if item.value] == [SLOW, SLOW]
+    assert found.evidence[0].shown.startswith("+40.0 [")
+    assert found.evidence[0].shown.endswith("(PGD-50 +24.0)")
+
+
+@pytest.mark.parametrize(
+    ("left", "verdict"), [(0.1, SUPPORTED), (0.49, UNDECIDED), (0.5, UNDECIDED), (0.51, UNDECIDED), (0.9, REFUTED)]
+)
+def test_a_pair_that_turns_over_refutes_the_ranking(left: float, verdict: str) -> None:
+    assert ranked({"plain": 0.26, "pgd-at": 0.4}, {"plain": 0.1, "pgd-at": left}).verdict == verdict
+
+
+def test_systems_that_pgd_does_not_separate_have_no_ranking_to_lose() -> None:
+    found = ranked({"plain": 0.26, "trades": 0.5}, {"plain": 0.1, "trades": 0.9})
+    assert found.verdict == SUPPORTED
+    assert len(found.evidence) == 1
+    assert ranked({}, {"trades": 0.9}).evidence == []
+
+
+def test_the_ranking_needs_the_worst_case_of_every_system() -> None:
+    study: Any = Records()
+    names = RANKING.stages(study)
+    stored = [tables.stress_name(other) for other in OTHERS]
+    assert {f"{kind}:{name}" for name in (*stored, "dwf") for kind in ("stress", "autoattack")} <= set(names)
+    assert decide(RANKING, [Records(absent=("autoattack:soe",))]).verdict == NOT_RUN  # type: ignore[list-item]
+    assert decide(RANKING, [Records(absent=("train:expert-3",))]).verdict == NOT_RUN  # type: ignore[list-item]
+
+
+def test_only_the_best_expert_has_a_worst_case() -> None:
+    study: Any = Records(best="expert-4", left={"best-expert": 0.3})
+    assert int(tables.worst_case(study, "expert-4").sum()) == 0.3 * SLOW
+    with pytest.raises(MissingError, match="expert-3: of the experts only the best one, expert-4"):
+        tables.worst_case(study, "expert-3")
 
 
 # -- the claims of the series ----------------------------------------------------------------------------------------
@@ -395,7 +453,7 @@ def test_a_rule_names_every_system_and_every_system_is_known(claim: Claim) -> No
     assert set(claim.stages(study)) <= set(STAGES)
     if isinstance(claim, Beats):
         assert all(column in claim.rule for column in claim.columns)
-        assert set(claim.columns) <= {"clean", "FGSM", "worst case"}
+        assert set(claim.columns) <= {"clean", "FGSM", tables.BASIC}
         assert claim.system not in claim.others
 
 
@@ -442,8 +500,8 @@ def test_plain_networks_that_withstand_attack_change_the_verdict() -> None:
 def turn_over(studies: Any, monkeypatch: pytest.MonkeyPatch) -> int:
     """Take every image that was kept for lost, and the other way round; how many comparisons were turned over."""
     there = [claim for claim in BEATS if not any(study.missing(claim.stages(study)) for study in studies)]
-    before, whole = [decide(claim, studies) for claim in there], tables.outcome_of
-    monkeypatch.setattr(tables, "outcome_of", lambda *place: ~whole(*place))
+    before, whole = [decide(claim, studies) for claim in there], outcomes.outcome_of
+    monkeypatch.setattr(outcomes, "outcome_of", lambda *place: ~whole(*place))
     after = [decide(claim, studies) for claim in there]
     turned = {SUPPORTED: REFUTED, REFUTED: SUPPORTED, UNDECIDED: UNDECIDED}
     pairs = [both for v, w in zip(before, after, strict=True) for both in zip(v.evidence, w.evidence, strict=True)]
@@ -485,7 +543,7 @@ def test_every_claim_gets_one_verdict_in_the_order_of_the_claims(found: list[Ver
     assert verdict["collapse"] == verdict["beats-bigger-backbones"] == verdict["joint-training"] == SUPPORTED
     assert verdict["beats-moe-defences"] == verdict["gate-adds"] == UNDECIDED
     assert verdict["clean-accuracy-too"] == verdict["beats-equal-size"] == REFUTED
-    assert verdict["survives"] == NOT_RUN
+    assert verdict["survives"] == UNDECIDED
     assert verdict["cost"] == SUPPORTED
 
 
@@ -496,8 +554,6 @@ def test_the_table_of_verdicts_counts_the_numbers_behind_them(found: list[Verdic
     assert table.loc["beats-moe-defences", "numbers"] == "12 for, 0 against, 2 open"
     assert table.loc["beats-equal-size", "numbers"] == "2 for, 1 against, 0 open"
     assert table.loc["cost", "numbers"] == "3 for, 0 against, 0 open"
-    waiting = next(claim for claim in CLAIMS if isinstance(claim, Awaits))
-    assert table.loc[waiting.id, "numbers"] == waiting.missing
     for v in found:
         assert tuple(table.loc[v.claim.id, ["says", "source", "verdict"]]) == (v.claim.says, v.claim.source, v.verdict)
 
@@ -506,7 +562,7 @@ def test_the_table_of_evidence_holds_every_number_with_seeds_and_n(found: list[V
     table = claims.evidence_table(found)
     assert len(table) == sum(len(v.evidence) for v in found)
     assert table.index.is_unique
-    row = table.loc[("beats-equal-size", "dwf - pgd-at-wide, worst case")]
+    row = table.loc[("beats-equal-size", "dwf - pgd-at-wide, basic worst")]
     assert (row["seeds"], row["n"], row["reading"]) == (3, N, REFUTED)
     assert row["result"].startswith("-10.0 [")
     counted = table.loc["cost"]
@@ -532,7 +588,7 @@ def test_a_story_tells_rule_numbers_and_verdict(found: list[Verdict]) -> None:
 def test_the_figures_frame_holds_the_differences_and_nothing_else(found: list[Verdict]) -> None:
     frame = claims.differences_frame(found)
     numbers = {item.what: item.value for v in found if isinstance(v.claim, Beats) for item in v.evidence}
-    assert list(frame.index) == [what.removesuffix(", worst case") for what in numbers]
+    assert list(frame.index) == [what.removesuffix(", basic worst") for what in numbers]
     assert frame.index.is_unique
     assert list(frame.columns) == ["claim", "difference", "low", "high"]
     for value, (_, row) in zip(numbers.values(), frame.iterrows(), strict=True):
@@ -557,13 +613,11 @@ def shaken(seeds: int, luck: float) -> Any:
     """Studies whose systems differ by chance: images fall as they may, runs move by ``luck``."""
     generator = np.random.default_rng(7)
 
-    def outcomes() -> dict[str, Tensor]:
+    def drawn() -> dict[str, Tensor]:
         right = torch.tensor(generator.random(N) < 0.5 + luck * generator.normal())
         return dict.fromkeys(ATTACKS, right)
 
-    return [
-        Records(seed, {name: outcomes() for name in ("dwf", "frozen", "pgd-at", "trades")}) for seed in range(seeds)
-    ]
+    return [Records(seed, {name: drawn() for name in ("dwf", "frozen", "pgd-at", "trades")}) for seed in range(seeds)]
 
 
 @pytest.mark.parametrize("luck", [0.0, 0.1])
@@ -572,8 +626,8 @@ def test_the_note_on_power_names_seeds_images_and_both_errors(luck: float) -> No
     told = NOTE.match(claims.power_note(studies, others))
     assert told
     assert (told["seeds"], told["n"], told["count"]) == ("3", str(N), "3")
-    ours = tables.outcomes(studies, "dwf", "worst case")
-    values = [over_seeds(ours, tables.outcomes(studies, other, "worst case")) for other in others]
+    ours = tables.outcomes(studies, "dwf", tables.BASIC)
+    values = [over_seeds(ours, tables.outcomes(studies, other, tables.BASIC)) for other in others]
     halves = [100 * (value.high - value.low) / 2 for value in values]
     shown = [float(told[key]) for key in ("least", "median", "most")]
     assert shown == pytest.approx([min(halves), sorted(halves)[1], max(halves)], abs=0.051)

@@ -12,7 +12,7 @@ import pytest
 from paperlib import Study, paths
 from paperlib.__main__ import main
 from paperlib.profiles import profile_names
-from paperlib.report import claims, cost, tables
+from paperlib.report import claims, cost, stress, tables
 from paperlib.series import discover
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,8 +29,12 @@ def test_its_tables_are_those_of_the_published_records(tmp_path: Path, monkeypat
     studies = tables.published_studies(Study("digits", local=False))
     assert [study.seed for study in studies] == [0, 1, 2]
     assert block("seeds_table") == tables.markdown(tables.seeds_table(studies, tables.everyone))
-    together = tables.differences(studies, tables.everyone, "dwf")
-    assert block("differences") == tables.markdown(tables.with_points(together)[["points"]])
+    together = tables.worst_differences(studies, tables.everyone, "dwf")
+    assert block("differences") == tables.markdown(together)
+    names = [tables.called(name) for name in tables.everyone(studies[0])]
+    assert block("shrinkage") == tables.markdown(stress.shrinkage(studies, names))
+    controls = stress.controls_verdicts(studies[0]).drop(columns=["n"])
+    assert block("controls") == tables.markdown(controls)
     verdicts = claims.verdicts_table(claims.verdicts(studies))
     assert block("verdicts") == tables.markdown(verdicts[["says", "source", "verdict", "numbers"]])
 

@@ -13,7 +13,7 @@ from paperlib import Study
 from paperlib.evaluation import battery, headline, through_choices
 from paperlib.files import read_json
 from paperlib.paths import published_dir
-from paperlib.report import figures, style, tables
+from paperlib.report import figures, stress, stress_figures, style, tables
 from paperlib.stages import ROUTED
 from paperlib.training.recipes import EXPERTS
 
@@ -53,9 +53,95 @@ def test_the_worst_case_is_counted_per_image(study: Study) -> None:
     ):
         outcomes = [study.outcome(system, spec).arrays["correct"].bool() for spec in faced]
         by_hand = sum(all(bool(o[i]) for o in outcomes) for i in range(360))
-        worst = tables.worst_case(study, system)
+        worst = tables.basic_worst(study, system)
         assert int(worst.sum()) == by_hand
         assert by_hand <= min(int(o.sum()) for o in outcomes)
+
+
+def test_the_worst_case_is_at_most_autoattack_and_every_single_attack(study: Study, records: dict) -> None:
+    n = study.profile.stress.images
+    for system in tables.everyone(study):
+        stored = tables.stress_name(system)
+        slow = records[f"autoattack:{stored}"]["record"]["result"]
+        rows = records[f"stress:{stored}"]["record"]["result"]["rows"]
+        worst = tables.worst_case(study, system)
+        assert len(worst) == slow["n"] == n
+        for result in (slow, *rows):
+            assert int(worst.sum()) <= result["correct"] <= result["n"] == n
+            low, high = result["interval"]
+            assert low <= result["correct"] / n <= high
+        for spec, right in tables.basic(study, system).items():
+            assert int(worst.sum()) <= int(right[:n].sum()), spec.name
+        by_hand = torch.stack(list(tables.stressed(study, system).values()))
+        assert worst.tolist() == [bool(by_hand[:, i].all()) for i in range(n)]
+        assert slow["attack"]["steps"] == 100 and slow["attack"]["queries"] == 5000
+    assert len(records["stress:dwf"]["record"]["result"]["rows"]) >= 25
+
+
+def test_what_each_attack_adds_adds_up_to_what_is_lost(study: Study) -> None:
+    for system in ("plain", "dwf", "advmoe"):
+        table = stress.every_attack(study, system)
+        worst = tables.worst_case(study, system)
+        assert table["n"].iloc[0] - table["adds"].sum() == table["left"].iloc[-1] == int(worst.sum())
+        assert (table["adds"] >= 0).all()
+        assert table["left"].is_monotonic_decreasing
+        assert set(table["family"]) <= set(stress.FAMILIES)
+    assert "hard choice" not in set(stress.every_attack(study, "dwf")["family"])
+    gains = stress.gains([study], ["dwf", "advmoe"])
+    assert gains.sum(axis=1).to_numpy() == pytest.approx(1)
+    assert gains.loc["advmoe", "hard choice"] > 0.1
+
+
+@pytest.mark.parametrize(
+    ("attack", "family"),
+    [
+        ("clean", "clean"),
+        ("fgsm@8/255", "FGSM"),
+        ("pgd-50@0.15", "PGD"),
+        ("pgd-100x5@0.15", "longer PGD"),
+        ("pgd-50-dlr@0.15", "other losses"),
+        ("pgd-50-soft-5@0.15", "hard choice"),
+        ("pgd-50-expert-3@0.15", "experts"),
+        ("pgd-50-experts-margin@0.15", "experts"),
+        ("pgd-50-gate-to-worst@0.15", "gate"),
+        ("pgd-50-joint-0.1@0.15", "gate"),
+        ("pgd-50-two-stage-benign@0.15", "gate"),
+        ("pgd-50-gate-held@8/255", "past the gate"),
+        ("pgd-50-transfer-pgd-at-0@0.15", "transfer"),
+        ("noise-1000@0.15", "noise"),
+        ("autoattack@0.15", "AutoAttack"),
+        ("autoattack-2-10@0.15", "AutoAttack"),
+    ],
+)
+def test_every_attack_has_a_family(attack: str, family: str) -> None:
+    assert stress.family_of(attack) == family
+
+
+def test_an_attack_of_no_family_is_an_error() -> None:
+    with pytest.raises(ValueError, match="of no family"):
+        stress.family_of("deepfool@0.1")
+
+
+def test_the_recorded_audits_tell_what_the_records_tell(study: Study) -> None:
+    for system in stress.AUDITED:
+        report = stress.audit_of(study, system)
+        assert report.n == study.profile.stress.images
+        assert report.worst == int(tables.worst_case(study, system).sum())
+        assert set(report.attacks) >= set(tables.stressed(study, system)) - {"clean"}
+        assert report.worst <= min(report.attacks.values())
+    assert set(stress.audits(study).index) == set(stress.AUDITED)
+
+
+def test_every_recorded_control_is_told_as_it_must_be(study: Study) -> None:
+    table = stress.controls_verdicts(study)
+    assert len(table) == 12
+    assert table["as it must"].all()
+    assert sorted(table.index[table["believed"]]) == ["defended", "undefended"]
+    marks = stress.controls_table(study)
+    assert marks.shape == (12, 29)
+    for control, row in table.iterrows():
+        if row["must fire"] != "nothing":
+            assert marks.loc[control, row["must fire"]] == "[F]"
 
 
 def test_the_best_expert_is_chosen_on_validation_alone(study: Study, records: dict) -> None:
@@ -96,14 +182,16 @@ def test_seeds_are_summarised_over_seeds(study: Study) -> None:
     table = tables.seeds_table(studies, tables.everyone)
     assert table.loc["dwf", f"PGD-{spec.steps}"] == f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
     assert not table.isna().any().any()
-    worst = [float(tables.worst_case(s, "advmoe").float().mean()) for s in studies]
-    assert table.loc["advmoe", "worst case"].startswith(f"{100 * sum(worst) / 3:.1f} (")
+    worst = [float(tables.basic_worst(s, "advmoe").float().mean()) for s in studies]
+    assert table.loc["advmoe", "basic worst"].startswith(f"{100 * sum(worst) / 3:.1f} (")
 
 
 def test_differences_over_seeds_are_those_of_the_outcomes(study: Study) -> None:
     studies = tables.published_studies(study)
     found = tables.differences(studies, tables.everyone, "dwf").loc["best expert"]
-    gaps = [tables.worst_case(s, "dwf").float() - tables.worst_case(s, tables.best_expert(s)).float() for s in studies]
+    gaps = [
+        tables.basic_worst(s, "dwf").float() - tables.basic_worst(s, tables.best_expert(s)).float() for s in studies
+    ]
     assert found["difference"] == pytest.approx(float(torch.stack(gaps).mean()))
     assert found["low"] < found["difference"] < found["high"]
     assert (found["seeds"], found["n"]) == (3, 360)
@@ -116,7 +204,7 @@ def test_ablations_stand_beside_their_base(study: Study) -> None:
     assert table["difference"].isna().sum() == 1  # the base's own
     for system in ("ablation-fixed", "ablation-top1"):
         ours, base = (
-            torch.stack([tables.worst_case(s, n).float() for s in studies]) for n in (system, "ablation-base")
+            torch.stack([tables.basic_worst(s, n).float() for s in studies]) for n in (system, "ablation-base")
         )
         assert table.loc[system, "difference"] == pytest.approx(float((ours - base).mean()))
     assert (table["n"] == 360).all()
@@ -174,7 +262,9 @@ def test_provenance_of_several_seeds_counts_the_records_of_all(study: Study) -> 
     assert tables.provenance_line(Study("digits", local=False)) == "no records used"
 
 
-@pytest.mark.parametrize("draw", ["architecture", "main", "eps", "gate", "forest", "growth", "routes"])
+@pytest.mark.parametrize(
+    "draw", ["architecture", "main", "eps", "gate", "forest", "growth", "routes", "layers", "attacks", "controls"]
+)
 def test_figures_are_the_same_bytes_each_time(draw: str, study: Study, tmp_path: Path, home: Path) -> None:
     style.use_style()
 
@@ -189,6 +279,13 @@ def test_figures_are_the_same_bytes_each_time(draw: str, study: Study, tmp_path:
             return figures.forest(tables.differences([study], tables.compared, "dwf"), {}, "title", "points")
         if draw == "growth":
             return figures.growth(tables.growth(study, ["ablation-1", "ablation-base"]), [11, 102])
+        if draw == "layers":
+            return stress_figures.layers(stress.gains([study], tables.everyone(study)), "PGD-50", "title")
+        if draw == "attacks":
+            return stress_figures.every_attack(stress.every_attack(study, "dwf"), "title")
+        if draw == "controls":
+            expected = {name: must for name, (_, must, _) in stress.control_reports(study).items()}
+            return stress_figures.control_matrix(stress.controls_table(study), expected, "title")
         if draw == "routes":
             return figures.routes(tables.routes(study, ROUTED))
         return figures.gate_by_attack(tables.gate_rows(study, "dwf"), "title")

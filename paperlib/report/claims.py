@@ -16,6 +16,7 @@ from paperlib.profiles import profile_names
 from paperlib.published import INDEX
 from paperlib.report import tables
 from paperlib.report.outcomes import BASIC, WORST
+from paperlib.stress import facing
 from paperlib.study import Study
 from paperlib.training.recipes import BACKBONES, EXPERTS, STRONGEST
 
@@ -175,14 +176,15 @@ class Survives(Claim):
     @property
     def rule(self) -> str:
         return (
-            f"of the systems of the main table that PGD separates from {self.system} (95 % interval off zero): "
-            f"supported if the {WORST} separates every one in the same direction, not supported if any in the other, "
+            f"of the systems that face AutoAttack, those that PGD separates from {self.system} (95 % interval off "
+            f"zero): supported if the {WORST} separates every one in the same direction, not supported if any in the other, "
             "else undecided"
         )
 
     def _others(self, study: Study) -> list[str]:
         systems = (tables.called(name) for name in tables.everyone(study))
-        return [name for name in dict.fromkeys(systems) if name != self.system]
+        faced = facing(study.profile)
+        return [name for name in dict.fromkeys(systems) if name != self.system and tables.stress_name(name) in faced]
 
     def stages(self, study: Study) -> list[str]:
         experts = [f"train:{name}" for name in EXPERTS]

@@ -17,6 +17,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Patch
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
+from paperlib.report.outcomes import BASIC, WORST
 from paperlib.report.style import KINDS, LABELS, MARKERS, WIDTH, colour_of
 from paperlib.training.recipes import EXPERT_KINDS
 
@@ -242,10 +243,11 @@ def curves(frame: pd.DataFrame, systems: Sequence[str]) -> Figure:
 def main_figure(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figure:
     """The main table as bars with Wilson intervals, a panel per attack; dots are other seeds where given."""
     systems = list(dict.fromkeys(frame["system"]))
-    columns = [name for name in dict.fromkeys(frame["column"]) if not name.endswith("soft")]
+    columns = [name for name in dict.fromkeys(frame["column"]) if not name.endswith("soft") and name != BASIC]
+    columns.sort(key=lambda name: name.startswith(WORST))  # the headline last
     figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 0.26 * len(systems) + 1.5), sharey=True)
     for ax, name in zip(axes, columns, strict=True):
-        part = frame[frame["column"] == name].set_index("system").loc[systems]
+        part = frame[frame["column"] == name].set_index("system").reindex(systems)
         positions = np.arange(len(systems))
         errors = np.stack([part["accuracy"] - part["low"], part["high"] - part["accuracy"]])
         colours = [colour_of(system) for system in systems]
@@ -254,12 +256,15 @@ def main_figure(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figur
             for position, system in zip(positions, systems, strict=True):
                 values = seeds[(seeds["column"] == name) & (seeds["system"] == system)]["accuracy"]
                 ax.plot(values, np.full(len(values), position), "o", ms=3.5, mfc="white", mec="0.15", mew=0.8)
-        ax.set(title=name, xlim=(0, 1.02), yticks=positions, yticklabels=[LABELS[s] for s in systems])
-        ax.set_xticks([0, 0.5, 1], ["0", "50", "100 %"])
+        ax.set(
+            title=name.replace(", ", "\n"), xlim=(0, 1.02), yticks=positions, yticklabels=[LABELS[s] for s in systems]
+        )
+        ax.set_xticks([0, 0.5, 1], ["0", "50", "100"])
         ax.grid(visible=False, axis="y")
         ax.set_ylim(len(systems) - 0.4, -0.6)
     figure.supxlabel(
-        "accuracy, with Wilson 95 % intervals" + ("; circles: published seeds" if seeds is not None else ""), fontsize=9
+        "accuracy in %, with Wilson 95 % intervals" + ("; circles: published seeds" if seeds is not None else ""),
+        fontsize=9,
     )
     return figure
 

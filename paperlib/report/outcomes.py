@@ -11,6 +11,7 @@ from paperlib.errors import MissingError
 from paperlib.evaluation import AttackSpec, battery
 from paperlib.stages import COMPARED, attacks_on
 from paperlib.stress import BEST as BEST_STRESSED
+from paperlib.stress import autoattack_of, facing
 from paperlib.stress import best_expert as chosen
 from paperlib.study import Study
 from paperlib.training.recipes import EXPERTS, Recipe, recipes
@@ -68,8 +69,9 @@ def stages_of(study: Study, systems: Sequence[str]) -> list[str]:
 
 def stress_stages_of(study: Study, systems: Sequence[str]) -> list[str]:
     """The records of the worst case of these systems."""
-    slow = [f"{kind}:{stress_name(system)}" for system in systems for kind in ("stress", "autoattack")]
-    return [*stages_of(study, systems), *slow]
+    stored = [stress_name(system) for system in systems]
+    slow = [f"autoattack:{name}" for name in stored if name in facing(study.profile)]
+    return [*stages_of(study, systems), *(f"stress:{name}" for name in stored), *slow]
 
 
 def outcome_of(study: Study, system: str, shown: str) -> Tensor:
@@ -104,16 +106,23 @@ def basic_worst(study: Study, system: str) -> Tensor:
 def stressed(study: Study, system: str) -> dict[str, Tensor]:
     """Right (n,) under every attack the system faces, by name, on the images that all of them see.
 
-    First the basic attacks, then those of the stress test, then AutoAttack.
+    First the basic attacks, then those of the stress test, then AutoAttack where the system faces it.
     """
     if system in EXPERTS and system != best_expert(study):
         raise MissingError(f"{system}: of the experts only the best one, {best_expert(study)}, was stress-tested")
+    struck = {name: right.bool() for name, right in study.get(f"stress:{stress_name(system)}").arrays.items()}
+    n = len(next(iter(struck.values())))
+    found = {spec.name: right[:n] for spec, right in basic(study, system).items()} | struck
+    slow = autoattacked(study, system)
+    return found if slow is None else {**found, autoattack_of(study.profile).name: slow}
+
+
+def autoattacked(study: Study, system: str) -> Tensor | None:
+    """Right (n,) under AutoAttack; None for a system that does not face it in this profile."""
     stored = stress_name(system)
-    slow = study.get(f"autoattack:{stored}")
-    n = len(slow.arrays["correct"])
-    found = {spec.name: right[:n] for spec, right in basic(study, system).items()}
-    found |= {name: right.bool() for name, right in study.get(f"stress:{stored}").arrays.items()}
-    return {**found, slow.record["result"]["name"]: slow.arrays["correct"].bool()}
+    if stored not in facing(study.profile):
+        return None
+    return study.get(f"autoattack:{stored}").arrays["correct"].bool()
 
 
 def worst_case(study: Study, system: str) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from paperlib.evaluation import Report, headline, over_runs, over_seeds, wilson
 from paperlib.evaluation.checklist import PITFALLS
 from paperlib.evaluation.pitfalls import FIRES, NOTED, PASSES
-from paperlib.report.outcomes import WORST, called, column_of, named, outcomes, stressed
+from paperlib.report.outcomes import WORST, autoattacked, called, column_of, named, outcomes, stressed
 from paperlib.report.tables import percent, points, share
 from paperlib.stress import AUDITED, CONTROLS
 from paperlib.study import Study
@@ -105,9 +105,10 @@ def shrinkage(studies: Sequence[Study], systems: Sequence[str]) -> pd.DataFrame:
         spec = headline(studies[0].profile.evaluation)
         each = [stressed(study, named(study, system)) for study in studies]
         pgd = torch.stack([found[spec.name] for found in each])
-        auto = torch.stack([next(r for name, r in found.items() if name.startswith("autoattack")) for found in each])
+        auto = [autoattacked(study, named(study, system)) for study in studies]
+        told = share(over_runs(torch.stack([a for a in auto if a is not None]))) if auto[0] is not None else ""
         fell = over_seeds(pgd, slow)
-        row = {"system": called(system), column_of(spec): share(over_runs(pgd)), "AutoAttack": share(over_runs(auto))}
+        row = {"system": called(system), column_of(spec): share(over_runs(pgd)), "AutoAttack": told}
         row |= {WORST: share(over_runs(slow)), "overstated by": points(fell.difference, fell.low, fell.high)}
         rows.append({**row, "attacks": len(each[0]), "seeds": len(studies), "n": n})
     return pd.DataFrame(rows).set_index("system")

@@ -30,6 +30,7 @@ from paperlib.report.outcomes import (
     BEST,
     WORST,
     Systems,
+    autoattacked,
     basic,
     basic_worst,
     best_expert,
@@ -44,6 +45,7 @@ from paperlib.report.outcomes import (
     outcomes,
     published_studies,
     stages_of,
+    stress_name,
     stress_stages_of,
     stressed,
     worst_case,
@@ -55,6 +57,7 @@ __all__ = [  # what a notebook asks of this module; the first ones live in `pape
     "BASIC",
     "BEST",
     "WORST",
+    "basic",
     "basic_worst",
     "best_expert",
     "called",
@@ -66,6 +69,7 @@ __all__ = [  # what a notebook asks of this module; the first ones live in `pape
     "outcomes",
     "published_studies",
     "stages_of",
+    "stress_name",
     "stress_stages_of",
     "stressed",
     "worst_case",
@@ -131,9 +135,10 @@ def main_table(study: Study, systems: Sequence[str] | None = None) -> pd.DataFra
         for spec, right in basic(study, system).items():
             row[column_of(spec)] = counted(right)
         every = stressed(study, system)
-        slow, worst = list(every.values())[-1], worst_case(study, system)
+        slow, worst = autoattacked(study, system), worst_case(study, system)
         row |= {BASIC: counted(basic_worst(study, system)), "n": len(next(iter(basic(study, system).values())))}
-        row |= {f"AutoAttack, n = {len(slow)}": counted(slow), f"{WORST}, n = {len(worst)}": counted(worst)}
+        row |= {f"AutoAttack, n = {len(worst)}": "" if slow is None else counted(slow)}
+        row |= {f"{WORST}, n = {len(worst)}": counted(worst)}
         rows.append(row | {"attacks": len(every), "seed": study.seed, **cost(study, system)})
     frame = pd.DataFrame(rows).set_index("system")
     soft = [name for name in frame.columns if name.endswith("soft")]
@@ -198,10 +203,13 @@ def battery_frame(study: Study, systems: Sequence[str]) -> pd.DataFrame:
     frame["system"] = [called(name) for name in frame["system"]]
     further = []
     for system in systems:
-        slow = {"AutoAttack": list(stressed(study, system).values())[-1], WORST: worst_case(study, system)}
+        slow = {"AutoAttack": autoattacked(study, system), WORST: worst_case(study, system)}
         for name, right in {BASIC: basic_worst(study, system), **slow}.items():
+            if right is None:
+                continue
             low, high = wilson(int(right.sum()), len(right))
-            row = {"system": called(system), "attack": name, "column": name, "n": len(right)}
+            shown = f"{name}, n = {len(right)}" if name in slow else name
+            row = {"system": called(system), "attack": name, "column": shown, "n": len(right)}
             row |= {"correct": int(right.sum()), "accuracy": float(right.float().mean()), "low": low, "high": high}
             further.append(row | {"seed": study.seed})
     return pd.concat([frame, pd.DataFrame(further)], ignore_index=True)
@@ -240,9 +248,9 @@ def seeds_table(studies: Sequence[Study], systems: Systems = compared) -> pd.Dat
         return pd.DataFrame()
     groups = together.groupby(["system", "column"], sort=False)["accuracy"]
     text = groups.apply(lambda a: f"{a.mean():.1%} ({a.min():.1%} to {a.max():.1%})".replace("%", ""))
-    table = text.unstack("column")[list(dict.fromkeys(together["column"]))].reindex(
-        list(dict.fromkeys(together["system"]))
-    )
+    columns, rows = (list(dict.fromkeys(together[name])) for name in ("column", "system"))
+    columns.sort(key=lambda name: name.startswith(WORST))  # the headline last
+    table = text.unstack("column")[columns].reindex(rows).fillna("")
     costs = pd.DataFrame({called(name): cost(studies[0], name) for name in systems(studies[0])}).T
     whole = costs[["parameters", "training cost"]].astype(int)
     return table.join(whole).join(costs["inference cost"].map("{:.1f}".format))
@@ -259,6 +267,15 @@ def differences(studies: Sequence[Study], systems: Systems, against: str, shown:
         row = {"system": system, "difference": value.difference, "low": value.low, "high": value.high}
         rows.append(row | {"seeds": value.seeds, "n": value.n})
     return pd.DataFrame(rows).set_index("system")
+
+
+def worst_differences(studies: Sequence[Study], systems: Systems, against: str) -> pd.DataFrame:
+    """``against`` minus every other system in the worst case, and in that of the basic attacks on all images."""
+    columns = {}
+    for shown in (WORST, BASIC):
+        frame = differences(studies, systems, against, shown)
+        columns[f"{shown}, n = {frame['n'].iloc[0]}"] = with_points(frame)["points"]
+    return pd.DataFrame(columns)
 
 
 def ablations(studies: Sequence[Study]) -> pd.DataFrame:

@@ -36,6 +36,7 @@ from paperlib.report.claims import (
     decide,
 )
 from paperlib.stages import stages
+from paperlib.stress import facing
 from paperlib.training.recipes import EXPERTS, recipes
 
 DIGITS = load_profile("digits")
@@ -410,7 +411,9 @@ def test_the_ranking_needs_the_worst_case_of_every_system() -> None:
     study: Any = Records()
     names = RANKING.stages(study)
     stored = [tables.stress_name(other) for other in OTHERS]
-    assert {f"{kind}:{name}" for name in (*stored, "dwf") for kind in ("stress", "autoattack")} <= set(names)
+    faced = {f"{kind}:{name}" for name in facing(DIGITS) for kind in ("stress", "autoattack")}
+    assert {name for name in names if name.startswith(("stress", "autoattack"))} == faced
+    assert {"dwf", "pgd-at", "best-expert"} <= set(facing(DIGITS)) < {*stored, "dwf"}
     assert decide(RANKING, [Records(absent=("autoattack:soe",))]).verdict == NOT_RUN  # type: ignore[list-item]
     assert decide(RANKING, [Records(absent=("train:expert-3",))]).verdict == NOT_RUN  # type: ignore[list-item]
 

@@ -177,8 +177,8 @@ class Survives(Claim):
     def rule(self) -> str:
         return (
             f"of the systems that face AutoAttack, those that PGD separates from {self.system} (95 % interval off "
-            f"zero): supported if the {WORST} separates every one in the same direction, not supported if any in the other, "
-            "else undecided"
+            f"zero): supported if the {WORST} separates every one in the same direction, not supported if any in the "
+            "other, else undecided"
         )
 
     def _others(self, study: Study) -> list[str]:

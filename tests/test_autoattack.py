@@ -155,6 +155,21 @@ def test_images_said_to_fool_do_so_within_the_ball_and_the_box(guarded: Guarded,
     assert 0 <= done.images.min() <= done.images.max() <= 1
 
 
+@pytest.mark.parametrize("beyond", ["ball", "box"])
+def test_an_image_outside_the_ball_or_the_box_is_no_success(
+    toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch, beyond: str
+) -> None:
+    x, y = some(digits)
+
+    def perturb(self: Any, x: Tensor, y: Tensor) -> Tensor:
+        return x.flip(0) if beyond == "ball" else x - EPS
+
+    monkeypatch.setattr(SquareAttack, "perturb", perturb)
+    done = autoattack(same(toy), x, y, **HOW, attacks=("square",))
+    assert set(done.by.tolist()) == {WRONG, STANDING}
+    assert torch.equal(done.images, x)
+
+
 @pytest.mark.parametrize("alone", STANDARD)
 def test_each_attack_can_be_run_alone(toy: ToyNet, digits: Dataset, alone: str) -> None:
     x, y = some(digits, 60)

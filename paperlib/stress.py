@@ -220,7 +220,7 @@ def _audit(recipe: Recipe, profile: Profile) -> Stage:
     needed = (*weights_of(recipe, profile), *records.names)
     described = {"eps": budget_text(main.eps), "images": records.n, "effort": dataclasses.asdict(effort)}
     cost = records.n * main.steps * 20 * recipe.network.experts
-    return Stage(f"audit:{system}", 1, described, needed, compute, cost)
+    return Stage(f"audit:{system}", 2, described, needed, compute, cost)
 
 
 def _controls(known: dict[str, Recipe], profile: Profile) -> Stage:
@@ -249,7 +249,7 @@ def _controls(known: dict[str, Recipe], profile: Profile) -> Stage:
     described |= {"planted": dataclasses.asdict(short), "honest": dataclasses.asdict(full)}
     needed = (*weights_of(known["plain"], profile), *weights_of(known["pgd-at"], profile))
     records_of = tuple(name for records in honest.values() for name in records.names)
-    return Stage(CONTROLS, 1, described, (*needed, *records_of), compute, n * profile.evaluation.steps * 200)
+    return Stage(CONTROLS, 2, described, (*needed, *records_of), compute, n * profile.evaluation.steps * 200)
 
 
 def _controlled(context: Context, control: Control, test: Split, how: dict[str, Any]) -> Json:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,26 @@ def autoattack(
         raise InputError(f"attacks: unknown {unknown[0]!r}; known: {', '.join(STANDARD)}")
     folded = model if isinstance(model, Folded) else fold(model, x)
     how = {"eps": eps, "seed": seed, "attacks": list(attacks), "iterations": iterations, "queries": queries}
-    with undisturbed(folded.model), torch.random.fork_rng():  # the library seeds torch's global generator
+    # The library seeds torch's global generator, and its FAB would leave gradients in the parameters.
+    with undisturbed(folded.model), _without_gradients(folded), torch.random.fork_rng():
         run = _Run(folded, x.detach(), y, how, batch_size, state, progress)
         for attack in attacks:
             for first in range(0, len(x), batch_size):
                 run.advance(attack, first)
     return AutoAttacked(run.images, run.by, tuple(attacks), run.passes)
+
+
+@contextmanager
+def _without_gradients(folded: Folded) -> Iterator[None]:
+    """Parameters ask for no gradient for the time of an attack."""
+    asking = [p for network in (folded.model, folded.network) for p in network.parameters() if p.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 class _Run:
@@ -192,7 +207,7 @@ def _adversarial(model: nn.Module, attack: str, x: Tensor, y: Tensor, how: dict[
         raise PaperlibError("AutoAttack needs pyautoattack 0.2 or newer: pip install pyautoattack") from error
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
-    if classes < CLASSES:
+    if attack == "apgd-t" and classes < CLASSES:
         raise InputError(f"autoattack: its targeted losses need {CLASSES} classes or more, the model has {classes}")
     library = AutoAttack(model, norm="Linf", eps=how["eps"], seed=how["seed"], version="standard", device=x.device)
     chosen = {

@@ -368,7 +368,11 @@ def _input_gradient(
         x = x.detach().requires_grad_(needed)
         logits, values = objective(model, x, y)
         # autograd.grad, not backward: parameter gradients are neither computed nor touched.
-        gradient = torch.autograd.grad(values.sum(), x)[0] if needed else x
+        gradient: Tensor | None = x
+        if needed:
+            gradient = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
+    if gradient is None:
+        raise InputError("attack: the objective has no gradient with respect to the pixels; is something detached?")
     return logits.detach(), gradient
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,11 +13,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import Budget, undisturbed
+from paperlib.attacks.gradient import Budget
 from paperlib.checks import as_fraction, check_images, check_labels, check_logits
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
-from paperlib.evaluation.case import Case, Effort, interval
+from paperlib.evaluation.case import Case, Effort, interval, share
 from paperlib.evaluation.checklist import PITFALLS, Pitfall
 from paperlib.evaluation.pitfalls import FIRES, NOT_RUN, Answer
 from paperlib.profiles import budget_text
@@ -90,7 +92,7 @@ class Report:
         return f"The worst case of {len(self.attacks)} attacks at eps {self.eps} leaves {share} of n = {self.n}"
 
     def table(self) -> pd.DataFrame:
-        """One row per check, in the order they were asked."""
+        """One row per check, in the order of the checklist."""
         frame = pd.DataFrame([asdict(finding) for finding in self.findings])
         return frame.rename(columns={"name": "check"}).set_index("check")[
             ["row", "asks", "threshold", "value", "verdict"]
@@ -156,20 +158,28 @@ def audit(
     budget = as_fraction(eps)
     if len(images) == 0 or budget == 0:
         raise InputError("audit: needs at least one image and an eps above 0")
-    if claimed is not None and not 0 <= claimed <= 1:
-        raise InputError(f"claimed={claimed}: an accuracy is a fraction from 0 to 1; did you mean {claimed}/100?")
-    split = Split(images, labels)
-    _check_model(model, split, label)
+    split = Split(images.detach().float(), labels)
+    _check_claims(split, claimed, adversarial, selected_on, known or {}, won_by)
+    with torch.random.fork_rng():  # the model may draw numbers of its own
+        model = _checked(model, split, label, batch_size)
+        case = Case(
+            model, split, budget, effort, claimed, adversarial, dict(transfer_from or {}), selected_on, benign,
+            {name: kept.bool().to(images.device) for name, kept in (known or {}).items()}, won_by, seed, batch_size,
+            label, silent,
+        )  # fmt: skip
+        if benign is not None and case.mixture and not 0 <= benign < case.evidence("scores", case.x[:1]).shape[1]:
+            raise InputError(f"benign={benign}: the mixture has no such expert")
+        return _report(case, started, say)
+
+
+def _report(case: Case, started: float, say: Say) -> Report:
+    """Ask everything, and gather the answers."""
     claim = "as claimed"
-    if claimed is None and adversarial is not None:
-        claimed, claim = _left_by(model, adversarial, split), "on the adversarial images handed in"
-    case = Case(
-        model, split, budget, effort, claimed, adversarial, dict(transfer_from or {}), selected_on, benign,
-        {name: kept.bool().to(images.device) for name, kept in (known or {}).items()}, won_by, seed, batch_size, label,
-        silent,
-    )  # fmt: skip
+    if case.claimed is None and case.adversarial is not None:
+        right = case.logits(case.adversarial).argmax(dim=1) == case.y
+        case.claimed, claim = share(right), "on the adversarial images handed in"
     findings: list[Finding] = []
-    with meter(len(PITFALLS), f"audit of {label}", say, unit="checks") as reached:
+    with meter(len(PITFALLS), f"audit of {case.label}", say, unit="checks") as reached:
         for pitfall in PITFALLS:
             if any(f.name == "finite" and f.verdict == FIRES for f in findings):
                 answer = Answer(NOT_RUN, "", "nothing can be measured")
@@ -178,33 +188,25 @@ def audit(
             findings.append(_finding(pitfall, answer))
             reached(len(findings))
     whole = findings[0].verdict != FIRES
-    asked = {name: int(case.known[name].sum()) for name in case.attacks()} if whole else {}
-    given = claimed
-    if claimed is None and whole:
-        given, claim = case.accuracy(case.pgd), f"under PGD-{effort.steps}"
-    ordered = tuple(sorted(findings, key=lambda finding: finding.row))
+    if whole and case.claimed is None:
+        claim = f"under PGD-{case.effort.steps}"
+        try:
+            case.claimed = case.accuracy(case.pgd)
+        except NotFiniteError:  # told by the checks that met it
+            whole = False
     return Report(
-        label=label,
-        n=len(images),
-        eps=budget_text(budget),
-        seed=seed,
-        effort=asdict(effort),
-        claimed=given,
+        label=case.label,
+        n=case.n,
+        eps=budget_text(case.eps),
+        seed=case.seed,
+        effort=asdict(case.effort),
+        claimed=case.claimed,
         claim=claim,
-        attacks=asked,
+        attacks={name: int(case.known[name].sum()) for name in case.attacks()} if whole else {},
         worst=int(case.standing().sum()) if whole else None,
-        findings=ordered,
+        findings=tuple(sorted(findings, key=lambda finding: finding.row)),
         seconds=round(time.monotonic() - started, 3),
     )
-
-
-def _left_by(model: nn.Module, adversarial: Tensor, split: Split) -> float:
-    """The accuracy on adversarial images that were handed in."""
-    if adversarial.shape != split.images.shape:
-        told = f"shape {tuple(adversarial.shape)} is not that of the images {tuple(split.images.shape)}"
-        raise InputError(f"adversarial: {told}")
-    with torch.no_grad():
-        return float((model(adversarial).argmax(dim=1) == split.labels).float().mean())
 
 
 def _asked(pitfall: Pitfall, case: Case) -> tuple[Answer, Case]:
@@ -214,7 +216,7 @@ def _asked(pitfall: Pitfall, case: Case) -> tuple[Answer, Case]:
     except NotFiniteError as error:  # weights and clean answers are finite, but an attack met NaN on its way
         return Answer(FIRES, "", str(error)), case
     if pitfall.name == "logits" and answer.verdict == FIRES:
-        case = replace(case, model=Logarithm(case.model).eval(), known={}, won_by=None)
+        case = replace(case, model=_around(Logarithm(case.model)), known={}, won_by=None)
     return answer, case
 
 
@@ -234,26 +236,94 @@ class Logarithm(nn.Module):
         return probabilities.clamp_min(1e-12).log()
 
 
-def _check_model(model: nn.Module, split: Split, label: str) -> None:
-    """Require a model in evaluation mode that answers pixels in [0, 1] with one row of logits per image."""
+class Careful(nn.Module):
+    """A model that changes its input in place, or whose answer hangs on no pixel by any gradient, made askable."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.model(x.clone())
+        return answer + 0 * x.flatten(1).sum(dim=1, keepdim=True)  # a gradient, of zero
+
+
+def _around(wrapper: nn.Module) -> nn.Module:
+    """A wrapper in evaluation mode; what is inside keeps its own."""
+    wrapper.training = False
+    return wrapper
+
+
+def _check_claims(
+    split: Split,
+    claimed: float | None,
+    adversarial: Tensor | None,
+    selected_on: Tensor | None,
+    known: Mapping[str, Tensor],
+    won_by: Tensor | None,
+) -> None:
+    """Require that what is claimed of the images fits them."""
+    if claimed is not None and (isinstance(claimed, str | bool) or not 0 <= claimed <= 1):
+        raise InputError(f"claimed={claimed!r}: an accuracy is a fraction from 0 to 1; did you mean {claimed}/100?")
+    shape, n = tuple(split.images.shape), len(split)
+    for name, given, wanted in (("adversarial", adversarial, shape), ("selected_on", selected_on, ("M", *shape[1:]))):
+        if given is None:
+            continue
+        found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        if not isinstance(given, Tensor) or found[1:] != shape[1:] or (name == "adversarial" and found != shape):
+            raise InputError(f"{name}: expected images of shape {wanted}, got {found}")
+    outcomes = known if won_by is None else {**known, "won_by": won_by}
+    for name, kept in outcomes.items():
+        if not isinstance(kept, Tensor) or kept.shape != (n,):
+            raise InputError(f"known outcome {name!r}: expected a tensor ({n},), one value per image")
+
+
+def _checked(model: nn.Module, split: Split, label: str, batch_size: int) -> nn.Module:
+    """A copy to be audited of a model in evaluation mode that answers pixels in [0, 1] with a row of logits each."""
     if not isinstance(model, nn.Module):
         raise InputError(f"{label}: expected a torch.nn.Module, got a {type(model).__name__}")
     if model.training:
         raise InputError(f"{label}: is in training mode, where answers depend on the batch; call model.eval() first")
+    try:
+        model = copy.deepcopy(model)  # so that nothing in the model handed in changes
+    except Exception as error:
+        raise InputError(f"{label}: cannot be copied ({type(error).__name__}: {error})") from error
     x, y = split.images, split.labels
-    with torch.no_grad():
-        answer = model(x)
+    asked = x[:2].clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            handed = asked.clone()
+            version = handed._version  # counts changes in place
+            answer = model(handed)
+    except Exception as error:
+        raise InputError(f"{label}: fails on images {tuple(x.shape)}: {type(error).__name__}: {error}") from error
     if not isinstance(answer, Tensor):
         raise InputError(f"{label}: returned a {type(answer).__name__}; expected a tensor of logits (N, classes)")
-    try:
-        check_logits(answer, y, label)
-    except NotFiniteError:
-        return  # a finding, not an error
-    clean = float((answer.argmax(dim=1) == y).float().mean())
-    with undisturbed(model), torch.no_grad():
-        bytes_too = float((model(255 * x).argmax(dim=1) == y).float().mean())
-    if clean < 0.5 and bytes_too > clean + 0.2:
-        raise InputError(
-            f"{label}: is right on {clean:.1%} of the images and on {bytes_too:.1%} when pixels are multiplied by 255, "
-            "so it wants 0..255; wrap it in a module that takes [0, 1] and multiplies by 255"
-        )
+    check = torch.autograd.grad(answer.sum(), asked, allow_unused=True)[0] if answer.requires_grad else None
+    if check is None or handed._version != version:
+        model = _around(Careful(model))
+    parts = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+    clean, scaled = _right(model, parts, 1.0, label), 0.0
+    if clean is not None and clean < 0.5:
+        with suppress(Exception):  # it may refuse such pixels
+            scaled = _right(copy.deepcopy(model), parts, 255.0, label) or 0.0
+        if scaled > clean + 0.2:
+            raise InputError(
+                f"{label}: is right on {clean:.1%} of the images and on {scaled:.1%} when pixels are multiplied by "
+                "255, so it wants 0..255; wrap it in a module that takes [0, 1] and multiplies by 255"
+            )
+    return model
+
+
+def _right(model: nn.Module, parts: list[tuple[Tensor, Tensor]], factor: float, label: str) -> float | None:
+    """How many answers are right, as a fraction; None where some are not finite, which is a finding and no error."""
+    correct = total = 0
+    for x, y in parts:
+        with torch.no_grad():
+            answer = model(x * factor)
+        try:
+            check_logits(answer, y, label)
+        except NotFiniteError:
+            return None
+        correct, total = correct + int((answer.argmax(dim=1) == y).sum()), total + len(y)
+    return correct / total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -90,8 +90,9 @@ class Case:
         found = {name: AIMS[name] for name in ("cross-entropy", "margin", "dlr")}
         if self.classes < 3:
             del found["dlr"]
-        with undisturbed(self.model):
-            found |= mixture_aims(self.model, self.x, self.benign)
+        if self.mixture:
+            with undisturbed(self.model):
+                found |= mixture_aims(self.model, self.x, self.benign)
         others = {f"transfer {name}": fold(other, self.x).network for name, other in self.transfer_from.items()}
         return found | {name: Aim(transferred(network)) for name, network in others.items()}
 
@@ -110,25 +111,41 @@ class Case:
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
+    def over(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """A function of batches of images, and of what belongs to each, over all of them."""
+        parts = zip(*(tensor.split(self.batch_size) for tensor in tensors), strict=True)
+        return torch.cat([function(*part) for part in parts])
+
     def logits(self, x: Tensor | None = None) -> Tensor:
         """The model's answer, asked as it stands: in whatever mode its parts are."""
         with torch.no_grad():
-            found: Tensor = self.model(self.x if x is None else x)
-        return found
+            return self.over(self.model, self.x if x is None else x)
 
     def gradient(self, x: Tensor, loss: Loss) -> Tensor:
         """The input gradient of a loss of the answer (N, C, H, W)."""
+
+        def of(part: Tensor, labels: Tensor) -> Tensor:
+            part = part.detach().clone().requires_grad_()
+            value = loss(self.model(part), labels).sum()
+            found = torch.autograd.grad(value, part, allow_unused=True)[0] if value.requires_grad else None
+            return torch.zeros_like(part) if found is None else found
+
         with undisturbed(self.model), torch.enable_grad():
-            x = x.detach().clone().requires_grad_()
-            values = loss(self.model(x), self.y)
-            if not values.requires_grad:  # an answer that hangs on no pixel by any gradient
-                return torch.zeros_like(x)
-            found = torch.autograd.grad(values.sum(), x, allow_unused=True)[0]
-        return torch.zeros_like(x) if found is None else found
+            return self.over(of, x, self.y)
 
     @functools.cached_property
     def mixture(self) -> bool:
-        return is_mixture(self.model)
+        """Whether the model shows its experts and its gate."""
+        if not is_mixture(self.model):
+            return False
+        with torch.no_grad():
+            seen = self.model.evidence(self.x[:1])  # type: ignore[operator]
+        return all(isinstance(getattr(seen, name, None), Tensor) for name in ("logits", "expert_logits", "scores"))
+
+    def evidence(self, name: str, x: Tensor) -> Tensor:
+        """One part of what a mixture shows of images: ``scores`` or ``gate_weights`` (N, experts)."""
+        with undisturbed(self.model), torch.no_grad():
+            return self.over(lambda part: getattr(self.model.evidence(part), name), x)  # type: ignore[operator]
 
     # -- outcomes --------------------------------------------------------------------------------------------------
 
@@ -148,7 +165,7 @@ class Case:
         return kept
 
     def accuracy(self, spec: AttackSpec) -> float:
-        return float(self.right(spec).float().mean())
+        return share(self.right(spec))
 
     def aimed(self, aim: str) -> AttackSpec:
         """The attack of the claim with another aim."""
@@ -173,7 +190,8 @@ class Case:
     @functools.cached_property
     def last(self) -> Tensor:
         """The last iterates (N, C, H, W) of the same attack, where a careless evaluation looks."""
-        return pgd(self.folded, self.x, self.y, **self._how)
+        how = self._how
+        return self.over(lambda x, y: pgd(self.folded, x, y, **how), self.x, self.y)
 
     def losses(self, among: Tensor) -> list[float]:
         """Mean loss after each iteration of the attack of the claim on the images ``among``."""
@@ -189,10 +207,15 @@ class Case:
         return told
 
     @functools.cached_property
-    def by(self) -> Tensor:
-        """Which attack of AutoAttack won each image (N,), from 1; 0 for a clean miss, `NEVER` where none did."""
+    def by(self) -> Tensor | None:
+        """Which attack of AutoAttack won each image (N,), from 1; 0 for a clean miss, `NEVER` where none did.
+
+        None if its outcome was handed in without that.
+        """
         if self.won_by is not None:
             return self.won_by.to(self.x.device)
+        if self.autoattack.name in self.known:
+            return None
         how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "label": self.label, "say": self.say}
         outcome = evaluate(self.folded, self.split, self.autoattack, **how)
         self.known[self.autoattack.name] = outcome.correct.to(self.x.device)
@@ -215,6 +238,11 @@ class Case:
         generator = torch.Generator(self.x.device).manual_seed(self.seed)
         spec = self.pgd
         return {"eps": spec.eps, "step_size": spec.step, "steps": spec.steps, "generator": generator}
+
+
+def share(right: Tensor) -> float:
+    """The accuracy of an outcome (N,)."""
+    return int(right.sum()) / len(right)
 
 
 def interval(right: Tensor) -> tuple[float, float]:

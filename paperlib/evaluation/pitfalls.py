@@ -19,7 +19,7 @@ from paperlib.attacks.autoattack import CLASSES
 from paperlib.attacks.mixture import LAMBDAS
 from paperlib.attacks.objectives import dlr_loss, entropy_loss
 from paperlib.errors import InputError
-from paperlib.evaluation.case import CURVE, TAIL, Case, interval
+from paperlib.evaluation.case import CURVE, TAIL, Case, interval, share
 from paperlib.evaluation.robustness import AttackSpec, evaluate, fgsm_spec, noise_spec, square_spec
 from paperlib.models.mixture import mixed_probabilities
 from paperlib.profiles import budget_text
@@ -42,10 +42,6 @@ class Answer:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def _accuracy(right: Tensor) -> float:
-    return float(right.float().mean())
 
 
 def _lost(case: Case, weaker: float, stronger: float, points: float) -> bool:
@@ -74,8 +70,7 @@ def finite(case: Case) -> Answer:
         return Answer(FIRES, f"{named[0]} and {len(named) - 1} more", f"{named[0]} holds NaN or infinity")
     found = {"answers": case.logits()}
     if case.mixture:
-        with torch.no_grad():
-            found["gate scores"] = case.model.evidence(case.x).scores  # type: ignore[operator]
+        found["gate scores"] = case.evidence("scores", case.x)
     found["input gradients"] = case.gradient(case.x, entropy_loss)
     broken = [what for what, value in found.items() if not bool(torch.isfinite(value).all())]
     why = f"its {' and '.join(broken)} hold NaN or infinity: nothing about it can be reported"
@@ -114,19 +109,24 @@ def alone(case: Case) -> Answer:
 
 def _mode_reader(case: Case, together: Tensor, size: float) -> float:
     """How far answers move when every part but torch's own layers is told that it is in training mode."""
-    own = [
-        m for m in case.model.modules() if not type(m).__module__.startswith(("torch.nn.modules", "torchvision.ops"))
-    ]
+    own = [module for module in case.model.modules() if not _of_torch(module)]
     with undisturbed(case.model):
         for module in own:
             module.training = True
         try:
             told = case.logits(case.x[: len(together)])
-        except (RuntimeError, ValueError, TypeError, AttributeError):
-            return float("inf")
+        except Exception:  # any module may be audited, and some cannot be asked in a mode they are not in
+            return 0.0
     if not isinstance(told, Tensor) or told.shape != together.shape:
-        return float("inf")  # other outputs while training, such as auxiliary heads
+        return 0.0  # other outputs while training, such as auxiliary heads
     return float((told - together).abs().max()) / size
+
+
+def _of_torch(module: nn.Module) -> bool:
+    """Whether a module is one of torch's layers, or made of one; containers have no forward of their own to trust."""
+    plain = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    layers = [kind for kind in type(module).__mro__ if kind not in plain]
+    return any(kind.__module__.startswith(("torch.nn.", "torchvision.ops")) for kind in layers)
 
 
 def logits(case: Case) -> Answer:
@@ -155,9 +155,9 @@ def smooth(case: Case) -> Answer:
     x = case.last
     generator = torch.Generator(x.device).manual_seed(case.seed)
     noise = torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1
-    with undisturbed(case.model), torch.no_grad():
-        here = entropy_loss(case.model(x), case.y)
-        there = entropy_loss(case.model((x + noise * float(case.eps) / 100).clamp(0, 1)), case.y)
+    near = (x + noise * float(case.eps) / 100).clamp(0, 1)
+    with undisturbed(case.model):
+        here, there = (entropy_loss(case.logits(images), case.y) for images in (x, near))
     change = float((there - here).abs().mean() / here.mean().clamp_min(1e-12))
     why = "the loss jumps under noise a hundredth of eps: gradients of it point nowhere; average them over noise"
     return _judged(change > 0.1, f"{change:.1%} of the loss", why)
@@ -179,7 +179,7 @@ def converged(case: Case) -> Answer:
     longer = replace(case.pgd, steps=2 * case.pgd.steps, restarts=case.effort.restarts)
     after = case.right_of(longer, case.right(case.pgd))
     case.known.setdefault(longer.name, after)
-    claimed, left, rise = _claimed(case), _accuracy(after), 0.0
+    claimed, left, rise = _claimed(case), share(after), 0.0
     if bool(after.any()):
         losses = case.losses(after)
         span = max(losses) - min(losses)
@@ -193,7 +193,7 @@ def converged(case: Case) -> Answer:
 
 def falls(case: Case) -> Answer:
     budgets = sorted({*CURVE, case.eps})
-    curve = [_accuracy(case.clean), *(case.accuracy(case.at(eps)) for eps in budgets)]
+    curve = [share(case.clean), *(case.accuracy(case.at(eps)) for eps in budgets)]
     rises = any(_lost(case, after, before, 0.0) for before, after in itertools.pairwise(curve))
     left, chance = curve[-1], 1 / case.classes
     survives = _lost(case, left, chance, 0.02)
@@ -209,13 +209,12 @@ def falls(case: Case) -> Answer:
 def autoattack(case: Case) -> Answer:
     if not case.effort.autoattack:
         return Answer(NOT_RUN, "", "AutoAttack was left out; only attacks like those of training have been tried")
-    try:
-        _ = case.by
-    except InputError as error:
-        return Answer(NOT_RUN, "", str(error))
+    if case.classes < CLASSES:
+        return Answer(NOT_RUN, "", f"its targeted losses need {CLASSES} classes or more")
+    _ = case.by  # runs it, unless its outcome is known
     right = case.right(case.autoattack)
     low, high = interval(right)
-    told = f"AutoAttack leaves {_percent(_accuracy(right))} [{100 * low:.1f}, {100 * high:.1f}]"
+    told = f"AutoAttack leaves {_percent(share(right))} [{100 * low:.1f}, {100 * high:.1f}]"
     if not case.autoattack.standard:
         return Answer(NOT_RUN, told, "AutoAttack was cut short of its standard version")
     why = f"AutoAttack leaves less than the {_percent(_claimed(case))} claimed, beyond its 95 % interval"
@@ -224,9 +223,10 @@ def autoattack(case: Case) -> Answer:
 
 def black_box(case: Case) -> Answer:
     gradient = torch.stack([case.clean, *(case.known[a] for a in case.attacks() if _sees_gradients(a))]).all(dim=0)
-    if case.effort.autoattack and case.classes >= CLASSES:
-        gradient &= (case.by == SQUARE) | (case.by < 0)
-        left, queries = gradient & (case.by != SQUARE), case.effort.queries
+    by = case.by if case.effort.autoattack and case.classes >= CLASSES else None
+    if by is not None:
+        gradient &= (by == SQUARE) | (by < 0)
+        left, queries = gradient & (by != SQUARE), case.effort.queries
     else:
         spec = square_spec(case.eps, case.effort.queries)
         left, queries = case.right_of(spec, gradient), spec.steps
@@ -260,7 +260,7 @@ def transfer(case: Case) -> Answer:
 def worst_case(case: Case) -> Answer:
     right = case.standing()
     low, high = interval(right)
-    claimed, left = _claimed(case), _accuracy(right)
+    claimed, left = _claimed(case), share(right)
     told = f"claimed {_percent(claimed)}, left {_percent(left)} [{100 * low:.1f}, {100 * high:.1f}]"
     why = f"of {_percent(claimed)} claimed, the worst case over {len(case.attacks())} attacks leaves {_percent(left)}"
     return _judged(claimed > high, told, why)
@@ -273,7 +273,7 @@ def noise(case: Case) -> Answer:
 
 
 def one_step(case: Case) -> Answer:
-    one, many, clean = case.accuracy(fgsm_spec(case.eps)), case.accuracy(case.pgd), _accuracy(case.clean)
+    one, many, clean = case.accuracy(fgsm_spec(case.eps)), case.accuracy(case.pgd), share(case.clean)
     generator = torch.Generator(case.x.device).manual_seed(case.seed)
     noise = (torch.rand(case.x.shape, generator=generator, device=case.x.device) * 2 - 1) * float(case.eps)
     here, there = (case.gradient(x, entropy_loss).flatten(1) for x in (case.x, (case.x + noise).clamp(0, 1)))
@@ -288,7 +288,7 @@ def one_step(case: Case) -> Answer:
 def target(case: Case) -> Answer:
     ours = case.right(case.pgd)
     low, high = interval(ours)
-    told = f"PGD on this very module leaves {_percent(_accuracy(ours))} [{100 * low:.1f}, {100 * high:.1f}]"
+    told = f"PGD on this very module leaves {_percent(share(ours))} [{100 * low:.1f}, {100 * high:.1f}]"
     if case.adversarial is None and case.claimed is None:
         return Answer(PASSES, f"{told}, and is what is claimed")
     given = _claimed(case)
@@ -313,7 +313,7 @@ def budget(case: Case) -> Answer:
             )
         moved, low, high = float((images - case.x).abs().max()), float(images.min()), float(images.max())
         told.append(f"{what}: moved by at most {moved:.4f}, in [{low:.3g}, {high:.3g}]")
-        if moved > float(case.eps) + 1e-6 or low < 0 or high > 1:
+        if not (moved <= float(case.eps) + 1e-6 and low >= 0 and high <= 1):  # NaN included
             left = f"{what} leave the ball of eps {budget_text(case.eps)} or the range [0, 1]"
             why = f"{left}: eps in another space, or no clipping"
             return Answer(FIRES, told[-1], why)
@@ -370,9 +370,7 @@ def choice(case: Case) -> Answer:
 def collapse(case: Case) -> Answer:
     if not case.mixture:
         return Answer(NOT_APPLICABLE, "no gate")
-    with undisturbed(case.model), torch.no_grad():
-        seen = [case.model.evidence(x).gate_weights for x in (case.x, case.headline.images)]  # type: ignore[operator]
-    means = torch.cat(seen).mean(dim=0)
+    means = torch.cat([case.evidence("gate_weights", x) for x in (case.x, case.headline.images)]).mean(dim=0)
     told = f"mean weights {float(means.min()):.3f} to {float(means.max()):.3f}"
     quiet = int((means < 0.01).sum())
     if float(means.max()) > 0.95:
@@ -398,7 +396,7 @@ def _kept(case: Case, model: nn.Module, spec: AttackSpec) -> float:
     found = evaluate(
         model, case.split, spec, seed=case.seed, batch_size=case.batch_size, label=case.label, say=case.say
     )
-    return _accuracy(found.correct)
+    return share(found.correct)
 
 
 def weak_link(case: Case) -> Answer:
@@ -426,11 +424,7 @@ def compared(case: Case) -> Answer:
 def selection(case: Case) -> Answer:
     if case.selected_on is None:
         return Answer(NOT_RUN, "", "the images that chose the checkpoint were not given (selected_on)")
-    if case.selected_on.shape[1:] != case.x.shape[1:]:
-        raise InputError(
-            f"selected_on: images of shape {tuple(case.selected_on.shape[1:])}, not {tuple(case.x.shape[1:])}"
-        )
-    chosen = {image.numpy().tobytes() for image in case.selected_on.cpu().float()}
+    chosen = {image.numpy().tobytes() for image in case.selected_on.detach().cpu().float()}
     shared = sum(image.numpy().tobytes() in chosen for image in case.x.cpu().float())
     told = f"{shared} of {case.n} images also chose the checkpoint"
     return _judged(shared > 0.01 * case.n, told, "the checkpoint was chosen on the images it is judged on")
@@ -446,6 +440,6 @@ def too_good(case: Case) -> Answer:
     cifar = tuple(case.x.shape[1:]) == (3, 32, 32) and case.classes == 10 and budget_text(case.eps) == "8/255"
     if not cifar:
         return Answer(NOT_APPLICABLE, "known for CIFAR-10 at 8/255")
-    left = _accuracy(case.standing())
+    left = share(case.standing())
     why = "more than any ResNet-18 without further data is known to keep: find the mistake first"
     return _judged(left > CIFAR_BEST, f"{_percent(left)} left; the best known keep {_percent(CIFAR_BEST)}", why)

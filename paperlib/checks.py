@@ -32,7 +32,7 @@ def as_budget(value: float | str | Fraction, name: str = "eps") -> float:
 def as_fraction(value: float | str | Fraction, name: str = "eps") -> Fraction:
     """The same budget kept exact; a float is taken for the simple fraction it was written as. Raises InputError."""
     as_budget(value, name)
-    return Fraction(value) if isinstance(value, str | Fraction) else Fraction(value).limit_denominator(100_000)
+    return Fraction(value) if isinstance(value, str | Fraction) else Fraction(float(value)).limit_denominator(10**6)
 
 
 def check_images(images: Tensor, name: str = "images") -> None:

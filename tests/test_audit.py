@@ -506,10 +506,11 @@ def test_an_answer_that_hangs_on_more_than_its_image_is_found(
     [
         lambda toy: toy,
         lambda toy: Reading(toy, 1.0),
+        Auxiliary,
         lambda toy: nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(1), toy),
         lambda toy: Mixture([toy, toy], Gate(2, 4, 1, (0.5,), (0.5,))),
     ],
-    ids=["batch norm", "a mode without effect", "dropout", "mixture"],
+    ids=["batch norm", "a mode without effect", "other outputs while trained", "dropout", "mixture"],
 )
 def test_an_answer_to_its_image_alone_passes(
     build: Callable[[ToyNet], nn.Module], toy: ToyNet, digits: Dataset

@@ -14,7 +14,8 @@ from toys import changed, micro_table, toml_text
 
 from paperlib import Study, load_profile, load_system
 from paperlib.__main__ import main
-from paperlib.evaluation import fgsm_spec
+from paperlib.evaluation import Report, fgsm_spec
+from paperlib.files import read_json
 from paperlib.paths import published_dir, store_dir
 from paperlib.progress import silent
 from paperlib.stages import stages
@@ -43,6 +44,9 @@ def profile(home: Path) -> str:
         ("evaluate dwf --profile smoke --eps 8", "did you mean 8/255?"),
         ("evaluate dwf --profile smoke --eps 8/0", "eps: expected a float or text"),
         ("evaluate dwf --profile smoke --step-size 2", "did you mean 2/255?"),
+        ("audit dfw --profile smoke", "unknown system 'dfw'; known: plain"),
+        ("audit dwf --profile smoke --eps 8", "did you mean 8/255?"),
+        ("audit plain --profile smoke", "python -m paperlib run --profile smoke --seeds 0 --stage train:plain"),
         ("evaluate plain --profile smoke", "python -m paperlib run --profile smoke --seeds 0 --stage train:plain"),
         ("publish --profile smoke", "stages are not computed yet"),
         ("doctor --profile digit", "unknown profile 'digit'"),
@@ -127,6 +131,42 @@ def test_a_system_is_trained_and_evaluated_from_the_command_line(profile: str, c
     first = study.data.test.first(7)
     right = load_system("plain", micro, 1)(first.images).argmax(dim=1) == first.labels
     assert int(found[1]) == int(torch.sum(right))
+
+
+def test_an_untold_system_is_audited_and_told_in_a_file(
+    profile: str, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paperlib.study.Study.model", lambda study, system: study.build(system).eval())
+    written = home / "report.json"
+    assert main(["audit", "plain", "--profile", profile, "--images", "8", "--json", str(written)]) == 0
+    said = capsys.readouterr().out
+    report = Report.from_json(read_json(written))
+    assert report.sentence in said
+    assert (report.n, report.label, len(report.findings)) == (8, "plain", 29)
+    assert not report.believed  # the profile cuts AutoAttack short
+    assert all(finding.name in said for finding in report.findings)
+
+
+def test_the_audit_of_the_records_is_replayed(home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PAPERLIB_PUBLISHED")
+    monkeypatch.setattr("paperlib.study.Study.model", None)  # no network is asked
+    assert main(["audit", "advmoe", "--profile", "digits"]) == 0
+    said = capsys.readouterr().out
+    assert "(published); --fresh asks again" in said
+    assert Report.from_json(Study("digits", local=False).record("audit:advmoe")).sentence in said
+
+
+@pytest.mark.parametrize(
+    ("attack", "told"), [("square --steps 4", "square eps 0.1, 4 queries"), ("autoattack", "standard version")]
+)
+def test_slow_attacks_see_the_images_of_the_stress_tests(
+    profile: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, attack: str, told: str
+) -> None:
+    monkeypatch.setattr("paperlib.study.Study.model", lambda study, system: study.build(system).eval())
+    assert main(["evaluate", "plain", "--profile", profile, "--attack", *attack.split()]) == 0
+    said = capsys.readouterr().out
+    assert told in said
+    assert "of n = 6)" in said
 
 
 @pytest.mark.parametrize(

@@ -441,7 +441,7 @@ def test_the_gate_is_pushed_towards_the_benign_expert_where_there_is_one() -> No
 
 @pytest.mark.parametrize(
     "training",
-    [False, pytest.param(True, marks=pytest.mark.xfail(raises=AssertionError, reason="asked in the mode it is in"))],
+    [False, True],
 )
 def test_asking_for_the_aims_leaves_a_model_as_it_was(training: bool) -> None:
     torch.manual_seed(0)
@@ -952,7 +952,6 @@ def test_noise_counts_its_passes_and_stops_when_nothing_stands(toy: ToyNet, digi
     assert torch.equal(generator.get_state(), rng().get_state())  # no draw is made for nothing
 
 
-@pytest.mark.xfail(raises=AssertionError, reason="of those the copy claims, only the confirmed are counted")
 def test_noise_counts_the_passes_of_a_copy_that_cries_wolf(toy: ToyNet, digits: Dataset) -> None:
     model, asked = copy.deepcopy(toy), []
     model.register_forward_hook(lambda module, args, out: asked.append(len(args[0])))

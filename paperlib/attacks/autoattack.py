@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks.gradient import Budget, check_whole, misclassified, undisturbed
 from paperlib.checks import as_budget, check_images, check_labels
-from paperlib.errors import InputError, PaperlibError
+from paperlib.errors import InputError, NotFiniteError, PaperlibError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.models import Folded, fold
 from paperlib.paths import shown
@@ -40,7 +40,7 @@ class AutoAttacked:
     images: Tensor  # (N, C, H, W): the adversarial image where one was found *in this process*, else the clean one
     by: Tensor  # (N,) int8: index in ``attacks`` of the one that fooled the model, `STANDING` or `WRONG`
     attacks: tuple[str, ...]
-    passes: int  # passes asked of the network, per image summed up, in this process
+    passes: int  # passes the attacks asked of the network in this process, images summed up; confirmations apart
 
     @property
     def fooled(self) -> Tensor:
@@ -65,7 +65,7 @@ def autoattack(
     """Run the standard version of AutoAttack on the L-infinity ball, and say which attack fooled which image.
 
     Args:
-        model: pixels to logits of at least four classes; attacked in evaluation mode and left as it was.
+        model: pixels to logits, of at least four classes for ``apgd-t``; attacked in evaluation mode, left as it was.
         x: images (N, C, H, W) in [0, 1]. y: labels (N,), int64. eps: a float or text such as ``"8/255"``.
         attacks: some of `STANDARD`, in this order; ``("square",)`` is the gradient-free control alone.
         iterations, queries: of APGD and FAB, and of Square. Fewer than the defaults are not the standard version.
@@ -85,6 +85,10 @@ def autoattack(
         check_whole(name, value)
     if unknown := [name for name in attacks if name not in STANDARD]:
         raise InputError(f"attacks: unknown {unknown[0]!r}; known: {', '.join(STANDARD)}")
+    if len(set(attacks)) < len(attacks):
+        raise InputError(f"attacks: {', '.join(attacks)}: each once, please")
+    if x.dtype != torch.float32:
+        raise InputError(f"images: {x.dtype}; the library computes in float32, so pass images.float()")
     folded = model if isinstance(model, Folded) else fold(model, x)
     how = {"eps": eps, "seed": seed, "attacks": list(attacks), "iterations": iterations, "queries": queries}
     # The library seeds torch's global generator, and its FAB would leave gradients in the parameters.
@@ -134,6 +138,8 @@ class _Run:
         if state is not None and state.exists():
             self._restore(state)
         else:
+            if "apgd-t" in self.attacks and len(x):
+                _check_classes(folded, x)
             self.by[misclassified(folded, x, y, batch_size)] = WRONG
 
     def advance(self, attack: str, first: int) -> None:
@@ -160,6 +166,8 @@ class _Run:
         asked = _Watched(network, len(left) * _passes(attack, self.how), self._tell)
         found = _adversarial(asked, attack, x, y, self.how)
         self.passes += asked.passes
+        if not bool(asked.finite):
+            raise NotFiniteError(f"{attack}: the model's answer held NaN or infinity on the way; no outcome is kept")
         with torch.no_grad():
             fooled = network(found).argmax(dim=1) != y
         within = ((found - x).abs().amax(dim=(1, 2, 3)) <= self.how["eps"] + 1e-6) & _in_range(found)
@@ -189,6 +197,7 @@ class _Watched(nn.Module):
         super().__init__()
         self.network, self.expected, self.tell = network, expected, tell
         self.passes, self.told = 0, time.monotonic()
+        self.finite: Tensor | bool = True
 
     def forward(self, x: Tensor) -> Tensor:
         self.passes += len(x)
@@ -196,6 +205,7 @@ class _Watched(nn.Module):
             self.told = time.monotonic()
             self.tell(min(0.99, self.passes / self.expected))
         logits: Tensor = self.network(x)
+        self.finite = torch.isfinite(logits.detach()).all() & self.finite
         return logits
 
 
@@ -207,8 +217,6 @@ def _adversarial(model: nn.Module, attack: str, x: Tensor, y: Tensor, how: dict[
         raise PaperlibError("AutoAttack needs pyautoattack 0.2 or newer: pip install pyautoattack") from error
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
-    if attack == "apgd-t" and classes < CLASSES:
-        raise InputError(f"autoattack: its targeted losses need {CLASSES} classes or more, the model has {classes}")
     library = AutoAttack(model, norm="Linf", eps=how["eps"], seed=how["seed"], version="standard", device=x.device)
     chosen = {
         "apgd-ce": library.apgd,
@@ -231,6 +239,13 @@ def _adversarial(model: nn.Module, attack: str, x: Tensor, y: Tensor, how: dict[
     with torch.no_grad():
         found: Tensor = chosen.perturb(x.clone(), y.clone())
     return found.detach()
+
+
+def _check_classes(folded: Folded, x: Tensor) -> None:
+    with undisturbed(folded.model), torch.no_grad():
+        classes = folded.model(x[:1]).shape[1]
+    if classes < CLASSES:
+        raise InputError(f"autoattack: its targeted losses need {CLASSES} classes or more, the model has {classes}")
 
 
 def _passes(attack: str, how: dict[str, Any]) -> int:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import Objective
+from paperlib.attacks.gradient import Objective, undisturbed
 from paperlib.attacks.objectives import Aim, Loss, entropy_loss, margin_loss
 from paperlib.models.mixture import Evidence, mixed_probabilities
 
 LAMBDAS = (0.1, 1.0, 10.0)  # what a gate weighs beside the loss, in a joint attack
+TINY = torch.finfo(torch.float32).tiny  # in place of a weight of zero
 TEMPERATURES = (1, 5)  # of the soft stand-in of a gate that picks
 WORST = -1  # in place of an expert: the one that is most wrong about the image as it is now
 
@@ -98,7 +99,7 @@ def mixture_aims(model: nn.Module, x: Tensor, benign: int | None = None) -> dict
     """
     if not is_mixture(model):
         return {}
-    with torch.enable_grad():
+    with undisturbed(model), torch.enable_grad():
         seen = _seen(model, x[:2].detach().clone().requires_grad_())
     experts, steerable = seen.scores.shape[1], seen.scores.requires_grad
     aims = {"experts": Aim(on_experts(entropy_loss)), "experts margin": Aim(on_experts(margin_loss))}
@@ -152,7 +153,7 @@ def _mixed(model: nn.Module, seen: Evidence, scores: Tensor) -> Tensor:
 def _label_and_log_weights(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         # Of a gate that picks, the choice itself is held.
-        return torch.cat([y.unsqueeze(1).float(), _seen(model, x).gate_weights.clamp_min(1e-12).log()], dim=1)
+        return torch.cat([y.unsqueeze(1).float(), _seen(model, x).gate_weights.clamp_min(TINY).log()], dim=1)
 
 
 def _seen(model: nn.Module, x: Tensor) -> Evidence:

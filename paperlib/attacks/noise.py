@@ -46,9 +46,9 @@ def random_noise(
             noise = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
             tried = (x + (2 * noise - 1) * eps).clamp(0, 1)
             won = left[misclassified(asked, tried[left], y[left], batch_size)]
+            passes += len(left) + len(won)
             if len(won):
                 won = won[misclassified(folded, tried[won], y[won], batch_size)]
             images[won], fooled[won], first[won] = tried[won], True, draw
-            passes += len(left) + len(won)
             progress(draw / draws)
     return Attacked(images, fooled, first, passes)

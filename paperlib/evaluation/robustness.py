@@ -185,7 +185,7 @@ def evaluate(
         correct, first, passes = ATTACKS[spec.kind](work)
     seconds = time.monotonic() - started
     used = min(batch_size, folded.room or batch_size)
-    return Outcome(correct.cpu(), first.to(torch.int16).cpu(), passes / len(x), seconds, used)
+    return Outcome(correct.cpu(), first.clamp(max=32_767).to(torch.int16).cpu(), passes / len(x), seconds, used)
 
 
 @dataclass(frozen=True)
@@ -230,7 +230,8 @@ def _gradient(work: _Work) -> Found:
             targets = torch.cat([aim.targets(work.folded.network, *part) for part in parts])
         spent += len(x)
     if aim.first is not None:
-        start = pgd(work.folded, x, y, **how, generator=generator, objective=aim.first)
+        begin: dict[str, Any] = {"random_start": spec.random_start, "generator": generator}
+        start = pgd(work.folded, x, y, **how, **begin, objective=aim.first)
         spent += len(x) * spec.steps
     done = attack(
         work.folded,

@@ -16,7 +16,7 @@ from paperlib.report.style import LABELS, WIDTH
 # Kinds of attack as a reader meets them, each with the families of `paperlib.report.stress` it holds.
 LAYERS = {
     "left": (WORST,),
-    "AutoAttack": ("AutoAttack",),
+    "AutoAttack, who faces it": ("AutoAttack",),
     "transfer, noise": ("transfer", "noise"),
     "made for mixtures": ("experts", "gate", "past the gate"),
     "through a hard choice": ("hard choice",),
@@ -41,8 +41,7 @@ def layers(table: pd.DataFrame, pgd: str, title: str) -> Figure:
         start = start + share
     printed = 1 - table[["clean", "FGSM", "PGD"]].sum(axis=1)
     ax.scatter(printed, names, marker="|", s=130, color="black", linewidth=1.8, zorder=3, label=f"right under {pgd}")
-    ax.invert_yaxis()
-    ax.set(title=title, xlim=(0, 1), xlabel="share of the images")
+    ax.set(title=title, xlim=(0, 1), ylim=(len(table) - 0.4, -0.6), xlabel="share of the images")
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.grid(axis="y", visible=False)
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=7.5)
@@ -62,10 +61,9 @@ def every_attack(table: pd.DataFrame, title: str) -> Figure:
         ax.plot(found["accuracy"], row, "o", color=colour, ms=4.5)
     worst = table["left"].iloc[-1] / table["n"].iloc[-1]
     ax.axvline(worst, color="black", lw=1.2, ls="--")
-    ax.text(worst - 0.008, len(order) - 0.4, f"worst case {worst:.1%}", ha="right", va="bottom", fontsize=8)
+    ax.text(worst + 0.008, 0.5, f"worst case {100 * worst:.1f} %", ha="left", va="center", fontsize=8)
     ax.set_yticks(list(rows), [name.partition("@")[0] for name in order.index], fontsize=7.5)
-    ax.invert_yaxis()
-    ax.set(title=title, xlabel="accuracy [95 % interval]")
+    ax.set(title=title, ylim=(len(order) - 0.4, -0.6), xlabel="accuracy [95 % interval]")
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     handles = [Patch(color=colour, label=name) for name, colour in palette.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize=7.5)

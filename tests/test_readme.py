@@ -61,7 +61,7 @@ def test_its_pictures_and_files_are_there() -> None:
 
 
 def test_its_example_runs_right_after_a_clone(tmp_path: Path) -> None:
-    code = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    code = re.search(r"```python\n(from paperlib import .*?)```", README, re.DOTALL)
     assert code
     script = code[1] + "\nassert x_adv.shape == x.shape and 0 < int(done.fooled.sum()) < 100\n"
     environment = {"PAPERLIB_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}

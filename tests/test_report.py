@@ -15,6 +15,7 @@ from paperlib.files import read_json
 from paperlib.paths import published_dir
 from paperlib.report import figures, stress, stress_figures, style, tables
 from paperlib.stages import ROUTED
+from paperlib.stress import facing
 from paperlib.training.recipes import EXPERTS
 
 
@@ -62,11 +63,13 @@ def test_the_worst_case_is_at_most_autoattack_and_every_single_attack(study: Stu
     n = study.profile.stress.images
     for system in tables.everyone(study):
         stored = tables.stress_name(system)
-        slow = records[f"autoattack:{stored}"]["record"]["result"]
-        rows = records[f"stress:{stored}"]["record"]["result"]["rows"]
+        rows = [*records[f"stress:{stored}"]["record"]["result"]["rows"]]
+        if stored in facing(study.profile):
+            rows.append(records[f"autoattack:{stored}"]["record"]["result"])
+            assert (rows[-1]["attack"]["steps"], rows[-1]["attack"]["queries"]) == (100, 5000)
         worst = tables.worst_case(study, system)
-        assert len(worst) == slow["n"] == n
-        for result in (slow, *rows):
+        assert len(worst) == n
+        for result in rows:
             assert int(worst.sum()) <= result["correct"] <= result["n"] == n
             low, high = result["interval"]
             assert low <= result["correct"] / n <= high
@@ -74,7 +77,7 @@ def test_the_worst_case_is_at_most_autoattack_and_every_single_attack(study: Stu
             assert int(worst.sum()) <= int(right[:n].sum()), spec.name
         by_hand = torch.stack(list(tables.stressed(study, system).values()))
         assert worst.tolist() == [bool(by_hand[:, i].all()) for i in range(n)]
-        assert slow["attack"]["steps"] == 100 and slow["attack"]["queries"] == 5000
+    assert {"dwf", "pgd-at", "best-expert"} <= set(facing(study.profile))
     assert len(records["stress:dwf"]["record"]["result"]["rows"]) >= 25
 
 
@@ -126,8 +129,11 @@ def test_the_recorded_audits_tell_what_the_records_tell(study: Study) -> None:
     for system in stress.AUDITED:
         report = stress.audit_of(study, system)
         assert report.n == study.profile.stress.images
-        assert report.worst == int(tables.worst_case(study, system).sum())
-        assert set(report.attacks) >= set(tables.stressed(study, system)) - {"clean"}
+        # The main table's attack through a choice has other random starts than the audit's own.
+        faced = {name: right for name, right in tables.stressed(study, system).items() if "-soft@" not in name}
+        assert set(report.attacks) >= set(faced) - {"clean"}
+        assert report.worst == int(torch.stack(list(faced.values())).all(dim=0).sum())
+        assert int(tables.worst_case(study, system).sum()) <= report.worst
         assert report.worst <= min(report.attacks.values())
     assert set(stress.audits(study).index) == set(stress.AUDITED)
 

@@ -142,7 +142,7 @@ def overfitted(ground: Ground, images: int = 240, epochs: int = 150, width: int 
 
     Not by `paperlib.training`: its recipes, schedules and checkpoints are there to prevent this.
     """
-    part = ground.training.first(images)
+    part = ground.training.first(min(images, len(ground.training)))
     channels, side = part.images.shape[1], part.images.shape[-1]
     with torch.random.fork_rng():
         torch.manual_seed(1)

@@ -242,7 +242,7 @@ def _adversarial(model: nn.Module, attack: str, x: Tensor, y: Tensor, how: dict[
 
 
 def _check_classes(folded: Folded, x: Tensor) -> None:
-    with undisturbed(folded.model), torch.no_grad():
+    with torch.no_grad():
         classes = folded.model(x[:1]).shape[1]
     if classes < CLASSES:
         raise InputError(f"autoattack: its targeted losses need {CLASSES} classes or more, the model has {classes}")

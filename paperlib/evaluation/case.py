@@ -91,8 +91,7 @@ class Case:
         if self.classes < 3:
             del found["dlr"]
         if self.mixture:
-            with undisturbed(self.model):
-                found |= mixture_aims(self.model, self.x, self.benign)
+            found |= mixture_aims(self.model, self.x, self.benign)
         others = {f"transfer {name}": fold(other, self.x).network for name, other in self.transfer_from.items()}
         return found | {name: Aim(transferred(network)) for name, network in others.items()}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import undisturbed
-from paperlib.attacks.autoattack import CLASSES
+from paperlib.attacks.autoattack import CLASSES, STANDARD
 from paperlib.attacks.mixture import LAMBDAS
 from paperlib.attacks.objectives import dlr_loss, entropy_loss
 from paperlib.errors import InputError
@@ -27,6 +27,7 @@ from paperlib.profiles import budget_text
 PASSES, FIRES, NOTED, NOT_RUN, NOT_APPLICABLE = "passes", "FIRES", "noted", "not run", "not applicable"
 # Between PGD and AutoAttack on sound, adversarially trained networks lie 2 to 5 points (RobustBench's entries).
 ADAPTIVE = 0.05
+SQUARE = STANDARD.index("square") + 1  # its number among AutoAttack's attacks, as `Case.by` tells them
 SLACK = 2  # images by which one attack may beat another by luck
 CIFAR_BEST = 0.59  # of ResNet-18 without further data at 8/255 on CIFAR-10 (RobustBench)
 
@@ -53,8 +54,8 @@ def _claimed(case: Case) -> float:
     return case.accuracy(case.pgd) if case.claimed is None else case.claimed
 
 
-def _judged(fires: bool, value: str, why: str, otherwise: str = PASSES) -> Answer:
-    return Answer(FIRES, value, why) if fires else Answer(otherwise, value)
+def _judged(fires: bool, value: str, why: str) -> Answer:
+    return Answer(FIRES, value, why) if fires else Answer(PASSES, value)
 
 
 # -- is there an answer at all? ----------------------------------------------------------------------------------------
@@ -236,9 +237,6 @@ def black_box(case: Case) -> Answer:
     return _judged(
         found > max(0.002 * case.n, SLACK), told, "an attack without gradients wins where those with them fail"
     )
-
-
-SQUARE = 4  # the number of Square among AutoAttack's attacks
 
 
 def _sees_gradients(name: str) -> bool:

@@ -11,8 +11,7 @@ from paperlib.errors import MissingError
 from paperlib.evaluation import AttackSpec, battery
 from paperlib.stages import COMPARED, attacks_on
 from paperlib.stress import BEST as BEST_STRESSED
-from paperlib.stress import autoattack_of, facing
-from paperlib.stress import best_expert as chosen
+from paperlib.stress import autoattack_of, best_expert, facing
 from paperlib.study import Study
 from paperlib.training.recipes import EXPERTS, Recipe, recipes
 
@@ -21,11 +20,6 @@ ATTACK_LABELS = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD"}
 BEST = "best expert"  # stands for the one picked on validation, another with each seed
 BASIC = "basic worst"  # right under all basic attacks: FGSM and PGD, and PGD through a hard choice
 WORST = "worst case"  # right under everything a system faced, on the images that everything saw
-
-
-def best_expert(study: Study) -> str:
-    """The expert with the highest PGD accuracy on the *validation* split; the test split has no say in it."""
-    return chosen(study)
 
 
 def compared(study: Study) -> list[str]:

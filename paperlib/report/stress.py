@@ -59,7 +59,7 @@ def family_of(attack: str) -> str:
 
 
 def every_attack(study: Study, system: str) -> pd.DataFrame:
-    """Every attack on one system: accuracy, interval, n, and what it adds to those of the families before it."""
+    """Every attack on one system: accuracy, interval, n, what it adds to those before it, and how many it leaves."""
     rows = []
     standing: Tensor | None = None
     faced = stressed(study, system)
@@ -72,12 +72,9 @@ def every_attack(study: Study, system: str) -> pd.DataFrame:
             correct, n = int(right.sum()), len(right)
             low, high = wilson(correct, n)
             row = {"attack": name, "family": family, "n": n, "correct": correct, "accuracy": correct / n}
-            rows.append(
-                row | {"low": low, "high": high, "adds": int(before.sum() - standing.sum()), "seed": study.seed}
-            )
-    frame = pd.DataFrame(rows).set_index("attack")
-    frame["left"] = frame["correct"].iloc[0] + frame["adds"].iloc[0] - frame["adds"].cumsum()
-    return frame
+            row |= {"low": low, "high": high, "adds": int(before.sum() - standing.sum()), "left": int(standing.sum())}
+            rows.append(row | {"seed": study.seed})
+    return pd.DataFrame(rows).set_index("attack")
 
 
 def gains(studies: Sequence[Study], systems: Sequence[str]) -> pd.DataFrame:

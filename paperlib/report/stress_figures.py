@@ -40,7 +40,9 @@ def layers(table: pd.DataFrame, pgd: str, title: str) -> Figure:
         ax.barh(names, share, left=start, color=colour, edgecolor="white", linewidth=0.5, label=label, height=0.75)
         start = start + share
     printed = 1 - table[["clean", "FGSM", "PGD"]].sum(axis=1)
-    ax.scatter(printed, names, marker="|", s=130, color="black", linewidth=1.8, zorder=3, label=f"right under {pgd}")
+    ax.scatter(
+        printed, names, marker="|", s=130, color="black", linewidth=1.8, zorder=3, label=f"left by FGSM and {pgd}"
+    )
     ax.set(title=title, xlim=(0, 1), ylim=(len(table) - 0.4, -0.6), xlabel="share of the images")
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     ax.grid(axis="y", visible=False)

@@ -119,7 +119,8 @@ def _train(recipe: Recipe, profile: Profile) -> Stage:
     }
     units = sum(turn.threat.mean_steps() + 2 for turn in recipe.turns) * config.epochs * recipe.network.experts
     units *= 6 if recipe.network.member == "wrn28-10" else recipe.network.width**1.5
-    return Stage(name, 3, described, tuple(f"train:{s}" for s in recipe.starts_from), compute, units * 1e6)
+    version = 4 if recipe.network.kind == "advmoe" else 3  # since a folded copy runs all pathways side by side
+    return Stage(name, version, described, tuple(f"train:{s}" for s in recipe.starts_from), compute, units * 1e6)
 
 
 def _validation(recipe: Recipe, profile: Profile) -> Validation:
@@ -201,7 +202,7 @@ def _control(profile: Profile) -> Stage:
 
     described = {"recipe": _described(recipe), "safe": _described(safe), "gap": REPORTED_GAP}
     described |= {"images": n, "eps": budget_text(profile.evaluation.eps)}
-    return Stage(f"control:{recipe.system}", 1, described, (), compute, 1e6)
+    return Stage(f"control:{recipe.system}", 2, described, (), compute, 1e6)
 
 
 def _not_finite(module: nn.Module) -> float:

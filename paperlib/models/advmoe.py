@@ -6,13 +6,19 @@ code.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paperlib.models.mixture import Evidence, mixed_probabilities, picked
+from paperlib.models.mixture import Apart, Evidence, mixed_probabilities, picked
 from paperlib.models.resnet import ResNet, resnet18
+
+# Side by side, every pathway passes as many images as the busiest one, blank ones if need be: worth it up to so many
+# passes for each image, against one convolution after the other for every pathway (see tests/benchmarks/ways.py).
+BLANKS = 3
 
 
 class Paths(nn.Module):
@@ -56,14 +62,20 @@ class ADVMoE(nn.Module):
                 if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
                     setattr(module, name, Paths([_again(conv) for _ in range(pathways)]))
         self.router = ResNet(pathways, router_width, (router_blocks,) * 3, mean, std)
+        self.side_by_side: nn.Module | None = None  # in a folded copy: all pathways as one network, see `apart`
 
     def forward(self, x: Tensor) -> Tensor:
         return self.along(x, self.router(x).argmax(dim=1))
 
     def along(self, x: Tensor, route: Tensor) -> Tensor:
         """Logits (N, classes) when image i takes pathway ``route[i]`` (N,), whatever the router says."""
-        order = route.argsort(stable=True)
         counts = torch.bincount(route, minlength=self.pathways).tolist()
+        if self.side_by_side is not None and 0 < max(counts) * self.pathways <= BLANKS * len(x):
+            place = nn.functional.one_hot(route, self.pathways).cumsum(dim=0).gather(1, route.unsqueeze(1))[:, 0] - 1
+            images = x.new_zeros(max(counts), self.pathways, *x.shape[1:]).index_put((place, route), x)
+            logits: Tensor = self.side_by_side(images)[place, route]
+            return logits
+        order = route.argsort(stable=True)
         for module in self.network.modules():
             if isinstance(module, Paths):
                 module.counts = counts
@@ -79,7 +91,21 @@ class ADVMoE(nn.Module):
         soft = mixed_probabilities(logits, torch.log_softmax(scores / temperature, dim=1))
         return picked(logits, scores).logits, soft
 
+    def apart(self) -> Apart:
+        """The pathways as networks of their own, made of the same parameters and buffers."""
+        shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        paths = [module for module in self.network.modules() if isinstance(module, Paths)]
+
+        def alone(i: int) -> nn.Module:
+            chosen = {id(path): copy.deepcopy(path.versions[i], dict(shared)) for path in paths}
+            return copy.deepcopy(self.network, shared | chosen)
+
+        return Apart([alone(i) for i in range(self.pathways)])
+
     def _all(self, x: Tensor) -> Tensor:
+        if self.side_by_side is not None:
+            logits: Tensor = self.side_by_side(x.unsqueeze(1).expand(-1, self.pathways, *x.shape[1:]))
+            return logits
         routes = (torch.full((len(x),), i, device=x.device) for i in range(self.pathways))
         return torch.stack([self.along(x, route) for route in routes], dim=1)
 

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperlib.models.advmoe import ADVMoE
 from paperlib.models.convolution import FoldedConvolution, FoldedLinear
-from paperlib.models.mixture import Experts
+from paperlib.models.mixture import Apart, Experts
 
 # Pixels a side: from the first on a CPU wants the channels last, up to the second it wants experts side by side.
 LARGE_MAP, SIDE_BY_SIDE = 16, 16
@@ -79,18 +80,23 @@ def _fold(model: nn.Module, example: Tensor, dtype: torch.dtype, stacked: bool |
     answers, seen = _observe(model, example)
     if not seen:
         return Folded(model, model, reason="no convolution to fold")
-    on_cpu, side = example.device.type == "cpu", max(example.shape[2:])
+    on_cpu, side = example.device.type == "cpu", max(example.shape[-2:])
     small = on_cpu and side < LARGE_MAP
     stacked = on_cpu and side <= SIDE_BY_SIDE if stacked is None else stacked
     with torch.no_grad():
         replaced: dict[nn.Module, nn.Module] = {}
         for group in model.modules():
             if stacked and isinstance(group, Experts) and _alike(group, seen):
-                inside = _layers(list(group), seen, dtype, channels_last=True)
+                inside = _layers(list(group), seen, dtype, channels_last=True, shared=not isinstance(group, Apart))
                 replaced |= inside
-                replaced[group] = _copy(group[0], inside)
+                alike = _copy(group[0], inside)
+                replaced[group] = nn.Sequential(nn.Flatten(1, 2), alike) if isinstance(group, Apart) else alike
         replaced = _layers([model], seen, dtype, channels_last=not small) | replaced
         folded = Folded(model, _copy(model, replaced))
+    if stacked and isinstance(folded.network, ADVMoE) and isinstance(model, ADVMoE):
+        everywhere = example.unsqueeze(1).expand(-1, model.pathways, *example.shape[1:])
+        apart = fold(model.apart(), everywhere, dtype=dtype, stacked=True)
+        folded.network.side_by_side = None if apart.reason else apart.network
     folded.layers = [m for m in folded.network.modules() if isinstance(m, FoldedConvolution | FoldedLinear)]
     folded.network.eval()
     with torch.no_grad():  # some modules take another path where no gradient is wanted
@@ -115,7 +121,7 @@ def _graph(model: nn.Module, example: Tensor) -> tuple[Tensor, Tensor, Counter[A
     with torch.enable_grad():
         x = example.clone().requires_grad_()
         logits = model(x)
-        weights = torch.linspace(-1, 1, logits.shape[1], device=x.device)
+        weights = torch.linspace(-1, 1, logits[0].numel(), device=x.device).view(logits.shape[1:])
         used: Counter[Any] = Counter()
         waiting = [logits.grad_fn]
         while waiting:
@@ -187,9 +193,18 @@ def _alike(experts: Experts, seen: dict[nn.Module, _Seen]) -> bool:
 
 
 def _layers(
-    networks: Sequence[nn.Module], seen: dict[nn.Module, _Seen], dtype: torch.dtype, *, channels_last: bool
+    networks: Sequence[nn.Module],
+    seen: dict[nn.Module, _Seen],
+    dtype: torch.dtype,
+    *,
+    channels_last: bool,
+    shared: bool = True,
 ) -> dict[nn.Module, nn.Module]:
-    """What takes the place of the layers of the first network; it stands for that layer of all of them."""
+    """What takes the place of the layers of the first network; it stands for that layer of all of them.
+
+    Args:
+        shared: whether all networks look at the same image.
+    """
     found: dict[nn.Module, nn.Module] = {}
     inside = set(networks[0].modules())
     first = next((conv for conv in seen if conv in inside), None)  # of those that read the image
@@ -201,7 +216,7 @@ def _layers(
             found[module] = FoldedConvolution(
                 sources,
                 seen[module].size,
-                shared=len(networks) > 1 and module is first,
+                shared=shared and len(networks) > 1 and module is first,
                 channels_last=channels_last,
                 dtype=dtype,
             )

@@ -53,6 +53,13 @@ class Experts(nn.ModuleList):
         return torch.stack([expert(x) for expert in self], dim=1)
 
 
+class Apart(Experts):
+    """Networks that each look at images of their own: (N, experts, C, H, W) to logits (N, experts, classes)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([expert(x[:, i]) for i, expert in enumerate(self)], dim=1)
+
+
 class Mixture(nn.Module):
     """Nine networks as one classifier: pixels (N, C, H, W) in [0, 1] to logits (N, classes).
 

@@ -23,7 +23,9 @@ from paperlib.models import (
     parameters,
     resnet18,
 )
+from paperlib.models import advmoe as advmoe_module
 from paperlib.models.convolution import FoldedConvolution
+from paperlib.models.mixture import Apart
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)
 NAMES = ("resnet18", "resnet50", "vgg16", "densenet121", "wrn28-10")
@@ -39,9 +41,9 @@ def images(n: int = 12, channels: int = 1, side: int = 8, seed: int = 0) -> Tens
     return 0.7 * nn.functional.interpolate(coarse, (side, side)) + 0.3 * fine
 
 
-def lively(model: nn.Module) -> nn.Module:
+def lively(model: nn.Module, channels: int = 1) -> nn.Module:
     """With batch statistics and scales as training leaves them, and heads that tell images apart."""
-    x = images(40)
+    x = images(40, channels)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -385,6 +387,18 @@ def asked(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return logits.detach(), torch.autograd.grad((logits * weights).sum(), x)[0]
 
 
+class Along(nn.Module):
+    """An ADVMoE whose images take given routes."""
+
+    def __init__(self, network: nn.Module, route: Tensor) -> None:
+        super().__init__()
+        self.network, self.route = network, route
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(self.network, ADVMoE)
+        return self.network.along(x, self.route)
+
+
 def near(found: Tensor, expected: Tensor, within: float = 1e-3) -> bool:
     return found.shape == expected.shape and bool((found - expected).norm() <= within * expected.norm())
 
@@ -403,6 +417,7 @@ def test_a_folded_copy_answers_like_the_network(build: Callable[[], nn.Module], 
     if hasattr(model, "with_soft"):
         for found, expected in zip(folded.network.with_soft(x), model.with_soft(x), strict=True):
             assert near(found, expected)
+        assert near(folded.network.evidence(x).expert_logits, model.evidence(x).expert_logits)
 
 
 def test_a_folded_advmoe_sends_each_image_its_own_way() -> None:
@@ -416,6 +431,54 @@ def test_a_folded_advmoe_sends_each_image_its_own_way() -> None:
         assert near(folded.along(x, route), model.along(x, route))
         model.along(x[:5], route[:5])  # another batch's routes in the network do not disturb its copy
         assert near(folded(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("route", "passed"),
+    [
+        ([0, 1, 2] * 8, 8),  # one blank image for none
+        ([0] * 14 + [1] * 10, 14),  # a pathway nobody takes
+        ([2] * 24, None),  # side by side two images of three would be blank
+    ],
+    ids=["even", "uneven", "one"],
+)
+def test_a_folded_advmoe_runs_its_pathways_side_by_side(
+    route: list[int], passed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(advmoe_module, "BLANKS", 2)
+    model, x = advmoe(), images(24)
+    folded = fold(model, x).network
+    assert isinstance(folded, ADVMoE) and folded.side_by_side is not None and model.side_by_side is None
+    seen: list[torch.Size] = []
+    folded.side_by_side.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2]))
+    taken = torch.tensor(route)[torch.randperm(24, generator=rng(3))]
+    found, expected = (asked(Along(network, taken), x) for network in (folded, model))
+    assert seen == ([] if passed is None else [(passed, 3)])
+    assert all(near(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_folded_advmoe_on_colour_images_goes_path_by_path() -> None:
+    torch.manual_seed(0)
+    model, x = lively(ADVMoE(5, 3, 3, 2, 1, MEAN, STD), channels=3), images(24, channels=3)
+    folded = fold(model, x).network
+    assert (
+        isinstance(model, ADVMoE) and isinstance(folded, ADVMoE) and folded is not model and folded.side_by_side is None
+    )
+    with torch.no_grad():
+        assert near(folded(x), model(x))
+        assert near(folded.evidence(x).expert_logits, model.evidence(x).expert_logits)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_networks_apart_see_images_of_their_own(folded: bool) -> None:
+    torch.manual_seed(0)
+    apart = Apart([lively(resnet18(5, 2, (0.3,), (0.4,))) for _ in range(3)])
+    x = images(30).view(10, 3, 1, 8, 8)
+    network = fold(apart, x, stacked=True).network if folded else apart
+    assert folded is any(isinstance(module, FoldedConvolution) and module.groups == 3 for module in network.modules())
+    with torch.no_grad():
+        expected = torch.stack([net(x[:, i]) for i, net in enumerate(apart)], dim=1)
+        assert near(network(x), expected)
 
 
 @pytest.mark.parametrize("build", CHOOSING.values(), ids=CHOOSING.keys())

@@ -13,10 +13,12 @@ import torch
 from arena import interleave, spread, timed
 from torch import Tensor, nn
 
-from paperlib.models import Experts, Normalize, fold, resnet18
+from paperlib.models import ADVMoE, Experts, Normalize, fold, resnet18
+from paperlib.models import advmoe as advmoe_module
 
 Json = dict[str, Any]
 Step = Callable[[], object]
+PATHWAYS = 9
 # (width, side, channels, images): digits, small colour images, CIFAR-10 narrow and at the paper's width
 SIZES = [(8, 8, 1, 128), (16, 16, 3, 64), (16, 32, 3, 64), (64, 32, 3, 8)]
 GPU_SIZES = [(8, 8, 1, 128), (16, 32, 3, 128), (64, 32, 3, 128), (64, 32, 3, 512)]
@@ -43,7 +45,39 @@ def run(*, rounds: int, compiled: bool, say: Callable[[str], None]) -> list[Json
                 {"networks": networks, "width": width, "side": side, "images": images, "way": name, "failed": reason}
                 for name, reason in failed.items()
             ]
+    return rows + (_routes(rounds, say) if device.type == "cpu" else [])
+
+
+def _routes(rounds: int, say: Callable[[str], None]) -> list[Json]:
+    """A folded ADVMoE on digits, path by path and all paths side by side; how much the latter pays hangs on how many
+    of the nine pathways the images take."""
+    torch.manual_seed(0)
+    model, rows = ADVMoE(10, PATHWAYS, 8, 8, 1, (0.3,), (0.3,)), []
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    network = fold(model.eval(), torch.rand(2, 1, 8, 8)).network
+    assert isinstance(network, ADVMoE)
+    for images in (24, 48, 360):
+        x, y = torch.rand(images, 1, 8, 8), torch.randint(10, (images,))
+        for taken in (1, 2, 3, 5, 9):
+            route = torch.arange(images) % taken
+            ways = {name: _along(network, x, y, route, blanks) for name, blanks in (("by path", 0), ("beside", 99))}
+            seconds = interleave({name: timed(step) for name, step in ways.items()}, rounds)
+            ratio = spread([a / b for a, b in zip(seconds["by path"], seconds["beside"], strict=True)])
+            row = {"networks": f"ADVMoE, {taken} pathways taken", "width": 8, "side": 8, "images": images}
+            rows.append({**row, "way": "side by side", "seconds": seconds["beside"], "ratio": ratio})
+            say(f"{row['networks']}, {images} images, side by side: {ratio[0]:.2f}x")
     return rows
+
+
+def _along(network: ADVMoE, x: Tensor, y: Tensor, route: Tensor, blanks: int) -> Step:
+    class Along(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            advmoe_module.BLANKS = blanks
+            return network.along(z, route)
+
+    return _step(Along(), x, y)
 
 
 class _Mean(nn.Module):

@@ -83,6 +83,13 @@ class AblationConfig:
 
 
 @dataclass(frozen=True)
+class StudyConfig:
+    """Which systems are compared at this scale; claims about the others say that they were not run."""
+
+    systems: tuple[str, ...] = _limits()  # names or patterns; what they are built from comes along
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """The headline attack, the sweeps, and how many test images they see."""
 
@@ -125,6 +132,7 @@ class Profile:
 
     name: str
     summary: str
+    study: StudyConfig
     data: DataConfig
     model: ModelConfig
     threat: ThreatConfig

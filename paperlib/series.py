@@ -25,11 +25,15 @@ Signatures = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Notebook:
-    """One notebook of the series; it must write its ``promises``, files in the profile's folder of figures."""
+    """One notebook of the series; it must write its ``promises``, files in the profile's folder of figures.
+
+    It shows nothing at a profile that leaves out a system it ``needs``.
+    """
 
     path: Path
     title: str
     promises: tuple[str, ...]
+    needs: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -79,17 +83,22 @@ def _notebook(path: Path) -> Notebook:
     nb = notebook_files.read(path)
     headings = (_HEADING.search(cell.source) for cell in nb.cells if cell.cell_type == "markdown")
     title = next((found.group(1) for found in headings if found), path.stem)
-    return Notebook(path, title, _promises(nb, path.stem))
+    return Notebook(path, title, _promises(nb, path.stem), _listed(nb, path.stem, "needs", "systems"))
 
 
 def _promises(nb: Any, name: str) -> tuple[str, ...]:
-    promises = nb.metadata.get("paperlib", {}).get("promises", [])
-    if not isinstance(promises, list) or not all(isinstance(promise, str) and promise for promise in promises):
-        raise SeriesError(f"{name}: metadata.paperlib.promises must be a list of file names, not {promises!r}")
+    promises = _listed(nb, name, "promises", "file names")
     for promise in promises:
         if PurePosixPath(promise).is_absolute() or ".." in PurePosixPath(promise).parts:
             raise SeriesError(f"{name}: the promise {promise!r} must lie inside the profile's folder of figures")
-    return tuple(promises)
+    return promises
+
+
+def _listed(nb: Any, name: str, key: str, what: str) -> tuple[str, ...]:
+    values = nb.metadata.get("paperlib", {}).get(key, [])
+    if not isinstance(values, list) or not all(isinstance(value, str) and value for value in values):
+        raise SeriesError(f"{name}: metadata.paperlib.{key} must be a list of {what}, not {values!r}")
+    return tuple(values)
 
 
 def select(notebooks: Sequence[Notebook], only: Sequence[str]) -> list[Notebook]:
@@ -130,7 +139,7 @@ def run_series(
         SeriesError: before anything runs, for an unknown selector or a notebook that does not take the parameters;
             after everything ran, if a notebook failed: it names each, the cell, the reason and what the notebook left.
     """
-    notebooks = select(discover(paths.notebooks_dir()), only)
+    notebooks = _showing(select(discover(paths.notebooks_dir()), only), profile, say)
     parameters = {"profile": profile, "seed": seed, "replay": replay}
     places = {notebook.name: _check_parameters(notebook, parameters) for notebook in notebooks}
 
@@ -147,6 +156,22 @@ def run_series(
         outcomes = list(pool.map(execute, notebooks))
     _raise_for(outcomes, profile)
     return outcomes
+
+
+def _showing(notebooks: Sequence[Notebook], profile: str, say: Say) -> list[Notebook]:
+    """Those that have something to show at this profile; says why of the others."""
+    if not any(notebook.needs for notebook in notebooks):
+        return list(notebooks)
+    from paperlib.profiles import load_profile
+    from paperlib.training.recipes import recipes
+
+    known, showing = recipes(load_profile(profile)), []
+    for notebook in notebooks:
+        if absent := [system for system in notebook.needs if system not in known]:
+            say(f"{notebook.name}: not run, profile {profile} leaves out {', '.join(absent)}")
+        else:
+            showing.append(notebook)
+    return showing
 
 
 def _check_parameters(notebook: Notebook, wanted: dict[str, Any]) -> int:

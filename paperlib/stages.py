@@ -24,11 +24,9 @@ from paperlib.models import Mixture, backbone, operations, parameters
 from paperlib.profiles import Profile, budget_text, to_table
 from paperlib.stage import Context, Json, Result, Stage, weights_of
 from paperlib.stress import stress_stages
-from paperlib.training.recipes import Recipe, build, load_experts, recipes, unsafe_advmoe
+from paperlib.training.recipes import COMPARED, Recipe, build, load_experts, recipes, unsafe_advmoe
 from paperlib.training.trainer import History, Validation, hash_seed, train
 
-# The systems whose accuracy is followed over eps and iterations; the main table holds them all.
-COMPARED = ("plain", "pgd-at", "uniform", "frozen", "dwf")
 GATED = ("frozen", "dwf")  # their gates are watched over all eps, those of the next at the headline eps alone
 ROUTED = ("soe", "soe-own", "soe-moe", "advmoe", "advmoe-own", "more", "more-own")
 TRACED = ("plain", "pgd-at", "dwf")
@@ -50,7 +48,7 @@ def stages(profile: Profile) -> dict[str, Stage]:
     listed += [_trace(known[system], profile) for system in TRACED]
     listed += [_gate(known[system], profile, gate_attacks(profile)) for system in GATED]
     at_headline = [("clean", Fraction(0)), ("pgd", profile.evaluation.eps)]
-    listed += [_gate(known[system], profile, at_headline) for system in ROUTED]
+    listed += [_gate(known[system], profile, at_headline) for system in ROUTED if system in known]
     listed += [_gallery(known[system], profile) for system in SHOWN]
     listed += [_control(profile), *stress_stages(profile)]
     return {stage.name: stage for stage in listed}

@@ -49,7 +49,7 @@ def stress_stages(profile: Profile) -> list[Stage]:
         listed += [_stress(system, recipe, needed, profile)]
         if system in facing(profile):
             listed += [_autoattack(system, recipe, needed, profile)]
-    listed += [_audit(known[system], profile) for system in AUDITED]
+    listed += [_audit(known[system], profile) for system in audited(profile)]
     return [*listed, _controls(known, profile)]
 
 
@@ -57,6 +57,11 @@ def stressed(profile: Profile) -> list[str]:
     """Every system of the main table, the best single expert under the name `BEST`."""
     known = recipes(profile).values()
     return [*(r.system for r in known if r.family in ("single", "mixture", "defence")), BEST]
+
+
+def audited(profile: Profile) -> list[str]:
+    """The systems whose printed number is audited."""
+    return [name for name in AUDITED if name in recipes(profile)]
 
 
 def facing(profile: Profile) -> list[str]:
@@ -122,7 +127,7 @@ def stress_specs(profile: Profile, aims: dict[str, Aim]) -> list[AttackSpec]:
 
 def _stress(system: str, recipe: Recipe, needed: tuple[str, ...], profile: Profile) -> Stage:
     # Held out: a network none of whose weights the system has.
-    other, benign = _held_out(system), benign_of(recipe)
+    other, benign = _held_out(system, profile), benign_of(recipe)
     batch_size = profile.evaluation.batch_size
 
     def compute(context: Context) -> Result:
@@ -158,8 +163,10 @@ def _struck(
     )
 
 
-def _held_out(system: str) -> str:
-    return "pgd-at-0" if system == "pgd-at" else "pgd-at"
+def _held_out(system: str, profile: Profile) -> str:
+    if system != "pgd-at":
+        return "pgd-at"
+    return "pgd-at-0" if "pgd-at-0" in recipes(profile) else EXPERTS[-1]
 
 
 def benign_of(recipe: Recipe) -> int | None:

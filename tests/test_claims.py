@@ -19,6 +19,7 @@ from paperlib import Study, load_profile
 from paperlib.errors import MissingError
 from paperlib.evaluation import AttackSpec, OverSeeds, over_seeds
 from paperlib.paths import published_dir
+from paperlib.profiles import StudyConfig
 from paperlib.published import INDEX
 from paperlib.report import claims, outcomes, tables
 from paperlib.report.claims import (
@@ -37,7 +38,7 @@ from paperlib.report.claims import (
 )
 from paperlib.stages import stages
 from paperlib.stress import facing
-from paperlib.training.recipes import EXPERTS, recipes
+from paperlib.training.recipes import COMPARED, EXPERTS, recipes
 
 DIGITS = load_profile("digits")
 KNOWN = recipes(DIGITS)
@@ -677,3 +678,69 @@ def test_a_difference_that_would_be_found_exceeds_half_the_interval() -> None:
     told = NOTE.match(claims.power_note(shaken(3, 0.1), ("frozen", "pgd-at", "trades")))
     assert told
     assert float(told["found"]) > float(told["median"])
+
+
+# -- profiles that leave systems out -----------------------------------------------------------------------------------
+
+
+class Few(Records):
+    """The study of a profile that compares little."""
+
+    profile = dataclasses.replace(DIGITS, study=StudyConfig((*COMPARED, "soe", "plain-wrn28-10")))
+
+
+def few(**settings: Any) -> Any:
+    return [Few(seed, **settings) for seed in range(3)]
+
+
+DEFENCES = Beats("some", "DWF beats some", "ours", others=("soe", "more"))
+
+
+@pytest.mark.parametrize(("soe", "verdict"), [(0.2, UNDECIDED), (0.5, UNDECIDED), (0.8, REFUTED)])
+def test_systems_left_out_can_refute_nothing_and_keep_a_claim_from_being_supported(soe: float, verdict: str) -> None:
+    found = decide(DEFENCES, few(right={"soe": kept(soe)}))
+    assert found.verdict == verdict and [item.what for item in found.evidence] == ["dwf - soe, basic worst"]
+    assert ("more" in found.why) is (verdict == UNDECIDED)
+    assert decide(DEFENCES, series(right={"soe": kept(0.2), "more": kept(0.2)})).verdict == SUPPORTED
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        Beats("others", "DWF beats those left out", "ours", others=("more", "advmoe")),
+        Beats("itself", "One left out beats", "ours", system="more", others=("dwf",)),
+        Collapse("collapse", "One collapses", "ours", ("plain-vgg16",)),
+        COST,
+    ],
+    ids=named,
+)
+def test_a_claim_about_systems_left_out_is_not_run(claim: Claim) -> None:
+    found = decide(claim, few())
+    assert found.verdict == NOT_RUN and not found.evidence and "left out" in found.why
+
+
+def test_networks_left_out_do_not_collapse() -> None:
+    gone = {name: kept(0.95, 0.0, 0.0) for name in ("plain", "plain-wrn28-10", "plain-vgg16")}
+    both = Collapse("collapse", "They collapse", "ours", ("plain", "plain-vgg16"))
+    assert decide(both, series(right=gone)).verdict == SUPPORTED
+    assert decide(both, few(right=gone)).verdict == UNDECIDED
+
+
+def test_the_ranking_is_that_of_the_systems_there() -> None:
+    survives = next(claim for claim in CLAIMS if isinstance(claim, Survives))
+    assert survives.named(few()[0]) == ("dwf", "plain", "pgd-at", "soe", "best expert")
+    decide(survives, few())
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=named)
+def test_every_claim_can_be_asked_of_a_profile_that_compares_little(claim: Claim) -> None:
+    assert decide(claim, few()).verdict in (NOT_RUN, REFUTED, UNDECIDED, SUPPORTED)
+
+
+def test_verdicts_of_all_profiles_stand_side_by_side() -> None:
+    frame = claims.side_by_side(["digits", "svhn"])
+    assert list(frame.index) == [claim.id for claim in CLAIMS]
+    assert list(frame.columns) == ["says", "digits (digits, 3 seeds)", "svhn (no records, 0 seeds)"]
+    assert set(frame["svhn (no records, 0 seeds)"]) == {NOT_RUN}
+    expected = claims.verdicts(tables.published_studies(Study("digits", local=False)))
+    assert list(frame["digits (digits, 3 seeds)"]) == [v.verdict for v in expected]

@@ -10,9 +10,11 @@ import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from toys import micro_table, toml_text
 
 from paperlib import notebook_files, notebook_process, paths, series
 from paperlib.errors import MissingError, SeriesError
+from paperlib.training.recipes import COMPARED
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 PARAMETERS = 'profile = "tiny"\nseed = 0\nreplay = True'
@@ -246,6 +248,32 @@ def test_bad_promises_are_refused(here: Path, promises: object) -> None:
     write(here / "notebooks", "00_a", promises=promises)
     with pytest.raises(SeriesError, match="promise"):
         series.discover(here / "notebooks")
+
+
+@pytest.mark.parametrize("needs", ["dwf", [1], [""]])
+def test_bad_needs_are_refused(here: Path, needs: object) -> None:
+    path = write(here / "notebooks", "00_a")
+    nb = nbformat.read(path, as_version=4)
+    nb.metadata["paperlib"]["needs"] = needs
+    nbformat.write(nb, path)
+    with pytest.raises(SeriesError, match="needs must be a list of systems"):
+        series.discover(here / "notebooks")
+
+
+def test_a_notebook_whose_systems_a_profile_leaves_out_is_not_run(here: Path) -> None:
+    table = micro_table()
+    table["study"] = {"systems": [*COMPARED, "soe"]}
+    profile = here / "few.toml"
+    profile.write_text(toml_text(table), encoding="utf-8")
+    for name, needs in (("01_there", ["soe"]), ("02_gone", ["soe", "advmoe"]), ("03_any", [])):
+        path = write(here / "notebooks", name)
+        nb = nbformat.read(path, as_version=4)
+        nb.metadata["paperlib"]["needs"] = needs
+        nbformat.write(nb, path)
+    told: list[str] = []
+    outcomes = series.run_series(str(profile), say=told.append)
+    assert [outcome.notebook.name for outcome in outcomes] == ["01_there", "03_any"]
+    assert told[0] == f"02_gone: not run, profile {profile} leaves out advmoe"
 
 
 def test_a_series_must_be_there_and_unambiguous(here: Path) -> None:

@@ -30,9 +30,9 @@ from paperlib.models import Mixture, ResNet
 from paperlib.paths import ROOT, published_dir, store_dir
 from paperlib.profiles import parse_profile
 from paperlib.progress import silent
-from paperlib.stages import COMPARED, stages
+from paperlib.stages import stages
 from paperlib.study import publish
-from paperlib.training.recipes import EXPERTS
+from paperlib.training.recipes import COMPARED, EXPERTS
 
 EXPERT_STAGES = [f"train:{name}" for name in EXPERTS]
 

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from toys import Linear, ToyNet, same_state
 from paperlib import Dataset, Profile, load_profile
 from paperlib.attacks import fgsm, undisturbed
 from paperlib.data import Split
-from paperlib.errors import MissingError, NotFiniteError, StoreError
+from paperlib.errors import MissingError, NotFiniteError, ProfileError, StoreError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.models import ADVMoE, Folded, Gate, Mixture, ResNet, SoE, UniformGate, parameters, resnet18
 from paperlib.precision import tensor_float32
-from paperlib.profiles import DataConfig, TrainConfig
+from paperlib.profiles import DataConfig, StudyConfig, TrainConfig
 from paperlib.progress import silent
+from paperlib.stages import stages
 from paperlib.training import recipes as recipes_module
 from paperlib.training import trainer
 from paperlib.training.losses import Collaboration, CrossEntropy, Loss, Routing, Trades
 from paperlib.training.recipes import (
     BACKBONES,
+    COMPARED,
     EXPERT_KINDS,
     EXPERTS,
     Network,
@@ -908,6 +911,52 @@ def test_mores_l2_budgets_are_the_published_ones_on_cifar_and_in_proportion_else
     # 64 pixels instead of 3072, and an L-infinity budget of 0.1 instead of 8/255
     share = 0.1 / (8 / 255) * (64 / 3072) ** 0.5
     assert radii(digits_profile) == pytest.approx([60 / 255 * share, 80 / 255 * share])
+
+
+def comparing(profile: Profile, *systems: str) -> Profile:
+    return replace(profile, study=StudyConfig(systems))
+
+
+def test_a_profile_compares_what_it_names_and_what_that_is_built_from(digits_profile: Profile) -> None:
+    known = recipes(comparing(digits_profile, *COMPARED, "ablation-3", "plain-*"))
+    names = {name for name in known if not name.startswith("expert-")}
+    assert names == {*COMPARED, "ablation-3", "plain-resnet50", "plain-vgg16", "plain-densenet121", "plain-wrn28-10"}
+    assert set(EXPERTS) <= set(known)
+    assert "ablation-base" in recipes(comparing(digits_profile, *COMPARED, "ablation-top1"))
+    every = recipes(digits_profile)
+    assert [name for name in every if name in known] == list(known)  # in the order of the series
+    assert all(every[name] == recipe for name, recipe in known.items())
+
+
+def test_stages_of_what_a_profile_compares_are_those_of_the_whole_series(digits_profile: Profile) -> None:
+    few = stages(comparing(digits_profile, *COMPARED, "advmoe"))
+    every = stages(digits_profile)
+    assert few.keys() < every.keys() and all(needed in few for stage in few.values() for needed in stage.inputs)
+    assert {"gate:advmoe", "audit:advmoe", "stress:advmoe", "autoattack:best-expert", "audit:controls"} <= few.keys()
+    differing = {name for name, stage in few.items() if stage.config != every[name].config}
+    # pgd-at is attacked from a network held out, which is another one where its like are left out
+    assert differing == {"stress:pgd-at"}
+    assert few["stress:pgd-at"].config["transfer"] == "expert-8"
+
+
+@pytest.mark.parametrize(
+    ("systems", "message"),
+    [
+        (("*", "dfw"), r"study.systems: no system 'dfw'; did you mean 'dwf'"),
+        (("*", "more-expert-[5-9]"), r"study.systems: no system 'more-expert-\[5-9\]'"),
+        (("plain", "dwf", "uniform"), r"study.systems: pgd-at, frozen must be among them"),
+    ],
+)
+def test_systems_a_profile_cannot_compare_are_refused(
+    digits_profile: Profile, systems: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ProfileError, match=message):
+        recipes(comparing(digits_profile, *systems))
+
+
+def test_a_system_left_out_is_not_called_unknown(digits_profile: Profile) -> None:
+    with pytest.raises(MissingError, match=r"more: left out of profile digits; name it in study.systems"):
+        recipe_for("more", comparing(digits_profile, *COMPARED))
 
 
 def test_an_unknown_system_is_refused_with_the_known_ones(digits_profile: Profile) -> None:

@@ -55,8 +55,12 @@ class ToyNet(nn.Module):
 
 def micro_table() -> Json:
     """The smoke profile with everything at its smallest: all of its stages take seconds."""
-    table = copy.deepcopy(to_table(load_profile("smoke")))
-    table |= {"name": "micro", "summary": "for tests"}
+    return shrunk("smoke") | {"name": "micro", "summary": "for tests"}
+
+
+def shrunk(profile: str) -> Json:
+    """A profile with everything at its smallest."""
+    table = copy.deepcopy(to_table(load_profile(profile)))
     table["data"] |= {"train": 60, "validation": 20, "test": 40}
     table["model"] |= {"width": 2, "gate_width": 2}
     table["threat"] |= {"fgsm_eps": ["0.02", "0.08"], "pgd_steps": [1, 2]}

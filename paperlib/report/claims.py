@@ -15,7 +15,7 @@ from paperlib.paths import published_dir
 from paperlib.profiles import profile_names
 from paperlib.published import INDEX
 from paperlib.report import tables
-from paperlib.report.outcomes import BASIC, WORST
+from paperlib.report.outcomes import BASIC, BEST, WORST
 from paperlib.stress import facing
 from paperlib.study import Study
 from paperlib.training.recipes import BACKBONES, EXPERTS, STRONGEST
@@ -59,13 +59,21 @@ class Claim:
         """The rule in words."""
         raise NotImplementedError
 
+    def named(self, study: Study) -> tuple[str, ...]:
+        """The systems its rule speaks of; a profile may leave some out."""
+        raise NotImplementedError
+
     def stages(self, study: Study) -> list[str]:
-        """The records it needs."""
+        """The records it needs, of the systems that the profile has."""
         raise NotImplementedError
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
-        """The numbers of all seeds, each read by the rule."""
+        """The numbers of all seeds, each read by the rule; none if too few of its systems are there."""
         raise NotImplementedError
+
+    def there(self, study: Study) -> list[str]:
+        """Those of `named` that the profile has."""
+        return [name for name in self.named(study) if name == BEST or name in tables.known(study)]
 
 
 @dataclass(frozen=True)
@@ -83,14 +91,20 @@ class Beats(Claim):
             "95 % interval lies above zero, not supported if any lies below, else undecided"
         )
 
+    def named(self, study: Study) -> tuple[str, ...]:
+        return (self.system, *self.others)
+
     def stages(self, study: Study) -> list[str]:
-        return tables.stages_of(study, (self.system, *self.others))
+        return tables.stages_of(study, self.there(study))
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         found = []
+        system, *others = self.there(studies[0]) or [""]
+        if system != self.system:
+            return []
         for column in self.columns:
-            ours = tables.outcomes(studies, self.system, column)
-            for other in self.others:
+            ours = tables.outcomes(studies, system, column)
+            for other in others:
                 value = over_seeds(ours, tables.outcomes(studies, other, column))
                 reading = SUPPORTED if value.low > 0 else REFUTED if value.high < 0 else UNDECIDED
                 found.append(
@@ -118,13 +132,16 @@ class Collapse(Claim):
             "chance, else undecided"
         )
 
+    def named(self, study: Study) -> tuple[str, ...]:
+        return self.systems
+
     def stages(self, study: Study) -> list[str]:
-        return ["data", *tables.stages_of(study, self.systems)]
+        return ["data", *tables.stages_of(study, self.there(study))]
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         chance = 1 / len(studies[0].classes)
         found = []
-        for system in self.systems:
+        for system in self.there(studies[0]):
             left, clean = (over_runs(tables.outcomes(studies, system, column)) for column in (BASIC, "clean"))
             falls = left.high < chance and clean.difference > 0.9
             reading = SUPPORTED if falls else REFUTED if left.low > chance else UNDECIDED
@@ -147,11 +164,16 @@ class Grows(Claim):
             "less than 1 % of training; not supported if any of the three fails"
         )
 
+    def named(self, study: Study) -> tuple[str, ...]:
+        return self.systems
+
     def stages(self, study: Study) -> list[str]:
         known = tables.known(study)
-        return [f"train:{name}" for system in self.systems for name in (*known[system].starts_from, system)]
+        return [f"train:{name}" for system in self.there(study) for name in (*known[system].starts_from, system)]
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
+        if len(self.there(studies[0])) < len(self.systems):  # a line needs all of its points
+            return []
         rows = [tables.growth(study, self.systems) for study in studies]
         rises = all((row["training cost"].diff().dropna() > 0).all() for row in rows)
         # Steps from one mixture to the next: the gate, the same in all, drops out.
@@ -181,22 +203,21 @@ class Survives(Claim):
             "other, else undecided"
         )
 
-    def _others(self, study: Study) -> list[str]:
-        systems = (tables.called(name) for name in tables.everyone(study))
-        faced = facing(study.profile)
-        return [name for name in dict.fromkeys(systems) if name != self.system and tables.stress_name(name) in faced]
+    def named(self, study: Study) -> tuple[str, ...]:
+        faced = [BEST if name == tables.stress_name(BEST) else name for name in facing(study.profile)]
+        return (self.system, *(name for name in faced if name != self.system))
 
     def stages(self, study: Study) -> list[str]:
         experts = [f"train:{name}" for name in EXPERTS]
         if study.missing(experts):  # which of them is the best is not known yet
             return experts
-        return tables.stress_stages_of(study, [self.system, *self._others(study)])
+        return tables.stress_stages_of(study, self.named(study))
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         pgd = tables.column_of(headline(studies[0].profile.evaluation))
         before, after = (tables.outcomes(studies, self.system, column) for column in (pgd, WORST))
         found = []
-        for other in self._others(studies[0]):
+        for other in self.named(studies[0])[1:]:
             was = over_seeds(before, tables.outcomes(studies, other, pgd))
             if was.low <= 0 <= was.high:
                 continue
@@ -279,11 +300,15 @@ def decide(claim: Claim, studies: Sequence[Study]) -> Verdict:
     if not studies or any(study.missing(claim.stages(study)) for study in studies):
         return Verdict(claim, NOT_RUN, why="no records of this profile")
     evidence = claim.read(studies)
+    if not evidence and claim.there(studies[0]) != list(claim.named(studies[0])):
+        return Verdict(claim, NOT_RUN, why="its systems are left out of this profile")
     readings = {item.reading for item in evidence}
     if len(studies) < SEEDS and any(item.value for item in evidence):
         return Verdict(claim, UNDECIDED, evidence, f"fewer than {SEEDS} seeds cannot tell a method from its luck")
     if REFUTED in readings:
         return Verdict(claim, REFUTED, evidence)
+    if absent := [name for name in claim.named(studies[0]) if name not in claim.there(studies[0])]:
+        return Verdict(claim, UNDECIDED, evidence, f"left out of this profile: {', '.join(absent)}")
     return Verdict(claim, SUPPORTED if readings == {SUPPORTED} else UNDECIDED, evidence)
 
 
@@ -295,6 +320,20 @@ def verdicts(studies: Sequence[Study]) -> list[Verdict]:
 def published_profiles() -> list[str]:
     """The profiles that have published records."""
     return [name for name in profile_names() if (published_dir(name) / INDEX).is_file()]
+
+
+def side_by_side(profiles: Sequence[str]) -> pd.DataFrame:
+    """The verdict of each claim by profile, over all published seeds of each; the heading names the data and seeds."""
+    columns, says = {}, {}
+    for name in profiles:
+        studies = tables.published_studies(Study(name, local=False))
+        label = studies[0].fingerprint.split(":")[0] if studies else "no records"
+        found = verdicts(studies)
+        says = {v.claim.id: v.claim.says for v in found}
+        columns[f"{name} ({label}, {len(studies)} seed{'s' if len(studies) != 1 else ''})"] = {
+            v.claim.id: v.verdict for v in found
+        }
+    return pd.DataFrame({"says": says, **columns}).rename_axis("claim")
 
 
 def story(found: Verdict) -> str:

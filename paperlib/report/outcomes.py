@@ -9,11 +9,11 @@ from torch import Tensor
 
 from paperlib.errors import MissingError
 from paperlib.evaluation import AttackSpec, battery
-from paperlib.stages import COMPARED, attacks_on
+from paperlib.stages import attacks_on
 from paperlib.stress import BEST as BEST_STRESSED
 from paperlib.stress import autoattack_of, best_expert, facing
 from paperlib.study import Study
-from paperlib.training.recipes import EXPERTS, Recipe, recipes
+from paperlib.training.recipes import COMPARED, EXPERTS, Recipe, recipes
 
 Systems = Callable[[Study], list[str]]
 ATTACK_LABELS = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD"}

@@ -15,7 +15,7 @@ from paperlib.evaluation.checklist import PITFALLS
 from paperlib.evaluation.pitfalls import FIRES, NOTED, PASSES
 from paperlib.report.outcomes import WORST, autoattacked, called, column_of, named, outcomes, stressed
 from paperlib.report.tables import percent, points, share
-from paperlib.stress import AUDITED, CONTROLS
+from paperlib.stress import CONTROLS, audited
 from paperlib.study import Study
 
 # Attacks by kind, in the order in which a doubting reader tries them.
@@ -119,7 +119,7 @@ def audit_of(study: Study, system: str) -> Report:
 def audits(study: Study) -> pd.DataFrame:
     """One row per audited system: what is claimed, what is left, which checks fired, whether it is believed."""
     rows = []
-    for system in AUDITED:
+    for system in audited(study.profile):
         report = audit_of(study, system)
         left = (report.worst or 0) / report.n
         row: dict[str, Any] = {"system": system, report.claim: f"{100 * (report.claimed or 0):.1f}"}

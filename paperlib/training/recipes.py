@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,9 +10,9 @@ import torch
 from torch import nn
 
 from paperlib.data import Dataset
-from paperlib.errors import MissingError
+from paperlib.errors import MissingError, ProfileError
 from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, backbone
-from paperlib.profiles import Profile, TrainConfig
+from paperlib.profiles import Profile, TrainConfig, hint
 from paperlib.training.losses import Collaboration, CrossEntropy, Routing, Trades
 from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, Threat
 from paperlib.training.threats import Mixture as OneOf
@@ -21,6 +22,8 @@ from paperlib.training.trainer import Turn
 EXPERTS = tuple(f"expert-{i}" for i in range(9))
 EXPERT_KINDS = ("benign", *("FGSM",) * 4, *("PGD",) * 4)
 AVERAGED = tuple(f"pgd-at-{i}" for i in range(9))  # nine of one kind, to average
+# The systems whose accuracy is followed over eps and iterations and that no profile leaves out.
+COMPARED = ("plain", "pgd-at", "uniform", "frozen", "dwf")
 PGD_AT_STEPS = 10  # the usual number of iterations of PGD adversarial training (Madry et al. 2018; Rice et al. 2020)
 BACKBONES = {
     "resnet50": "ResNet-50",
@@ -69,7 +72,32 @@ class Recipe:
 
 
 def recipes(profile: Profile) -> dict[str, Recipe]:
-    """All systems of the series at the scale of ``profile``, by name."""
+    """The systems that ``profile`` compares and those they are built from, at its scale, by name.
+
+    Raises:
+        ProfileError: a pattern of ``study.systems`` fits no system, or one that every notebook shows is left out.
+    """
+    known = _every(profile)
+    chosen: dict[str, None] = {}
+
+    def choose(name: str) -> None:
+        recipe = known[name]
+        for needed in (*recipe.starts_from, *([recipe.weights_of] if recipe.weights_of else [])):
+            choose(needed)
+        chosen[name] = None
+
+    for pattern in profile.study.systems:
+        found = fnmatch.filter(known, pattern)
+        if not found:
+            raise ProfileError(f"study.systems: no system {pattern!r}{hint(pattern, list(known))}")
+        for name in found:
+            choose(name)
+    if absent := [name for name in COMPARED if name not in chosen]:
+        raise ProfileError(f"study.systems: {', '.join(absent)} must be among them; every notebook shows them")
+    return {name: recipe for name, recipe in known.items() if name in chosen}
+
+
+def _every(profile: Profile) -> dict[str, Recipe]:
     listed = [*_singles(profile), *_experts(profile), *_mixtures(profile), *_defences(profile), *_ablations(profile)]
     return {recipe.system: recipe for recipe in listed}
 
@@ -360,6 +388,8 @@ def _ablations(profile: Profile) -> list[Recipe]:
 def recipe_for(system: str, profile: Profile) -> Recipe:
     """Raises MissingError for a system this companion does not know, naming those it does."""
     known = recipes(profile)
+    if system not in known and system in _every(profile):
+        raise MissingError(f"{system}: left out of profile {profile.name}; name it in study.systems of one of your own")
     if system not in known:
         raise MissingError(f"unknown system {system!r}; known: {', '.join(known)}")
     return known[system]

@@ -23,18 +23,18 @@ def store_dir() -> Path:
 
 
 def figures_dir(profile: str) -> Path:
-    """Figures and tables of one profile."""
-    return home() / "figures" / profile
+    """Figures and tables of one profile, by its name or its TOML file."""
+    return home() / "figures" / _name(profile)
 
 
 def build_dir(profile: str) -> Path:
     """Executed notebooks and the reading copy of one profile."""
-    return home() / "build" / profile
+    return home() / "build" / _name(profile)
 
 
 def published_dir(profile: str) -> Path:
     """Records committed for everybody: ``PAPERLIB_PUBLISHED``, else ``data/published``."""
-    return _setting("PAPERLIB_PUBLISHED", ROOT / "data" / "published") / profile
+    return _setting("PAPERLIB_PUBLISHED", ROOT / "data" / "published") / _name(profile)
 
 
 def data_source() -> Path:
@@ -45,6 +45,10 @@ def data_source() -> Path:
 def notebooks_dir() -> Path:
     """The numbered series."""
     return ROOT / "notebooks"
+
+
+def _name(profile: str) -> str:
+    return Path(profile).stem if profile.endswith(".toml") else profile
 
 
 def shown(path: Path) -> str:

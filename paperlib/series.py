@@ -139,6 +139,8 @@ def run_series(
         SeriesError: before anything runs, for an unknown selector or a notebook that does not take the parameters;
             after everything ran, if a notebook failed: it names each, the cell, the reason and what the notebook left.
     """
+    if profile.endswith(".toml"):  # a notebook runs in another folder
+        profile = str(Path(profile).resolve())
     notebooks = _showing(select(discover(paths.notebooks_dir()), only), profile, say)
     parameters = {"profile": profile, "seed": seed, "replay": replay}
     places = {notebook.name: _check_parameters(notebook, parameters) for notebook in notebooks}

@@ -271,9 +271,12 @@ def test_a_notebook_whose_systems_a_profile_leaves_out_is_not_run(here: Path) ->
         nb.metadata["paperlib"]["needs"] = needs
         nbformat.write(nb, path)
     told: list[str] = []
-    outcomes = series.run_series(str(profile), say=told.append)
+    outcomes = series.run_series("few.toml", say=told.append)
     assert [outcome.notebook.name for outcome in outcomes] == ["01_there", "03_any"]
     assert told[0] == f"02_gone: not run, profile {profile} leaves out advmoe"
+    assert outcomes[0].executed == paths.build_dir("few") / "notebooks" / "01_there.ipynb"
+    assert f'profile = "{profile}"' in outcomes[0].executed.read_text().replace('\\"', '"')
+    assert paths.figures_dir("a/few.toml") == paths.figures_dir("few")
 
 
 def test_a_series_must_be_there_and_unambiguous(here: Path) -> None:

@@ -1,4 +1,4 @@
-"""How exactly an NVIDIA GPU multiplies in float32: by an explicit choice, never by a library's default."""
+"""What decides how sums round, by explicit choice: how exactly a GPU multiplies, how many threads a CPU uses."""
 
 from __future__ import annotations
 
@@ -21,3 +21,15 @@ def tensor_float32(allowed: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Compute with a fixed number of CPU threads, 0 for torch's choice: with another, sums round differently."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,10 +10,9 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from paperlib.evaluation import AttackSpec
 from paperlib.files import read_tensors
 from paperlib.memory import keep_memory
 from paperlib.paths import published_dir, store_dir
-from paperlib.precision import tensor_float32
+from paperlib.precision import cpu_threads, tensor_float32
 from paperlib.profiles import Profile, load_profile, parse_profile, to_table
 from paperlib.progress import Say, say
 from paperlib.provenance import provenance, source_digest
@@ -293,7 +292,7 @@ class Study:
             keep_memory()
             started = time.monotonic()
             threads = self.profile.run.threads if self.device.type == "cpu" else 0
-            with _threads(threads), tensor_float32(False):  # training may allow it for itself
+            with cpu_threads(threads), tensor_float32(False):  # training may allow it for itself
                 result = stage.compute(self)
                 facts = provenance(self.device, torch.get_num_threads())
             facts |= {
@@ -410,18 +409,6 @@ def _default_workers(device: torch.device, threads: int) -> int:
             raise PaperlibError(f"PAPERLIB_WORKERS={asked}: expected a whole number, 1 or more")
         return max(1, int(asked))
     return max(1, (os.cpu_count() or 1) // threads) if device.type == "cpu" and threads else 1
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute with a fixed number of CPU threads: with another, sums round differently."""
-    before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 _worker: Study | None = None

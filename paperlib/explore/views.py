@@ -110,7 +110,7 @@ def _figure(height: float) -> Figure:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})  # not the theme's, made for print
     return buffer.getvalue()
 
 

@@ -52,5 +52,5 @@ def test_a_dry_run_leaves_records_that_notebooks_replay(
     listed = [r.system for r in recipes(load_profile(name)).values() if r.family not in ("expert", "member")]
     assert set(listed) <= set(rows.index) and len(rows) == len(listed) + 1  # the best expert
     found = claims.verdicts(tables.published_studies(study))
-    assert {v.verdict for v in found} <= {claims.UNDECIDED, claims.NOT_RUN, claims.SUPPORTED, claims.REFUTED}
+    assert claims.SUPPORTED not in {v.verdict for v in found}  # of one seed
     assert any(v.evidence for v in found) and any("left out" in v.why for v in found)

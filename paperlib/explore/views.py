@@ -47,10 +47,7 @@ def picture(scene: Scene, classes: Sequence[str]) -> bytes:
     """The scene as PNG: images, gate weights, their path, and the vote and confidence of every expert."""
     figure = _figure(HEIGHT)
     _triptych(figure, scene, classes, left=0.01, right=0.42, top=0.93, bottom=0.53)
-    for place, (what, evidence) in enumerate((("before", scene.before), ("after", scene.after))):
-        wrong = int(evidence.logits.argmax()) != scene.label
-        said = f"{what}: {_said(evidence.logits, classes)}"
-        figure.text(0.01, 0.48 - 0.05 * place, said, fontsize=11.5, weight="bold", color=WRONG if wrong else RIGHT)
+    _answers(figure, scene, classes, {"before": 0.48, "after": 0.43})
     _path(figure.add_axes((0.055, 0.09, 0.345, 0.27)), scene.path)
     _gate(figure.add_axes((0.48, 0.6, 0.51, 0.33)), scene)
     _votes(figure.add_axes((0.48, 0.09, 0.51, 0.36)), scene, classes)
@@ -61,10 +58,7 @@ def nine(scene: Scene, classes: Sequence[str]) -> bytes:
     """The scene as PNG: how sure each expert is of each class, clean and attacked; the true class is framed."""
     figure = _figure(HEIGHT)
     _triptych(figure, scene, classes, left=0.01, right=0.34, top=0.93, bottom=0.62)
-    for place, (what, evidence) in enumerate((("before", scene.before), ("after", scene.after))):
-        wrong = int(evidence.logits.argmax()) != scene.label
-        said = f"together, {what}: {_said(evidence.logits, classes)}"
-        figure.text(0.01, 0.5 - 0.06 * place, said, fontsize=11.5, weight="bold", color=WRONG if wrong else RIGHT)
+    _answers(figure, scene, classes, {"together, before": 0.5, "together, after": 0.44})
     figure.text(0.01, 0.33, "Right: how sure each expert is of each class.\nFramed: the true class.", fontsize=10)
     experts = scene.after.expert_logits.shape[1]
     kinds = EXPERT_KINDS if experts == len(EXPERT_KINDS) else ("",) * experts
@@ -122,6 +116,14 @@ def _triptych(figure: Figure, scene: Scene, classes: Sequence[str], **place: flo
     heads = (f"clean: {classes[scene.label]}", scale, "attacked" if eps else "the same")
     for i, (image, head) in enumerate(zip((scene.clean, _magnified(scene), scene.attacked), heads, strict=True)):
         _image(figure.add_subplot(grid[i]), image, head)
+
+
+def _answers(figure: Figure, scene: Scene, classes: Sequence[str], heights: dict[str, float]) -> None:
+    """What the mixture says before and after, red where it is wrong."""
+    for (what, height), evidence in zip(heights.items(), (scene.before, scene.after), strict=True):
+        colour = RIGHT if int(evidence.logits.argmax()) == scene.label else WRONG
+        said = f"{what}: {_said(evidence.logits, classes)}"
+        figure.text(0.01, height, said, fontsize=11.5, weight="bold", color=colour)
 
 
 def _said(logits: Tensor, classes: Sequence[str]) -> str:

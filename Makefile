@@ -21,7 +21,7 @@ test: .venv/.ready ## check style and types, then run the tests: ARGS= further p
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 # The attacks of other libraries, side by side with ours; see tests/benchmarks/run.py. Run nothing else meanwhile.
 bench: .venv-bench/.ready ## measure speed against other libraries: ARGS= sections and options, --help lists them

@@ -29,6 +29,7 @@ from torch import Tensor
 from paperlib import paths
 from paperlib.checks import check_images, check_labels
 from paperlib.errors import DataError, InputError
+from paperlib.extension import load_extension
 from paperlib.image_files import CIFAR10_CLASSES, Arrays, Ints, digest_of, read_images
 from paperlib.image_files import HELP as HELP_IMAGES
 from paperlib.profiles import DataConfig, Profile, canonical
@@ -67,7 +68,7 @@ class Split:
 class Dataset:
     """Three splits and what identifies them. Treat the tensors as read-only: they may be shared within the process."""
 
-    label: str  # "digits", "cifar10", "cifar10-jpeg", "cifar10-png" or "svhn"; stands beside every result
+    label: str  # such as "digits" or "cifar10-jpeg"; stands beside every result
     train: Split
     validation: Split
     test: Split
@@ -89,14 +90,30 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """What a reader delivers, before it is split: bytes from 0 to ``white``."""
+class Source:
+    """What a reader delivers, before it is split: bytes from 0 to ``white``.
+
+    Raises:
+        DataError: the arrays are not images (N, C, H, W) uint8 with labels (N,) int64.
+    """
 
     label: str
     classes: tuple[str, ...]
     train: Arrays
-    test: Arrays | None  # None where there is no official test split
+    test: Arrays | None = None  # None where there is no official test split
     white: int = 255
+
+    def __post_init__(self) -> None:
+        for name, part in (("train", self.train), ("test", self.test)):
+            if part is not None and not (
+                part.images.dtype == np.uint8 and part.images.ndim == 4 and part.labels.shape == (len(part.images),)
+            ):
+                raise DataError(
+                    f"{self.label}: expected {name} images (N, C, H, W) uint8 and labels (N,), got "
+                    f"{part.images.shape} {part.images.dtype} and {part.labels.shape}"
+                )
+            if part is not None and part.labels.dtype != np.int64:
+                raise DataError(f"{self.label}: expected {name} labels int64, got {part.labels.dtype}")
 
 
 _loaded: dict[tuple[object, ...], Dataset] = {}  # the data set loaded last, so that a second notebook need not wait
@@ -110,16 +127,32 @@ def load_dataset(profile: Profile, device: torch.device | str = "cpu", say: Say 
 
     Raises:
         DataError: missing or damaged files, or more images asked for than there are; says what to do.
+        ProfileError: the profile's extension cannot be used.
     """
     config = dataclasses.replace(profile.data, crop=0, flip=False)
     source = paths.data_source()
-    key = (config, *(() if config.name == "digits" else (source, _stamp(source))))
+    extension = load_extension(profile.study.extension)
+    key = (config, *(() if config.name == "digits" else (source, _stamp(source), extension.digest)))
     if key not in _loaded:
-        read = {"digits": _read_digits, "cifar10": _read_cifar10, "svhn": _read_svhn}[config.name]
-        dataset = _split(read(source, say), config)
+        if config.name in extension.datasets:
+            found = extension.call(extension.datasets[config.name], source)
+            if not isinstance(found, Source):
+                raise DataError(f"{config.name}: expected a Source from {extension.name}, got {type(found).__name__}")
+        else:
+            found = {"digits": _read_digits, "cifar10": _read_cifar10, "svhn": _read_svhn}[config.name](source, say)
+        dataset = _split(found, config)
         _loaded.clear()
         _loaded[key] = dataset
     return _loaded[key].to(device)
+
+
+def is_here(profile: Profile) -> bool:
+    """Whether the images of ``profile`` can be read without a download."""
+    name, source = profile.data.name, paths.data_source()
+    if name not in ("cifar10", "svhn") or source.is_file():
+        return True
+    signs = ("train_32x32.mat",) if name == "svhn" else (BATCHES, "train", "test")
+    return source.name == BATCHES or any((source / sign).exists() for sign in signs)
 
 
 def make_dataset(label: str, classes: tuple[str, ...], train: Split, validation: Split, test: Split) -> Dataset:
@@ -168,7 +201,7 @@ def augment(images: Tensor, *, crop: int, flip: bool, generator: torch.Generator
     return images
 
 
-def _split(source: _Source, config: DataConfig) -> Dataset:
+def _split(source: Source, config: DataConfig) -> Dataset:
     def rng(part: int) -> np.random.Generator:
         return np.random.default_rng([config.split_seed, part])  # so that one split's size leaves the others alone
 
@@ -229,19 +262,19 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
 
 
-def _read_digits(source: Path, say: Say) -> _Source:
+def _read_digits(source: Path, say: Say) -> Source:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = bunch.images.astype(np.uint8)[:, None]
-    return _Source("digits", DIGIT_CLASSES, Arrays(images, bunch.target.astype(np.int64)), None, white=16)
+    return Source("digits", DIGIT_CLASSES, Arrays(images, bunch.target.astype(np.int64)), None, white=16)
 
 
-def _read_cifar10(source: Path, say: Say) -> _Source:
+def _read_cifar10(source: Path, say: Say) -> Source:
     source = source.parent if source.name == BATCHES else source
     if source.is_file() or (not (source / BATCHES).is_dir() and any((source / s).is_dir() for s in ("train", "test"))):
         found = read_images(source, say)
-        return _Source(found.label, CIFAR10_CLASSES, found.train, found.test)
+        return Source(found.label, CIFAR10_CLASSES, found.train, found.test)
 
     def read(train: bool, download: bool) -> Arrays:
         from torchvision.datasets import CIFAR10
@@ -252,7 +285,7 @@ def _read_cifar10(source: Path, say: Say) -> _Source:
     return _read_torchvision("cifar10", CIFAR10_CLASSES, source / BATCHES, read, HELP_IMAGES, say)
 
 
-def _read_svhn(source: Path, say: Say) -> _Source:
+def _read_svhn(source: Path, say: Say) -> Source:
     def read(train: bool, download: bool) -> Arrays:
         from torchvision.datasets import SVHN
 
@@ -264,7 +297,7 @@ def _read_svhn(source: Path, say: Say) -> _Source:
 
 def _read_torchvision(
     name: str, classes: tuple[str, ...], sign: Path, read: Callable[[bool, bool], Arrays], advice: str, say: Say
-) -> _Source:
+) -> Source:
     """Both splits by ``read(train, download)``; a folder the user named is never downloaded into."""
     own, where = bool(os.environ.get("PAPERLIB_DATA")), paths.shown(sign.parent)
     if not sign.exists():
@@ -274,7 +307,7 @@ def _read_torchvision(
     timeout = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(60)  # torchvision sets none, and a silent network would hang for ever
-        return _Source(name, classes, read(True, not own), read(False, not own))
+        return Source(name, classes, read(True, not own), read(False, not own))
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
         raise DataError(f"{name}: could not be {'read' if own else 'downloaded'}: {error}. {advice}") from error
     except RuntimeError as error:  # torchvision's word for an MD5 that differs

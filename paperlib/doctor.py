@@ -9,11 +9,10 @@ import shutil
 import torch
 
 from paperlib.errors import PaperlibError
-from paperlib.paths import data_source, home, published_dir, shown
+from paperlib.paths import data_source, home, shown
 from paperlib.profiles import Profile
 from paperlib.progress import Say, say
 from paperlib.provenance import commit, device_name, versions
-from paperlib.published import Published
 from paperlib.study import Study
 
 NOTEBOOK_TOOLS = ("jupyterlab", "papermill", "nbval", "seaborn", "ipywidgets", "nbconvert", "sklearn")
@@ -36,9 +35,10 @@ def examine(profile: Profile, say: Say = say) -> None:
     free = shutil.disk_usage(there).free
     say(f"disk      {free / 1e9:.0f} GB free" + ("" if free > ROOM_NEEDED else "; make room: 2 GB are needed"))
     _data(profile, say)
-    seeds = Published(published_dir(profile.name)).seeds
+    published = Study(profile).published  # its own, or that of the profile it builds on
+    seeds = published.seeds
     study = Study(profile, profile.run.seeds[0], replay=bool(seeds))
-    say(f"published {shown(published_dir(profile.name))}: {f'seeds {seeds}' if seeds else 'nothing for this profile'}")
+    say(f"published {shown(published.folder)}: {f'seeds {seeds}' if seeds else 'nothing for this profile'}")
     try:
         missing = study.missing(list(study.stages))
     except PaperlibError:

@@ -1,7 +1,8 @@
 """One frozen, strictly parsed configuration per scale.
 
 A profile is a TOML file in ``paperlib/profiles/``. Unknown keys, wrong types and values out of range are errors that
-name the key and what is allowed. Budgets such as eps are fractions, written ``"8/255"`` or ``"0.03"``.
+name the key and what is allowed. Budgets such as eps are fractions, written ``"8/255"`` or ``"0.03"``. A profile with
+``base = "digits"`` states only what it changes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from paperlib.errors import ProfileError
+from paperlib.extension import load_extension
 
 C = TypeVar("C")
 FOLDER = Path(__file__).parent / "profiles"
+DATASETS = ("digits", "cifar10", "svhn")
 
 
 def _limits(low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), **kw: Any) -> Any:
@@ -32,7 +35,7 @@ def _limits(low: float | None = None, high: float | None = None, choices: tuple[
 class DataConfig:
     """Which images, how they are split and augmented."""
 
-    name: str = _limits(choices=("digits", "cifar10", "svhn"))
+    name: str  # "digits", "cifar10", "svhn", or one of the extension's
     train: int = _limits(low=0)  # images to train on, stratified; 0 means all that are left
     validation: int = _limits(low=1)  # held out of the training images, for model selection
     test: int = _limits(low=0)  # images of the test split; 0 means all
@@ -87,6 +90,7 @@ class StudyConfig:
     """Which systems are compared at this scale; claims about the others say that they were not run."""
 
     systems: tuple[str, ...] = _limits()  # names or patterns; what they are built from comes along
+    extension: str = ""  # a Python file of your own with further systems or data, beside the profile
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class Profile:
     evaluation: EvaluationConfig
     stress: StressConfig
     run: RunConfig
+    base: str = ""  # the profile it builds on, if on the same images; it shares that one's results
 
 
 def profile_names() -> list[str]:
@@ -153,23 +158,49 @@ def load_profile(name: str) -> Profile:
     """The profile called ``name``, or the one in the TOML file ``name`` if it ends in ``.toml``.
 
     Raises:
-        ProfileError: no such profile, unreadable TOML, an unknown key, or a value outside its range.
+        ProfileError: no such profile, unreadable TOML, an unknown key, a value outside its range, or an extension that
+            cannot be used.
     """
     if not isinstance(name, str):
         raise ProfileError(f"profile: expected a name, got {name!r}; choose one of {', '.join(profile_names())}")
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    return parse_profile({**_read(path, name), "name": path.stem})
+
+
+def _read(path: Path, name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The table in ``path``, laid over that of its ``base``; ``above`` are the profiles that build on it."""
     if not path.is_file():
         raise ProfileError(f"unknown profile {name!r}{hint(name, profile_names())}")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProfileError(f"profile {path.name}: not readable as TOML: {error}") from error
-    return parse_profile({"name": path.stem, **table})
+    study = table.get("study")
+    if isinstance(study, dict) and isinstance(study.get("extension"), str) and study["extension"]:
+        study["extension"] = str(path.parent.resolve() / study["extension"])  # it travels to other processes
+    base = table.pop("base", "")
+    if base == "":
+        return table
+    if not isinstance(base, str) or path.resolve() in above:
+        raise ProfileError(f"profile {path.name}: base = {base!r} must name another profile")
+    below = path.parent / base if base.endswith(".toml") else FOLDER / f"{base}.toml"
+    under = _read(below, base, (*above, path.resolve()))
+    merged = {**under, **table}
+    for key in under.keys() & table.keys():
+        if isinstance(under[key], dict) and isinstance(table[key], dict):
+            merged[key] = {**under[key], **table[key]}
+    same = merged["data"] == under["data"] if "data" in under else False
+    return {**merged, "base": (under.get("base") or below.stem) if same else ""}
 
 
 def parse_profile(table: Mapping[str, Any]) -> Profile:
     """Build a profile from nested tables; the inverse of `to_table`. Raises ProfileError by key."""
     profile = _parse(Profile, table, "")
+    known = [*DATASETS, *load_extension(profile.study.extension).datasets]
+    if profile.data.name not in known:
+        raise ProfileError(f"data.name: {profile.data.name!r} is not one of {', '.join(known)}")
+    if taken := {*known[len(DATASETS) :]} & {*DATASETS}:
+        raise ProfileError(f"study.extension: {', '.join(taken)} is the name of a data set of this companion")
     for key in ("eps_sweep", "steps_sweep"):
         values = getattr(profile.evaluation, key)
         if list(values) != sorted(set(values)):

@@ -1,8 +1,9 @@
-"""The executed series as web pages that need no network: figures inline, formulas as MathML, pages linked."""
+"""The executed series as web pages that need no network: verdicts first, figures inline, formulas as MathML."""
 
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import mimetypes
 import re
@@ -23,8 +24,10 @@ from paperlib.errors import MissingError
 from paperlib.progress import Say, say
 from paperlib.series import Notebook, discover
 
+VERDICTS = "verdicts.csv"
 TITLE = "Defending against adversarial attacks using mixture of experts"
 
+_SIGNS = {"supported": "✓", "not supported": "✗", "undecided": "?", "not run": "–"}
 _NOTEBOOK_LINK = re.compile(r'(href="(?:\./)?)([\w-]+)\.ipynb(?=["#])')
 _LOCAL_IMAGE = re.compile(r'(<img\b[^>]*?\bsrc=")(?!data:|[a-z]+:|//)([^"]+)(")')
 _LOADERS = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "object": "data"}
@@ -40,9 +43,11 @@ _PAGE = """{%- extends 'lab/base.html.j2' -%}
 
 _STYLE = """
 :root { color-scheme: light dark;
-  --ink: #1f2328; --soft: #59636e; --paper: #fff; --shade: #f6f8fa; --line: #d1d9e0; --link: #0b57b0 }
+  --ink: #1f2328; --soft: #59636e; --paper: #fff; --shade: #f6f8fa; --line: #d1d9e0; --link: #0b57b0;
+  --good: #08607f; --bad: #a33b00 }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e6e6; --soft: #a3abb4; --paper: #16181c; --shade: #20242a; --line: #3a4048; --link: #7db4ff }
+  :root { --ink: #e6e6e6; --soft: #a3abb4; --paper: #16181c; --shade: #20242a; --line: #3a4048; --link: #7db4ff;
+    --good: #6cc6ec; --bad: #ffa06b }
 }
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 54rem; padding: 1.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
@@ -72,6 +77,12 @@ th, td { padding: .3rem .7rem; border: 0; border-bottom: 1px solid var(--line); 
 .dataframe th, .dataframe td { text-align: right } thead th { border-bottom-width: 2px }
 blockquote { margin-left: 0; padding-left: 1rem; border-left: 3px solid var(--line); color: var(--soft) }
 math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", math } math[display=block] { margin: .8rem 0 }
+.verdicts td { vertical-align: top } .verdicts td + td { white-space: nowrap }
+.verdicts td:nth-child(2) { font-weight: 600 }
+.supported { color: var(--good) } .not-supported { color: var(--bad) } .undecided, .not-run { color: var(--soft) }
+.entry { display: grid; grid-template-columns: 1fr 13rem; gap: 0 1.5rem; align-items: start }
+.entry h2 { margin-bottom: 0 } .entry img { margin-top: 2.6rem; width: 100%; background: #fff; border-radius: 5px }
+@media (max-width: 40rem) { .entry { grid-template-columns: 1fr } .entry img { margin-top: 0 } }
 .formula { overflow-x: auto } .tex { white-space: pre-wrap } .soft { color: var(--soft) }
 @media print { nav { display: none } body { max-width: none } }
 """
@@ -173,12 +184,50 @@ def _contents(
         if notebook.name in shown:
             paragraph, when = shown[notebook.name]
             heading = f'{number} <a href="{notebook.name}.html">{exporter.inline(notebook.title)}</a>'
-            items.append(f'<h2>{heading}</h2>{paragraph}<p class="soft">executed {when}</p>')
+            text = f'<div><h2>{heading}</h2>{paragraph}<p class="soft">executed {when}</p></div>'
+            items.append(f'<div class="entry">{text}{_picture(notebook, profile)}</div>')
         else:
             items.append(f'<h2>{number} {exporter.inline(notebook.title)}</h2><p class="soft">not executed</p>')
     made = time.strftime("%Y-%m-%d %H:%M")
-    about = f"The series at profile <code>{html.escape(profile)}</code>, made into pages on {made}."
-    return f'{_head(TITLE)}<main><h1>{TITLE}</h1><p class="soft">{about}</p>{"".join(items)}</main></body></html>'
+    name = html.escape(Path(profile).stem)
+    about = f"The series at profile <code>{name}</code>, made into pages on {made}."
+    verdicts = _verdicts([notebook for notebook, _, _ in entries], profile)
+    head = f'{_head(TITLE)}<main><h1>{TITLE}</h1><p class="soft">{about}</p>'
+    return f"{head}{verdicts}{''.join(items)}</main></body></html>"
+
+
+def _verdicts(executed: Sequence[Notebook], profile: str) -> str:
+    """The claims and what became of them, as the notebook that judges them has saved it; empty if it was not run."""
+    path = paths.figures_dir(profile) / VERDICTS
+    judging = [notebook for notebook in executed if VERDICTS in notebook.promises]
+    if not judging or not path.is_file():
+        return ""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    lines = [
+        f"<tr><td>{html.escape(row['says'])}</td>"
+        f'<td class="{row["verdict"].replace(" ", "-")}">{_SIGNS.get(row["verdict"], "")} {row["verdict"]}</td>'
+        f"<td>{html.escape(row['numbers'])}</td></tr>"
+        for row in rows
+    ]
+    link = f'<a href="{judging[0].name}.html">one by one</a>'
+    return (
+        f"<h2>What holds</h2><p>{len(rows)} claims, each with a rule that was written before its numbers; {link}, with "
+        "the differences and intervals behind each.</p>"
+        '<table class="verdicts"><thead><tr><th>claim</th><th>verdict</th><th>comparisons</th></tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table>"
+    )
+
+
+def _picture(notebook: Notebook, profile: str) -> str:
+    """The first figure a notebook promises, small, as a way in; empty if it has none."""
+    for promise in notebook.promises:
+        file = paths.figures_dir(profile) / promise
+        if file.suffix == ".png" and file.is_file():
+            content = base64.b64encode(file.read_bytes()).decode()
+            alt = f"a figure of {html.escape(notebook.name)}"
+            return f'<a href="{notebook.name}.html"><img alt="{alt}" src="data:image/png;base64,{content}"></a>'
+    return "<span></span>"
 
 
 def _when(path: Path) -> str:

@@ -62,5 +62,5 @@ def weights_of(recipe: Recipe, profile: Profile) -> tuple[str, ...]:
     """The training stages whose weights make up a system."""
     if recipe.weights_of:
         return weights_of(recipes(profile)[recipe.weights_of], profile)
-    systems = (recipe.system,) if recipe.turns else recipe.starts_from
+    systems = (recipe.system,) if recipe.kept else recipe.starts_from
     return tuple(f"train:{system}" for system in systems)

@@ -39,7 +39,7 @@ def stages(profile: Profile) -> dict[str, Stage]:
     """Every stage of the series at the scale of ``profile``, by name."""
     known = recipes(profile)
     listed = [_data(profile)]
-    listed += [_train(recipe, profile) for recipe in known.values() if recipe.turns]
+    listed += [_train(recipe, profile) for recipe in known.values() if recipe.kept]
     for recipe in known.values():
         specs = attacks_on(recipe, profile)
         if recipe.system in COMPARED:
@@ -86,14 +86,12 @@ def evaluation(recipe: Recipe, spec: AttackSpec, profile: Profile) -> Stage:
 
 
 def _train(recipe: Recipe, profile: Profile) -> Stage:
-    config, how = recipe.training, _validation(recipe, profile)
-    assert config is not None
     name = f"train:{recipe.system}"
 
     def compute(context: Context) -> Result:
         model = _drawn(recipe, context)
         load_experts(model, [context.model(system) for system in recipe.starts_from])
-        history = _taught(model, recipe, context, context.checkpoint(name))
+        history = _taught(model, recipe, context, context.checkpoint(name)) if recipe.turns else History()
         cost = relative_cost(model, profile, context.data)
         record = {
             "system": recipe.system,
@@ -101,21 +99,24 @@ def _train(recipe: Recipe, profile: Profile) -> Stage:
             "parameters": parameters(model),
             "inference_cost": cost,
             "history": history.table(),
-            # Passes through the training set, in units of one clean epoch of one ResNet-18.
-            "training_units": history.passes * cost / len(context.data.train),
+            # Passes through the training set, in units of one clean epoch of one ResNet-18; unknown of a network that
+            # came with its weights.
+            "training_units": history.passes * cost / len(context.data.train) if recipe.turns else None,
         }
         return Result(record, weights=model.state_dict())
 
-    described = {
+    described: Json = {
         "recipe": _described(recipe),
         "model": to_table(profile.model),
         "augmentation": {"crop": profile.data.crop, "flip": profile.data.flip},
-        "validation": dataclasses.asdict(how),
         "bf16": profile.run.bf16,
         "tf32": profile.run.tf32,
         "threads": profile.run.threads,
     }
-    units = sum(turn.threat.mean_steps() + 2 for turn in recipe.turns) * config.epochs * recipe.network.experts
+    if recipe.turns:
+        described["validation"] = dataclasses.asdict(_validation(recipe, profile))
+    epochs = recipe.training.epochs if recipe.training else 0
+    units = sum(turn.threat.mean_steps() + 2 for turn in recipe.turns) * epochs * recipe.network.experts
     units *= 6 if recipe.network.member == "wrn28-10" else recipe.network.width**1.5
     version = 4 if recipe.network.kind == "advmoe" else 3  # since a folded copy runs all pathways side by side
     return Stage(name, version, described, tuple(f"train:{s}" for s in recipe.starts_from), compute, units * 1e6)
@@ -365,7 +366,8 @@ def _pair(split: Split) -> tuple[Tensor, Tensor]:
 def _described(recipe: Recipe) -> Json:
     """What of a recipe decides numbers."""
     told: Json = _as_json(recipe)
-    return {key: value for key, value in told.items() if key not in ("story", "family", "own")}
+    unused = ("story", "family", "own", *(() if recipe.code else ("code",)))
+    return {key: value for key, value in told.items() if key not in unused}
 
 
 def _as_json(value: Any) -> Any:

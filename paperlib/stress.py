@@ -65,8 +65,9 @@ def audited(profile: Profile) -> list[str]:
 
 
 def facing(profile: Profile) -> list[str]:
-    """The systems that face AutoAttack."""
-    return [name for name in stressed(profile) if profile.stress.autoattack == "all" or name in FACING]
+    """The systems that face AutoAttack: all, or those the claims turn on and the user's own."""
+    own = [recipe.system for recipe in recipes(profile).values() if recipe.code]
+    return [name for name in stressed(profile) if profile.stress.autoattack == "all" or name in (*FACING, *own)]
 
 
 def best_expert(context: Context) -> str:

@@ -71,8 +71,11 @@ class Study:
         self.local = local and os.environ.get("PAPERLIB_LOCAL") != "no"
         self.say = say
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.store = Store(store_dir() / self.profile.name)
-        self.published = Published(published_dir(self.profile.name))
+        # A profile built on another shares its results: equal keys mean equal numbers.
+        base = self.profile.base or self.profile.name
+        self.store = Store(store_dir() / base)
+        published = Published(published_dir(self.profile.name))
+        self.published = published if published.index else Published(published_dir(base))
         self.stages = stages(self.profile)
         self.workers = workers or _default_workers(self.device, self.profile.run.threads)
         self._read_before: dict[str, Artefact] = {}
@@ -120,7 +123,7 @@ class Study:
         model = self.build(system)
         if recipe.weights_of:
             model.load_state_dict(self.model(recipe.weights_of).state_dict())
-        elif not recipe.turns:
+        elif not recipe.kept:
             load_experts(model, [self.model(name) for name in recipe.starts_from])
         else:
             found = self._read(self.stage(f"train:{system}"))
@@ -393,7 +396,7 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say) -
     facts = records[seeds[0]]["data"].record["result"]
     description = {
         "profile": profile.name,
-        "configuration": to_table(profile),
+        "configuration": told_of(profile),
         "fingerprint": study.fingerprint,
         "data": {name: facts[name] for name in ("label", "classes", "shape", "mean", "std", "counts")},
     }
@@ -401,6 +404,13 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say) -
     write_published(folder, description, records, weights)
     say(f"published {len(study.stages)} records for each of seeds {seeds} of profile {profile.name}")
     return folder
+
+
+def told_of(profile: Profile) -> Json:
+    """A profile's configuration as it is published: where the user's own file lies is nobody's business."""
+    table = to_table(profile)
+    table["study"]["extension"] = Path(profile.study.extension).name
+    return table
 
 
 def _default_workers(device: torch.device, threads: int) -> int:

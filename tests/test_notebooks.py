@@ -14,10 +14,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from paperlib import paths
+from paperlib import Study, paths
 from paperlib.files import checksum, read_json, write_json
 from paperlib.notebook_files import check_hygiene, tagged
-from paperlib.series import discover
+from paperlib.series import discover, run_series
+from paperlib.study import told_of
 
 NOTEBOOKS = [notebook.path for notebook in discover(paths.notebooks_dir())]
 CHECKED = "nbval-check-output"
@@ -85,11 +86,41 @@ def test_a_changed_record_fails_nbval(tmp_path: Path) -> None:
     assert "1 failed" in run.stdout
 
 
-def test_published_configuration_is_that_of_the_profile() -> None:
-    from paperlib import Study
-    from paperlib.profiles import to_table
+PUBLISHED = sorted(path.parent.name for path in (paths.ROOT / "data" / "published").glob("*/index.json"))
 
-    study = Study("digits", local=False)
-    assert study.published.index["configuration"] == to_table(study.profile)
+
+@pytest.mark.parametrize("profile", [name for name in PUBLISHED if name != "digits"])
+def test_every_published_profile_renders_without_data_or_weights(
+    profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path / "none"))  # whoever asks for images fails
+    said: list[str] = []
+    outcomes = run_series(profile, replay=True, jobs=2, say=said.append)
+    assert len(outcomes) >= len(NOTEBOOKS) - 2 and all(outcome.ok for outcome in outcomes)
+    assert not (tmp_path / "data" / "store").exists(), "a notebook computed something"
+    assert not any("epoch" in line for line in said)
+    for drawn in (tmp_path / "figures" / profile).iterdir():
+        committed = paths.ROOT / "figures" / profile / drawn.name
+        assert committed.is_file(), drawn.name
+        if drawn.suffix in (".csv", ".md"):  # the numbers are those that are committed
+            assert drawn.read_text(encoding="utf-8") == committed.read_text(encoding="utf-8"), drawn.name
+
+
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_published_configuration_is_that_of_the_profile(profile: str) -> None:
+    study = Study(profile, local=False)
+    assert study.published.index["configuration"] == told_of(study.profile)
     assert study.missing(list(study.stages)) == []
     assert json.dumps(study.published.index).find("/home") < 0
+
+
+@pytest.mark.parametrize("profile", PUBLISHED)
+def test_every_published_number_says_where_it_is_from(profile: str) -> None:
+    for seed in Study(profile, local=False).published.seeds:
+        study = Study(profile, seed, local=False)
+        for name in study.stages:
+            facts = study.get(name).record["provenance"]
+            wanted = {"commit", "created", "device", "threads", "versions", "seconds", "data", "seed", "inputs"}
+            assert wanted <= facts.keys(), name
+            assert facts["data"] == study.fingerprint and facts["seed"] == seed and facts["profile"] == profile

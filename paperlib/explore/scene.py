@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -14,9 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from paperlib import paths
 from paperlib.attacks import AIMS, Aim, fgsm, mixture_aims, pgd, undisturbed
-from paperlib.data import Split
+from paperlib.data import Split, is_here
 from paperlib.errors import InputError, MissingError
 from paperlib.models import Evidence, fold
 from paperlib.precision import cpu_threads
@@ -27,7 +25,6 @@ NONE, FGSM, PGD = "none", "FGSM", "PGD"
 IMAGES = 30  # to choose from, of the first of the test split
 BUDGETS = 12  # steps of the slider for eps, where eps is not counted in 255ths
 STEPS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 50)
-KEPT = 256  # scenes remembered
 
 
 @dataclass(frozen=True)
@@ -110,17 +107,16 @@ class Live:
         # Names as the notebooks have them; an aim the gate has no gradient for is not among them.
         self._aims |= {f"PGD, {name}": aim for name, aim in inside.items() if name.startswith(("gate to", "expert "))}
         self.attacks = (NONE, FGSM, *self._aims)
-        self._remembered = functools.lru_cache(KEPT)(self._asked)
 
     def scene(self, question: Question) -> Scene:
-        """The scene, computed or remembered; the same question always has the same answer."""
+        """The scene, computed now; the same question always has the same answer."""
         check_question(question, self)
         if question.attack == NONE or question.eps == 0:  # whatever else is set, it is the clean image
             question = Question(question.image, NONE, Fraction(0), self.steps[0])
         elif question.attack == FGSM:
             question = Question(question.image, FGSM, question.eps, 1)
         with cpu_threads(self.threads):
-            return self._remembered(question)
+            return self._asked(question)
 
     def _asked(self, question: Question) -> Scene:
         part = slice(question.image, question.image + 1)
@@ -228,7 +224,7 @@ def experts_of(study: Study) -> Live | Recorded:
 
 def _live(study: Study, system: str) -> Live:
     profile = study.profile
-    if profile.data.name != "digits" and not paths.data_source().exists():
+    if not is_here(profile):
         raise MissingError(f"{profile.data.name} is not on this machine")  # exploring is no reason to download it
     mixture = load_system(system, profile, study.seed)
     split = study.data.test.first(min(IMAGES, len(study.data.test))).to("cpu")

@@ -56,7 +56,7 @@ def stages_of(study: Study, systems: Sequence[str]) -> list[str]:
     found = []
     for system in systems:
         every = EXPERTS if system == BEST else (system,)
-        found += [f"train:{name}" for name in every if known(study)[name].turns]
+        found += [f"train:{name}" for name in every if known(study)[name].kept]
         found += [f"evaluate:{name}:{s.name}" for name in every for s in attacks_on(known(study)[name], study.profile)]
     return found
 
@@ -142,4 +142,5 @@ def column_of(spec: AttackSpec) -> str:
 def published_studies(study: Study) -> list[Study]:
     """A study of published records alone for each published seed of the same configuration; empty without any."""
     others = [Study(study.profile, seed, local=False, say=study.say) for seed in study.published.seeds]
-    return [other for other in others if not other.missing([f"train:{name}" for name in EXPERTS])]
+    trained = [f"train:{recipe.system}" for recipe in known(study).values() if recipe.kept]
+    return [other for other in others if not other.missing(trained)]

@@ -155,16 +155,17 @@ def counted(right: Tensor) -> str:
 
 
 def cost(study: Study, system: str) -> dict[str, Any]:
-    """Parameters; training cost in clean epochs of one ResNet-18, of everything the system is built from; and what an
-    answer costs, in operations of one ResNet-18.
+    """Parameters; training cost in clean epochs of one ResNet-18, of everything the system is built from, empty if a
+    network came with its weights; and what an answer costs, in operations of one ResNet-18.
     """
     recipe = known(study)[system]
     records = [study.record(f"train:{name}") for name in _training(study, recipe)]
     source = known(study)[recipe.weights_of] if recipe.weights_of else recipe
-    own = records[-1:] if source.turns else records
+    own = records[-1:] if source.kept else records
+    units = [r["training_units"] for r in records]
     return {
         "parameters": sum(r["parameters"] for r in own),
-        "training cost": round(sum(r["training_units"] for r in records)),
+        "training cost": "" if None in units else round(sum(units)),
         "inference cost": round(sum(r["inference_cost"] for r in own), 2),
     }
 
@@ -173,7 +174,7 @@ def _training(study: Study, recipe: Recipe) -> list[str]:
     """The systems trained on the way to one, itself last."""
     if recipe.weights_of:
         return _training(study, known(study)[recipe.weights_of])
-    return [*recipe.starts_from, *([recipe.system] if recipe.turns else [])]
+    return [*recipe.starts_from, *([recipe.system] if recipe.kept else [])]
 
 
 def growth(study: Study, systems: Sequence[str]) -> pd.DataFrame:
@@ -252,7 +253,7 @@ def seeds_table(studies: Sequence[Study], systems: Systems = compared) -> pd.Dat
     columns.sort(key=lambda name: name.startswith(WORST))  # the headline last
     table = text.unstack("column")[columns].reindex(rows).fillna("")
     costs = pd.DataFrame({called(name): cost(studies[0], name) for name in systems(studies[0])}).T
-    whole = costs[["parameters", "training cost"]].astype(int)
+    whole = costs[["parameters", "training cost"]].map(lambda value: value if value == "" else int(value))
     return table.join(whole).join(costs["inference cost"].map("{:.1f}".format))
 
 
@@ -312,7 +313,8 @@ def settings(study: Study, systems: Sequence[str]) -> pd.DataFrame:
     for system in systems:
         recipe = known(study)[system]
         network, config = recipe.network, recipe.training
-        member = "small ResNet" if network.member == "small" else "ResNet-18"
+        own = network.member if network.kind == "own" else "ResNet-18"
+        member = "small ResNet" if network.member == "small" else own
         width = f" of width x {network.width:g}" if network.width != 1 else ""
         rows.append(
             {

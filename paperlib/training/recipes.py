@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from paperlib.data import Dataset
 from paperlib.errors import MissingError, ProfileError
+from paperlib.extension import load_extension
 from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, backbone
 from paperlib.profiles import Profile, TrainConfig, hint
 from paperlib.training.losses import Collaboration, CrossEntropy, Routing, Trades
@@ -39,8 +41,9 @@ UNSAFE = "advmoe-unsafe"  # the negative control: known by name, never trained f
 class Network:
     """What a system is built of; sizes are multiples of the profile's."""
 
-    kind: str = "single"  # "single", "mixture", "soe" or "advmoe"
-    member: str = "resnet18"  # a backbone, or "small", the shape of SoE's sub-models and ADVMoE's router
+    kind: str = "single"  # "single", "mixture", "soe" or "advmoe"; "own" is built by a function of the extension
+    member: str = "resnet18"  # a backbone, or "small", the shape of SoE's sub-models and ADVMoE's router; of "own", its
+    # name among the extension's NETWORKS
     width: float = 1
     experts: int = 1
     gate: str = ""  # of a mixture: "learned", "uniform" or "resnet18", a full network of its own as in MoRE
@@ -64,6 +67,12 @@ class Recipe:
     select: str = "pgd"  # validation accuracy that picks the checkpoint
     own: bool = False  # in the setting of its own paper rather than in DWF's
     luck: str = ""  # the system whose initial weights, batches and strikes it shares, so that only the recipes differ
+    code: str = ""  # which version of the extension it stems from; filled in, no need to give it
+
+    @property
+    def kept(self) -> bool:
+        """Whether it has weights of its own, kept under ``train:SYSTEM``: learned, or as the user's network came."""
+        return bool(self.turns) or self.network.kind == "own"
 
     @property
     def chooses(self) -> bool:
@@ -75,7 +84,8 @@ def recipes(profile: Profile) -> dict[str, Recipe]:
     """The systems that ``profile`` compares and those they are built from, at its scale, by name.
 
     Raises:
-        ProfileError: a pattern of ``study.systems`` fits no system, or one that every notebook shows is left out.
+        ProfileError: a pattern of ``study.systems`` fits no system, one that every notebook shows is left out, or the
+            extension's cannot be used.
     """
     known = _every(profile)
     chosen: dict[str, None] = {}
@@ -86,7 +96,8 @@ def recipes(profile: Profile) -> dict[str, Recipe]:
             choose(needed)
         chosen[name] = None
 
-    for pattern in profile.study.systems:
+    own = [recipe.system for recipe in _own(profile)]
+    for pattern in (*profile.study.systems, *own):
         found = fnmatch.filter(known, pattern)
         if not found:
             raise ProfileError(f"study.systems: no system {pattern!r}{hint(pattern, list(known))}")
@@ -99,7 +110,31 @@ def recipes(profile: Profile) -> dict[str, Recipe]:
 
 def _every(profile: Profile) -> dict[str, Recipe]:
     listed = [*_singles(profile), *_experts(profile), *_mixtures(profile), *_defences(profile), *_ablations(profile)]
-    return {recipe.system: recipe for recipe in listed}
+    known = {recipe.system: recipe for recipe in listed}
+    for recipe in _own(profile):
+        if recipe.system in known:
+            raise ProfileError(f"{recipe.system}: the extension may not take the name of another system")
+        known[recipe.system] = recipe
+    return known
+
+
+def _own(profile: Profile) -> list[Recipe]:
+    """The systems of the user's extension."""
+    extension = load_extension(profile.study.extension)
+    found = extension.call(extension.systems, profile)
+    families = ("single", "mixture", "defence", "member")
+    for recipe in found:
+        if not isinstance(recipe, Recipe) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", recipe.system):
+            raise ProfileError(
+                f"{extension.name}: systems must list recipes named in lower case, digits and hyphens, got {recipe!r}"
+            )
+        if recipe.family not in families:
+            raise ProfileError(f"{recipe.system}: family {recipe.family!r} is not one of {', '.join(families)}")
+        if recipe.turns and recipe.training is None:
+            raise ProfileError(f"{recipe.system}: a recipe with turns needs training, such as profile.phase1")
+        if recipe.network.kind == "own" and recipe.network.member not in extension.networks:
+            raise ProfileError(f"{recipe.system}: no network {recipe.network.member!r} in {extension.name}'s NETWORKS")
+    return [replace(recipe, code=extension.digest) for recipe in found]
 
 
 @dataclass(frozen=True)
@@ -415,6 +450,12 @@ def build_network(
 
     if network.kind == "single":
         return member(classes)
+    if network.kind == "own":
+        extension = load_extension(profile.study.extension)
+        built = extension.call(extension.networks[network.member], classes, (len(mean), side, side), mean, std)
+        if not isinstance(built, nn.Module):
+            raise ProfileError(f"{network.member}: expected a torch.nn.Module, got {built!r}")
+        return built
     if network.kind == "soe":
         return SoE(member(classes + 1) for _ in range(network.experts))
     if network.kind == "advmoe":

@@ -1,0 +1,85 @@
+"""The reading copy of the committed series: verdicts first, every figure inside, nothing asked of the network."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_browser import BROWSER, OFFLINE
+
+from paperlib import paths
+from paperlib.reading_copy import reading_copy
+from paperlib.series import discover
+
+PICTURES = "[...document.images].map(i => [i.naturalWidth, i.alt])"
+PAPER = "getComputedStyle(document.body).backgroundColor"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the pages, made of the notebooks and figures as they are committed."""
+    home = tmp_path_factory.mktemp("copy")
+    shutil.copytree(paths.notebooks_dir(), home / "build" / "digits" / "notebooks")
+    shutil.copytree(paths.ROOT / "figures" / "digits", home / "figures" / "digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PAPERLIB_HOME", str(home))
+        said: list[str] = []
+        index = reading_copy("digits", say=said.append)
+    assert said == []  # every formula converted, no page loads anything
+    return index.parent
+
+
+def test_it_opens_with_the_verdicts(pages: Path) -> None:
+    index = (pages / "index.html").read_text(encoding="utf-8")
+    with (paths.ROOT / "figures" / "digits" / "verdicts.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    places = [index.index(row["says"].replace("'", "&#x27;")) for row in rows]
+    assert places == sorted(places) and places[-1] < index.index('class="entry"')
+    for verdict in ("supported", "not supported", "undecided"):
+        wanted = sum(row["verdict"] == verdict for row in rows)
+        assert index.count(f'<td class="{verdict.replace(" ", "-")}">') == wanted
+
+
+def test_without_the_verdicts_notebook_it_has_contents_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))
+    folder = tmp_path / "build" / "digits" / "notebooks"
+    folder.mkdir(parents=True)
+    shutil.copy(paths.notebooks_dir() / "00_start_here.ipynb", folder)
+    index = reading_copy("digits", say=lambda line: None).read_text(encoding="utf-8")
+    assert "What holds" not in index and "Start here" in index and index.count("not executed") == 12
+
+
+def test_every_promised_figure_is_in_its_page(pages: Path) -> None:
+    for notebook in discover(paths.notebooks_dir()):
+        page = (pages / f"{notebook.name}.html").read_text(encoding="utf-8")
+        wanted = sum(promise.endswith(".png") for promise in notebook.promises)
+        assert page.count("<img") >= wanted and page.count('src="data:image/png;base64,') == page.count("<img")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None and not os.environ.get("CI"), reason="no Chromium or Chrome on this machine")
+def test_a_browser_without_network_shows_every_page_light_and_dark(pages: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    papers, problems = set(), list[str]()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=list(OFFLINE))
+        for scheme in ("light", "dark"):
+            context = browser.new_context(offline=True, color_scheme=scheme)
+            page = context.new_page()
+            page.on("console", lambda message: problems.append(message.text))
+            page.on("request", lambda asked: asked.url.startswith(("file:", "data:")) or problems.append(asked.url))
+            for path in sorted(pages.glob("*.html")):
+                page.goto(path.as_uri())
+                found: list[Any] = page.evaluate(PICTURES)
+                assert found and all(width > 0 for width, _ in found), path.name
+                assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path.name
+            papers.add(page.evaluate(PAPER))
+        browser.close()
+    assert problems == []
+    assert len(papers) == 2

@@ -35,8 +35,7 @@ def test_its_tables_are_those_of_the_published_records(tmp_path: Path, monkeypat
     assert block("shrinkage") == tables.markdown(stress.shrinkage(studies, names))
     controls = stress.controls_verdicts(studies[0]).drop(columns=["n"])
     assert block("controls") == tables.markdown(controls)
-    verdicts = claims.verdicts_table(claims.verdicts(studies))
-    assert block("verdicts") == tables.markdown(verdicts[["says", "source", "verdict", "numbers"]])
+    assert block("verdicts") == tables.markdown(claims.side_by_side(claims.published_profiles()))
 
 
 def test_its_table_of_speed_is_that_of_the_published_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from paperlib import Study
+from paperlib.errors import StoreError
 from paperlib.evaluation import battery, headline, through_choices
 from paperlib.files import read_json
-from paperlib.paths import published_dir
+from paperlib.paths import ROOT, figures_dir, published_dir
 from paperlib.report import figures, stress, stress_figures, style, tables
+from paperlib.report.stress_figures import LAYERS
 from paperlib.stages import ROUTED
 from paperlib.stress import facing
 from paperlib.training.recipes import EXPERTS
@@ -296,9 +305,146 @@ def test_figures_are_the_same_bytes_each_time(draw: str, study: Study, tmp_path:
             return figures.routes(tables.routes(study, ROUTED))
         return figures.gate_by_attack(tables.gate_rows(study, "dwf"), "title")
 
-    first = style.save(figure(), "figure", "digits").read_bytes()
-    assert first == style.save(figure(), "figure", "digits").read_bytes()
-    assert first.startswith(b"\x89PNG")
+    first, again = (saved(figure()) for _ in range(2))
+    assert again == first
+    assert first[0].startswith(b"\x89PNG") and first[1].startswith(b"<?xml")
+    assert len(first[1]) < 250_000 and b"<dc:date>" not in first[1]
+
+
+def saved(figure: Figure) -> tuple[bytes, bytes]:
+    """A figure's bytes as PNG and as SVG."""
+    path = style.save(figure, "figure", "digits")
+    assert path.suffix == ".png"
+    return path.read_bytes(), path.with_suffix(".svg").read_bytes()
+
+
+def test_figures_are_the_same_bytes_in_another_process(home: Path, tmp_path: Path) -> None:
+    script = "from paperlib.report import figures, style; import torch; style.use_style()\n"
+    script += "style.save(figures.image_grid([torch.full((2, 3, 4, 4), 0.5)], ['row'], ['a', 'b']), 'figure', 'digits')"
+    where = {"PAPERLIB_HOME": str(tmp_path / "other"), "PYTHONHASHSEED": "1", "MPLBACKEND": "agg"}
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, **where}, cwd=ROOT)
+    path = tmp_path / "other" / "figures" / "digits" / "figure.png"
+    plt.rcdefaults()
+    style.use_style()
+    here = saved(figures.image_grid([torch.full((2, 3, 4, 4), 0.5)], ["row"], ["a", "b"]))
+    assert here == (path.read_bytes(), path.with_suffix(".svg").read_bytes())
+
+
+def test_figures_are_the_same_bytes_each_time_without_the_theme(home: Path) -> None:
+    plt.rcdefaults()
+    assert saved(figures.architecture()) == saved(figures.architecture())
+
+
+def test_an_svg_that_cannot_be_written_leaves_the_older_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    style.use_style()
+    first = saved(figures.architecture())
+
+    def full(*args: object, **how: object) -> None:
+        raise OSError("no space left")
+
+    other = figures.image_grid([torch.zeros(1, 1, 2, 2)], [""], ["a"])
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "write_text", full)
+        with pytest.raises(StoreError, match=r"figure\.svg: cannot write"):
+            style.save(other, "figure", "digits")
+    folder = figures_dir("digits")
+    assert (folder / "figure.svg").read_bytes() == first[1]
+    assert sorted(path.name for path in folder.iterdir()) == ["figure.png", "figure.svg"]
+
+
+# -- systems and classes of a reader's own ---------------------------------------------------------------------------
+
+
+def test_a_system_without_a_label_is_drawn_by_its_name() -> None:
+    assert style.label_of("dwf") == "DWF (joint)" and style.label_of("mine") == "mine"
+    assert style.colour_of("mine") == style.colour_of("mine") != style.colour_of("pgd-at")
+    rows = [
+        {"system": system, "column": column, "attack": attack, "eps": eps, "steps": 50, "n": 40}
+        | {"accuracy": 0.5, "low": 0.4, "high": 0.6}
+        for system in ("mine", "dwf", "theirs")
+        for column, attack, eps in (("clean", "clean", 0.0), ("FGSM", "fgsm", 0.1), ("PGD-50", "pgd", 0.1))
+    ]
+    frame = pd.DataFrame(rows)
+    main = figures.main_figure(frame)
+    assert [tick.get_text() for tick in main.axes[0].get_yticklabels()] == ["mine", "DWF (joint)", "theirs"]
+    assert [ax.get_title(loc="left") for ax in main.axes] == ["clean\nn = 40", "FGSM\nn = 40", "PGD-50\nn = 40"]
+    ax = plt.figure().add_subplot()
+    figures.lines_with_intervals(ax, frame[frame["attack"] != "fgsm"], "eps")
+    lines = {line.get_label(): (line.get_color(), line.get_marker()) for line in ax.get_lines()}
+    assert list(lines) == ["mine", "DWF (joint)", "theirs"] and len(set(lines.values())) == 3
+    figures.trace([{"system": "mine", "loss": [0.1, 0.2], "accuracy_at_iterate": [1.0, 0.5], "n": 40}])
+    history = {"system": "mine", "epoch": 0, "best": 0, "loss": 1.0, "pgd": 0.5, "clean": 0.9}
+    figures.curves(pd.DataFrame([history]), ["mine"])
+    shares = {"system": "mine", "attack": "clean", "expert": [0, 1], "weight": 0.5}
+    figures.routes(pd.DataFrame(shares))
+    forest = figures.forest(
+        pd.DataFrame({"difference": 0.1, "low": 0.0, "high": 0.2}, index=["dwf - mine"]), {}, "", ""
+    )
+    assert forest.axes[0].get_yticklabels()[0].get_text() == "DWF (joint) \N{MINUS SIGN} mine"
+    taken = pd.DataFrame(1 / 13, columns=[f for families in LAYERS.values() for f in families], index=["mine"])
+    assert stress_figures.layers(taken, "PGD-50", "").axes[0].get_yticklabels()[0].get_text() == "mine"
+
+
+def test_a_system_that_did_not_face_an_attack_is_marked_so(study: Study) -> None:
+    frame = tables.battery_frame(study, ["uniform", "dwf"])
+    faced = [name for name in frame[frame["system"] == "uniform"]["column"] if name.startswith("AutoAttack")]
+    assert faced == []  # else this test says nothing
+    panel = next(ax for ax in figures.main_figure(frame).axes if ax.get_title(loc="left").startswith("AutoAttack"))
+    assert [(text.get_text(), text.get_position()[1]) for text in panel.texts] == [("\N{EN DASH}", 0)]
+
+
+@pytest.mark.parametrize("names", ["0123456789", [f"class number {i}" for i in range(10)], ["automobile"] * 10])
+def test_names_of_classes_do_not_run_into_each_other(names: Sequence[str]) -> None:
+    style.use_style()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(10, 3, 32, 32, generator=generator)
+    arrays = {"labels": torch.arange(10)}
+    for kind in ("clean", "fgsm", "pgd"):
+        arrays |= {f"{kind}/images": images, f"{kind}/logits": torch.rand(10, 10, generator=generator)}
+    drawn = figures.answers(arrays, names, {"eps": "8/255", "pgd_steps": 5})
+    drawn.canvas.draw()
+    for row in range(3):
+        boxes = [ax.xaxis.label.get_window_extent() for ax in drawn.axes[10 * row : 10 * row + 10]]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+        assert boxes[-1].x1 <= drawn.bbox.x1
+    drawn = figures.class_counts({"train": [5] * 10, "test": [2] * 10}, names)
+    drawn.canvas.draw()
+    ticks = [tick.get_window_extent() for tick in drawn.axes[0].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in pairwise(ticks))
+
+
+def test_names_are_made_smaller_before_they_are_cut() -> None:
+    assert style.fitted(["a", "b"], 1.0) == (["a", "b"], 8.5)
+    assert style.fitted([], 1.0) == ([], 8.5) and style.fitted(["", ""], 1.0) == (["", ""], 8.5)
+    names, size = style.fitted(["automobile", "cat"], 0.6)
+    assert names == ["automobile", "cat"] and 7 <= size < 8.5
+    names, size = style.fitted(["automobile", "cat"], 0.3)
+    assert names[0].endswith("\N{HORIZONTAL ELLIPSIS}") and (names[1], size) == ("cat", 7)
+
+
+def test_no_colour_is_both_a_kind_of_expert_and_a_system() -> None:
+    kinds = set(style.KINDS.values())
+    assert not kinds & {style.colour_of(system) for system in style.LABELS}
+    assert len({style.colour_of(system) for system in style.MARKERS}) == len(style.MARKERS)
+
+
+@pytest.mark.parametrize(
+    ("attack", "told"),
+    [
+        ("clean", "clean"),
+        ("fgsm@8/255", "FGSM"),
+        ("pgd-50@0.15", "PGD-50"),
+        ("pgd-100x5@0.15", "PGD-100x5"),
+        ("pgd-50-gate-to-worst@0.15", "PGD-50, gate to worst"),
+        ("pgd-50-dlr@0.15", "PGD-50, DLR"),
+        ("pgd-50-transfer-pgd-at@0.15", "PGD-50, transfer from PGD-AT ResNet-18"),
+        ("pgd-50-transfer-pgd-at-0@0.15", "PGD-50, transfer from PGD-AT ResNet-18, 0"),
+        ("noise-300@0.15", "noise-300"),
+        ("autoattack-2-10@0.15", "AutoAttack-2-10"),
+    ],
+)
+def test_attacks_are_told_in_words(attack: str, told: str) -> None:
+    assert stress_figures._told(attack) == told
 
 
 def test_random_signs_use_the_whole_budget() -> None:

@@ -324,16 +324,14 @@ def published_profiles() -> list[str]:
 
 def side_by_side(profiles: Sequence[str]) -> pd.DataFrame:
     """The verdict of each claim by profile, over all published seeds of each; the heading names the data and seeds."""
-    columns, says = {}, {}
+    columns: dict[str, dict[str, str]] = {}
     for name in profiles:
         studies = tables.published_studies(Study(name, local=False))
         label = studies[0].fingerprint.split(":")[0] if studies else "no records"
         found = verdicts(studies)
-        says = {v.claim.id: v.claim.says for v in found}
-        columns[f"{name} ({label}, {len(studies)} seed{'s' if len(studies) != 1 else ''})"] = {
-            v.claim.id: v.verdict for v in found
-        }
-    return pd.DataFrame({"says": says, **columns}).rename_axis("claim")
+        columns[f"{name} ({label}, {tables.so_many(len(studies), 'seed')})"] = {v.claim.id: v.verdict for v in found}
+    told = {key: {claim.id: getattr(claim, key) for claim in CLAIMS} for key in ("says", "source")}
+    return pd.DataFrame({**told, **columns}).rename_axis("claim")
 
 
 def story(found: Verdict) -> str:
@@ -402,7 +400,7 @@ def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
     total = (images**2 + runs.fillna(0) ** 2) ** 0.5
     spread = f"{100 * runs.median():.1f}" if len(studies) > 1 else "unknown with one seed"
     return (
-        f"{found[0].seeds} seed(s), n = {found[0].n} images each. Half-widths of the 95 % intervals of "
+        f"{tables.so_many(found[0].seeds, 'seed')}, n = {found[0].n} images each. Half-widths of the 95 % intervals of "
         f"{len(found)} differences: {100 * halves.min():.1f} to {100 * halves.max():.1f} points, median "
         f"{100 * halves.median():.1f}. Standard error from the images {100 * images.median():.1f} points, from the "
         f"training runs {spread} (medians). A true difference of {100 * (halves + 0.84 * total).median():.1f} points "

@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, ScalarFormatter
@@ -19,7 +18,7 @@ from paperlib.errors import StoreError
 from paperlib.evaluation import paired
 from paperlib.files import read_json
 from paperlib.paths import published_dir, store_dir
-from paperlib.report.style import WIDTH
+from paperlib.report.style import INK, PALE, SMALL, WIDTH, label_of, shades
 from paperlib.report.tables import percent, points
 
 SECTIONS = ("peers", "limits", "ways", "training")
@@ -104,26 +103,27 @@ def peers_figure(record: dict[str, Any]) -> Figure:
     frame = pd.DataFrame(record["rows"])
     shown = [name for name in NAMES if name in set(frame["contender"]) - {"paperlib"}]
     subjects = list(dict.fromkeys(zip(frame["data"], frame["system"], frame["eps"], strict=True)))
-    colours = dict(zip(NAMES, sns.color_palette("colorblind", len(NAMES)), strict=True))
+    colours = dict(zip(shown, shades(len(shown)), strict=True))
     figure, ax = plt.subplots(figsize=(WIDTH, 0.62 * len(subjects) + 1.6))
-    height = 0.8 / len(shown)
+    height = 0.8 / max(1, len(shown))
     labels = []
     for i, subject in enumerate(subjects):
         rows = frame[(frame["data"] == subject[0]) & (frame["system"] == subject[1]) & (frame["eps"] == subject[2])]
         rows = rows.set_index("contender")
         left = rows.loc["paperlib", "correct"] / rows.loc["paperlib", "n"]
-        labels.append(f"{subject[1]} on {subject[0]}\neps {subject[2]}, {left:.0%} left")
+        labels.append(f"{label_of(subject[1])}, {subject[0]}\neps {subject[2]}, {100 * left:.0f} % left")
         for j, name in enumerate(shown):
             middle, low, high = rows.loc[name, "ratio"]
             y = i - 0.4 + (j + 0.5) * height
             ax.barh(y, middle, height * 0.92, color=colours[name], label=NAMES[name] if i == 0 else None)
-            ax.plot([low, high], [y, y], color="0.2", lw=0.9)
-    ax.axvline(1, color="0.2", lw=0.9, ls="--")
-    ax.set_yticks(range(len(subjects)), labels)
+            ax.plot([low, high], [y, y], color=PALE if j == len(shown) - 1 else INK, lw=1)  # seen on the darkest too
+    ax.axvline(1, color=INK, lw=1.2, ls="--", label="paperlib")
+    ax.set_yticks(range(len(subjects)), labels, fontsize=9)
     ax.invert_yaxis()
-    ax.set_xlabel(f"times as long as paperlib, PGD-{record['steps']}: median of {record['rounds']} interleaved rounds")
+    told = f"median of {record['rounds']} interleaved rounds, line: lowest to highest"
+    ax.set_xlabel(f"times as long as paperlib, PGD-{record['steps']}: {told}", fontsize=9, loc="right")
     ax.grid(axis="y", visible=False)
-    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
+    figure.legend(loc="outside upper center", ncols=4, fontsize=SMALL)
     return figure
 
 
@@ -166,15 +166,15 @@ def growth_figure(record: dict[str, Any]) -> Figure:
             middle,
             yerr=[middle - times.min(axis=1), times.max(axis=1) - middle],
             fmt="o",
-            color="0.15",
+            color=INK,
             ms=4,
             capsize=2,
         )
         x = np.array(g["points"], dtype=float)
         fitted = np.exp(np.log(middle).mean()) * (x / np.exp(np.log(x).mean())) ** g["exponent"]
-        ax.plot(x, fitted, color="0.5", lw=1)
+        ax.plot(x, fitted, color=PALE, lw=1)
         ax.set(xscale="log", yscale="log", xlabel=axis, ylabel="seconds" if ax in axes[:, 0] else "")
-        ax.text(0.05, 0.95, f"exponent {g['exponent']:.2f}", transform=ax.transAxes, va="top", fontsize="small")
+        ax.set_title(f"exponent {g['exponent']:.2f}", fontsize=9, fontweight="normal")
         ax.xaxis.set_major_locator(FixedLocator(g["points"]))
         ax.xaxis.set_minor_locator(NullLocator())
         ax.xaxis.set_major_formatter(ScalarFormatter())
@@ -182,9 +182,12 @@ def growth_figure(record: dict[str, Any]) -> Figure:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.yaxis.set_minor_locator(NullLocator())
     memory = record["memory"]
-    flat[-1].plot([m["steps"] for m in memory], [m["added_bytes"] / 1e6 for m in memory], "o-", color="0.15", ms=4)
+    flat[-1].plot([m["steps"] for m in memory], [m["added_bytes"] / 1e6 for m in memory], "o-", color=INK, ms=4)
     most = max(m["added_bytes"] for m in memory) / 1e6
-    flat[-1].set(ylabel="peak memory, MB", xlabel="steps", ylim=(0, 1.25 * most))
+    flat[-1].set(ylabel="MB", xlabel="steps", ylim=(0, 1.25 * most))
+    flat[-1].set_title("peak memory", fontsize=9, fontweight="normal")
+    rounds = max(len(times) for g in panels.values() for times in g["seconds"])
+    figure.supxlabel(f"median of {rounds} rounds, lines: lowest to highest", fontsize=SMALL)
     return figure
 
 

@@ -96,6 +96,11 @@ def signed(value: float) -> str:
     return f"{100 * value:+.1f}"
 
 
+def so_many(n: int, what: str) -> str:
+    """Such as ``1 seed`` or ``3 seeds``."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def results(study: Study, systems: Sequence[str], *, swept: bool = False) -> pd.DataFrame:
     """One row per system and attack: eps, n, correct, accuracy, interval, seed, and where the number is from."""
     config = study.profile.evaluation

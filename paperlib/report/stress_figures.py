@@ -77,9 +77,9 @@ def every_attack(table: pd.DataFrame, title: str) -> Figure:
         ax.plot(found["accuracy"], row, "o", color=COLOURS[layer_of[found["family"]]], mec=INK, mew=0.8, ms=6)
     worst = table["left"].iloc[-1] / table["n"].iloc[-1]
     ax.axvline(worst, color="black", lw=1.2, ls="--")
-    ax.text(worst + 0.008, 0.5, f"worst case {100 * worst:.1f} %", ha="left", va="center", fontsize=SMALL)
+    ax.text(worst + 0.008, -0.85, f"worst case {100 * worst:.1f} %", ha="left", va="center", fontsize=SMALL)
     ax.set_yticks(list(rows), [_told(str(name)) for name in order.index], fontsize=SMALL)
-    ax.set(ylim=(len(order) - 0.4, -0.6), xlabel="accuracy [95 % interval]")
+    ax.set(ylim=(len(order) - 0.4, -1.3), xlabel="accuracy [95 % interval]")
     ax.grid(axis="y", color="0.93")  # fainter than the intervals
     percent_axis(ax.xaxis)
     shown = [layer for layer in LAYERS if layer in {layer_of[family] for family in table["family"]}]

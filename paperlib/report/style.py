@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
-from matplotlib.ticker import PercentFormatter
 
 from paperlib.files import replacing
 from paperlib.paths import figures_dir
@@ -108,7 +107,7 @@ def tint(colour: Colour, white: float) -> Colour:
 
 def percent_axis(axis: Axis) -> None:
     """Fractions shown as such as ``40 %``."""
-    axis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
 
 
 def heading(figure: Figure, text: str) -> None:

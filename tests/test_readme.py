@@ -35,6 +35,11 @@ def test_its_tables_are_those_of_the_published_records(tmp_path: Path, monkeypat
     assert block("shrinkage") == tables.markdown(stress.shrinkage(studies, names))
     controls = stress.controls_verdicts(studies[0]).drop(columns=["n"])
     assert block("controls") == tables.markdown(controls)
+    lite = Study("cifar10_lite", local=False)
+    table = tables.main_table(lite, tables.everyone(lite)).drop(columns=["what it is", "n", "attacks", "seed"])
+    assert block("lite_table") == tables.markdown(table)
+    shown = ("clean", "PGD-50", "basic worst", "worst case")
+    assert block("lite_differences") == tables.markdown(tables.worst_differences([lite], tables.everyone, "dwf", shown))
     assert block("verdicts") == tables.markdown(claims.side_by_side(claims.published_profiles()))
 
 

@@ -275,10 +275,12 @@ def differences(studies: Sequence[Study], systems: Systems, against: str, shown:
     return pd.DataFrame(rows).set_index("system")
 
 
-def worst_differences(studies: Sequence[Study], systems: Systems, against: str) -> pd.DataFrame:
-    """``against`` minus every other system in the worst case, and in that of the basic attacks on all images."""
+def worst_differences(
+    studies: Sequence[Study], systems: Systems, against: str, columns_of: Sequence[str] = (WORST, BASIC)
+) -> pd.DataFrame:
+    """``against`` minus every other system: in the worst case, and in that of the basic attacks on all images."""
     columns = {}
-    for shown in (WORST, BASIC):
+    for shown in columns_of:
         frame = differences(studies, systems, against, shown)
         columns[f"{shown}, n = {frame['n'].iloc[0]}"] = with_points(frame)["points"]
     return pd.DataFrame(columns)

@@ -606,7 +606,7 @@ def test_the_figures_frame_holds_the_differences_and_nothing_else(found: list[Ve
 # -- what could have been seen ---------------------------------------------------------------------------------------
 
 NOTE = re.compile(
-    r"(?P<seeds>\d+) seed\(s\), n = (?P<n>\d+) images each. Half-widths of the 95 % intervals of (?P<count>\d+) "
+    r"(?P<seeds>\d+) seeds?, n = (?P<n>\d+) images each. Half-widths of the 95 % intervals of (?P<count>\d+) "
     r"differences: (?P<least>[\d.]+) to (?P<most>[\d.]+) points, median (?P<median>[\d.]+). Standard error from the "
     r"images (?P<images>[\d.]+) points, from the training runs (?P<runs>[\w. ]+?) \(medians\). "
     r"A true difference of (?P<found>[\d.]+) points"
@@ -646,7 +646,7 @@ def test_the_note_on_power_names_seeds_images_and_both_errors(luck: float) -> No
 
 def test_one_seed_says_nothing_of_runs() -> None:
     told = claims.power_note(shaken(1, 0.0), ("frozen", "pgd-at"))
-    assert told.startswith("1 seed(s)")
+    assert told.startswith("1 seed, n = ")
     assert "nan" not in told
 
 
@@ -743,7 +743,7 @@ def test_every_claim_can_be_asked_of_a_profile_that_compares_little(claim: Claim
 def test_verdicts_of_all_profiles_stand_side_by_side() -> None:
     frame = claims.side_by_side(["digits", "svhn"])
     assert list(frame.index) == [claim.id for claim in CLAIMS]
-    assert list(frame.columns) == ["says", "digits (digits, 3 seeds)", "svhn (no records, 0 seeds)"]
+    assert list(frame.columns) == ["says", "source", "digits (digits, 3 seeds)", "svhn (no records, 0 seeds)"]
     assert set(frame["svhn (no records, 0 seeds)"]) == {NOT_RUN}
     expected = claims.verdicts(tables.published_studies(Study("digits", local=False)))
     assert list(frame["digits (digits, 3 seeds)"]) == [v.verdict for v in expected]

@@ -107,7 +107,7 @@ def tint(colour: Colour, white: float) -> Colour:
 
 def percent_axis(axis: Axis) -> None:
     """Fractions shown as such as ``40 %``."""
-    axis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axis.set_major_formatter(lambda value, _: f"{round(100 * value, 3) + 0:g} %")  # no -0, no 1e-15
 
 
 def heading(figure: Figure, text: str) -> None:

@@ -276,11 +276,11 @@ def differences(studies: Sequence[Study], systems: Systems, against: str, shown:
 
 
 def worst_differences(
-    studies: Sequence[Study], systems: Systems, against: str, columns_of: Sequence[str] = (WORST, BASIC)
+    studies: Sequence[Study], systems: Systems, against: str, attacks: Sequence[str] = (WORST, BASIC)
 ) -> pd.DataFrame:
-    """``against`` minus every other system: in the worst case, and in that of the basic attacks on all images."""
+    """``against`` minus every other system, a column per attack: by default both worst cases, of all and of basic."""
     columns = {}
-    for shown in columns_of:
+    for shown in attacks:
         frame = differences(studies, systems, against, shown)
         columns[f"{shown}, n = {frame['n'].iloc[0]}"] = with_points(frame)["points"]
     return pd.DataFrame(columns)

@@ -93,7 +93,7 @@ def audit(options: argparse.Namespace) -> None:
     from paperlib.evaluation import Report
     from paperlib.evaluation import audit as ask
     from paperlib.files import write_json
-    from paperlib.stress import benign_of, effort_of
+    from paperlib.stages import benign_of, effort_of
     from paperlib.study import Study, load_system
     from paperlib.training.recipes import recipe_for
 

@@ -23,8 +23,8 @@ ROOMS = (
     "attacks",
     "training",
     "evaluation",
-    "stages.py",
-    "stress.py",
+    "stage.py",
+    "stages",
 )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.data import Dataset
-from paperlib.profiles import Profile
+from paperlib.profiles import budget_text
 from paperlib.progress import Say
 from paperlib.store import Artefact
-from paperlib.training.recipes import Recipe, recipes
+from paperlib.training.build import Architecture, System
 
 Json = dict[str, Any]
 
 
 class Context(Protocol):
-    """What a computation may ask for."""
+    """What a computation may ask for beside its own configuration. There is no profile among it, on purpose."""
 
-    profile: Profile
     seed: int
     device: torch.device
     say: Say
@@ -30,7 +31,11 @@ class Context(Protocol):
     @property
     def data(self) -> Dataset: ...
 
-    def model(self, system: str) -> nn.Module: ...
+    def build(self, architecture: Architecture) -> nn.Module: ...
+
+    def weights(self, stage: str) -> dict[str, Tensor]: ...
+
+    def model(self, system: System) -> nn.Module: ...
 
     def checkpoint(self, stage: str) -> Path: ...
 
@@ -48,19 +53,29 @@ class Result:
 
 @dataclass(frozen=True)
 class Stage:
-    """A named computation."""
+    """A named computation.
+
+    Its result follows from its fields, the results of its inputs, the data and the seed, and from nothing else:
+    ``compute`` is a plain function of a context and ``config``, and a context knows no profile. So the key, a hash of
+    all of these, can miss nothing.
+    """
 
     name: str
-    version: int
-    config: Json  # all that decides the result, beside data, seed and inputs
+    version: int  # of its code: raise it when a change of code changes numbers
+    config: Any  # a frozen dataclass
     inputs: tuple[str, ...]  # stages whose weights or records it needs
-    compute: Callable[[Context], Result]
+    compute: Callable[[Context, Any], Result]
+    threads: int = 0  # CPU threads it computes with, 0 for torch's choice; with others, sums round differently
     cost: float = 0.0  # expected network passes, to start long stages first
 
 
-def weights_of(recipe: Recipe, profile: Profile) -> tuple[str, ...]:
-    """The training stages whose weights make up a system."""
-    if recipe.weights_of:
-        return weights_of(recipes(profile)[recipe.weights_of], profile)
-    systems = (recipe.system,) if recipe.kept else recipe.starts_from
-    return tuple(f"train:{system}" for system in systems)
+def as_json(value: Any) -> Any:
+    """A configuration as plain values. Dataclasses carry the name of their class, so that two never look alike."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, Fraction):
+        return budget_text(value)
+    if isinstance(value, tuple):
+        return [as_json(item) for item in value]
+    return value

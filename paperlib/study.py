@@ -5,23 +5,20 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import functools
-import multiprocessing
 import os
-import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from paperlib.data import Dataset, load_dataset
 from paperlib.errors import DataError, MissingError, PaperlibError
 from paperlib.evaluation import AttackSpec
+from paperlib.executors import Progress, run_in_turn, run_side_by_side
 from paperlib.files import read_tensors
 from paperlib.memory import keep_memory
 from paperlib.paths import published_dir, store_dir
@@ -30,10 +27,11 @@ from paperlib.profiles import Profile, load_profile, parse_profile, to_table
 from paperlib.progress import Say, say
 from paperlib.provenance import provenance, source_digest
 from paperlib.published import Published, write_published
-from paperlib.stage import Stage
+from paperlib.stage import Stage, as_json
 from paperlib.stages import PUBLISHED_WEIGHTS, evaluation, stages
 from paperlib.store import Artefact, Store, artefact_key
-from paperlib.training.recipes import build_network, load_experts, recipe_for
+from paperlib.training.build import Architecture, DataFacts, System, build_network, load_experts, system_of
+from paperlib.training.recipes import recipe_for
 
 Json = dict[str, Any]
 
@@ -44,9 +42,11 @@ class Study:
     Args:
         profile: a profile or its name.
         seed: decides initial weights, batches, strikes and random starts; the split of the data does not depend on it.
-        replay: read published records where this machine has not computed its own. False never reads them.
+        replay: read published records where this machine has not computed its own. False never reads anything
+            published.
         local: use, and add to, what this machine has computed. False, or ``PAPERLIB_LOCAL=no``, leaves only published
-            records.
+            records and weights.
+        seeds: without replay, the runs that tables over seeds show; by default this seed alone.
         workers: processes that compute side by side; by default as many as the cores allow, one on an accelerator.
     """
 
@@ -57,16 +57,19 @@ class Study:
         *,
         replay: bool = True,
         local: bool = True,
+        seeds: Sequence[int] = (),
         workers: int | None = None,
         say: Say = say,
     ) -> None:
         self.profile = profile if isinstance(profile, Profile) else load_profile(profile)
         self.called = profile if isinstance(profile, str) else self.profile.name  # what a command line would name it
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise PaperlibError(f"seed={seed!r}: expected a whole number, 0 or more")
+        for value in (seed, *seeds):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise PaperlibError(f"seed={value!r}: expected a whole number, 0 or more")
         if not isinstance(replay, bool):
             raise PaperlibError(f"replay={replay!r}: expected True or False")
         self.seed = seed
+        self.seeds = tuple(dict.fromkeys(seeds)) or (seed,)
         self.replay = replay
         self.local = local and os.environ.get("PAPERLIB_LOCAL") != "no"
         self.say = say
@@ -107,34 +110,57 @@ class Study:
         names: list[str] = self.record("data")["classes"]
         return names
 
-    def build(self, system: str) -> nn.Module:
-        """The untrained network of a system."""
-        facts = self.published.index.get("data") if self.replay else None
-        if facts is None:
-            data = self.data
-            facts = {"classes": data.classes, "shape": data.shape, "mean": data.mean, "std": data.std}
-        recipe = recipe_for(system, self.profile)
-        mean, std = tuple(facts["mean"]), tuple(facts["std"])
-        return build_network(recipe, self.profile, len(facts["classes"]), facts["shape"][-1], mean, std)
+    @functools.cached_property
+    def facts(self) -> DataFacts:
+        """What networks must know of the data; in replay the published facts, so that no images are needed."""
+        found = self.published.index.get("data") if self.replay else None
+        if found is None:
+            return DataFacts.of(self.data)
+        return DataFacts(len(found["classes"]), tuple(found["shape"]), tuple(found["mean"]), tuple(found["std"]))
 
-    def model(self, system: str) -> nn.Module:
+    def build(self, architecture: Architecture) -> nn.Module:
+        """An untrained network, drawn from torch's global generator."""
+        return build_network(architecture, self.facts, self.profile.study.extension)
+
+    def system(self, name: str) -> System:
+        """Raises MissingError for a system that the profile does not have."""
+        return system_of(recipe_for(name, self.profile), self.profile)
+
+    def weights(self, stage: str) -> dict[str, Tensor]:
+        """The weights that a training stage computed here. Raises MissingError if there are none."""
+        found = self._read(self.stage(stage))
+        if found is None or found.weights is None:
+            raise MissingError(
+                f"{stage.removeprefix('train:')}: no weights here for profile {self.profile.name}, seed {self.seed}; "
+                f"make them with: python -m paperlib run --profile {self.called} --seeds {self.seed} --stage {stage}"
+            )
+        return read_tensors(found.weights)[0]
+
+    def model(self, system: System | str) -> nn.Module:
         """A trained system in evaluation mode, from weights computed here. Raises MissingError if there are none."""
-        recipe = recipe_for(system, self.profile)
-        model = self.build(system)
-        if recipe.weights_of:
-            model.load_state_dict(self.model(recipe.weights_of).state_dict())
-        elif not recipe.kept:
-            load_experts(model, [self.model(name) for name in recipe.starts_from])
+        return self._assembled(self.system(system) if isinstance(system, str) else system, self.weights)
+
+    def load(self, system: str) -> nn.Module:
+        """As `model`; in replay, published half-precision weights are taken where there are none from here."""
+        return self._assembled(self.system(system), self._weights_or_published)
+
+    def _assembled(self, system: System, weights: Callable[[str], dict[str, Tensor]]) -> nn.Module:
+        states = [weights(stage) for stage in system.weights]
+        model = self.build(system.architecture)
+        if system.per_expert:
+            load_experts(model, states)
         else:
-            found = self._read(self.stage(f"train:{system}"))
-            if found is None or found.weights is None:
-                raise MissingError(
-                    f"{system}: no weights here for profile {self.profile.name}, seed {self.seed}; "
-                    f"make them with: python -m paperlib run --profile {self.called} --seeds {self.seed} "
-                    f"--stage train:{system}"
-                )
-            model.load_state_dict(read_tensors(found.weights)[0])
+            model.load_state_dict(states[0])
         return model.to(self.device).eval()
+
+    def _weights_or_published(self, stage: str) -> dict[str, Tensor]:
+        try:
+            return self.weights(stage)
+        except MissingError:
+            published = self.published.weights(stage.removeprefix("train:"), self.seed) if self.replay else None
+            if published is None or self.find(stage) is None:  # none, or of another configuration
+                raise
+        return {name: value.float() if value.is_floating_point() else value for name, value in published.items()}
 
     def checkpoint(self, stage: str) -> Path:
         """Where an unfinished training run keeps its state."""
@@ -157,7 +183,8 @@ class Study:
             {
                 "stage": stage.name,
                 "version": stage.version,
-                "config": stage.config,
+                "config": as_json(stage.config),
+                "threads": stage.threads,
                 "seed": self.seed,
                 "data": self.fingerprint,
                 "inputs": [self.key(self.stage(name)) for name in stage.inputs],
@@ -192,7 +219,7 @@ class Study:
         stage = evaluation(recipe_for(system, self.profile), spec, self.profile)
         if self.stages.get(stage.name, stage).config != stage.config:
             # A name leaves out the step size and the start; with others than usual, the hash of all settings joins it.
-            stage = dataclasses.replace(stage, name=f"{stage.name}:{artefact_key(stage.config)[:8]}")
+            stage = dataclasses.replace(stage, name=f"{stage.name}:{artefact_key(as_json(stage.config))[:8]}")
         self.stages.setdefault(stage.name, stage)
         if self.find(stage.name) is None:
             self.compute(stage.inputs, weights=True)  # side by side; workers do not know a stage that was added here
@@ -229,12 +256,13 @@ class Study:
         started = time.monotonic()
         workers = min(self.workers, len(todo))
         self.say(f"computing {len(todo)} stages of {self.profile.name}, seed {self.seed}, in {workers} process(es)")
+        needs = {name: self.stage(name).inputs for name in todo}
+        progress = Progress(needs, {name: self.stage(name).cost for name in todo}, self.say)
         if workers == 1:
-            for done, name in enumerate(todo, start=1):
-                self._compute(name)
-                self.say(f"[{done}/{len(todo)}] {name}")
+            run_in_turn(progress, self._compute)
         else:
-            self._compute_side_by_side(todo, workers)
+            settings = (to_table(self.profile), self.seed, self.replay)
+            run_side_by_side(progress, workers, _work, _start_worker, settings)
         self.say(f"computed {len(todo)} stages in {time.monotonic() - started:.0f} s")
 
     def matching(self, *patterns: str) -> list[str]:
@@ -249,18 +277,43 @@ class Study:
             chosen += [name for name in found if name not in chosen]
         return chosen
 
+    @functools.cached_property
+    def runs(self) -> list[Study]:
+        """The runs that tables over seeds show: in replay every published one, else those of ``seeds``.
+
+        Published ones come from published records alone. Where none of this configuration are published, this study
+        is the only run.
+        """
+        if not self.replay:
+            return [self if seed == self.seed else self._sibling(seed) for seed in self.seeds]
+        published = [Study(self.profile, seed, local=False, say=self.say) for seed in self.published.seeds]
+        trained = [name for name in self.stages if name.startswith("train:")]
+        return [run for run in published if not run.missing(trained)] or [self]
+
+    def _sibling(self, seed: int) -> Study:
+        return Study(self.profile, seed, replay=False, local=self.local, workers=self.workers, say=self.say)
+
     def prepare(self, *patterns: str) -> None:
         """What a notebook does first: find or compute its records, and say which it was."""
         names = self.matching(*patterns)
-        self.compute(names)
-        there = [found for name in names if (found := self.find(name))]
-        sources = Counter(found.source for found in there)
-        told = ", ".join(f"{count} {source}" for source, count in sorted(sources.items()))
-        self.say(f"{len(names)} records of profile {self.profile.name}, seed {self.seed}: {told}")
-        own = [found.record["provenance"]["source"] for found in there if found.source == "computed"]
-        if others := sum(digest != source_digest() for digest in own):
+        for run in [self] if self.replay else self.runs:
+            run.compute(names)
+        found = [artefact for name in names if (artefact := self.find(name))]
+        counts = Counter(artefact.source for artefact in found)
+        sources = ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
+        self.say(f"{len(names)} records of profile {self.profile.name}, seed {self.seed}: {sources}")
+        for source in counts:
+            self._say_other_code(source, [artefact for artefact in found if artefact.source == source])
+
+    def _say_other_code(self, source: str, found: Sequence[Artefact]) -> None:
+        """Say which records were computed by other code than this; equal stage versions say that it does not matter."""
+        others = [a.record["provenance"] for a in found if a.record["provenance"]["source"] != source_digest()]
+        if others:
+            commits = ", ".join(sorted({facts["commit"] for facts in others}))
+            again = "; --fresh computes them again" if source == "computed" else ""
             self.say(
-                f"note: {others} of them were computed by another version of the code; --fresh computes them again"
+                f"note: {len(others)} {source} records were made by other code (commit {commits}), whose results the "
+                f"tests compare with those of this code{again}"
             )
 
     def forget(self, names: Sequence[str] | None = None) -> int:
@@ -294,9 +347,11 @@ class Study:
                 return
             keep_memory()
             started = time.monotonic()
-            threads = self.profile.run.threads if self.device.type == "cpu" else 0
-            with cpu_threads(threads), tensor_float32(False):  # training may allow it for itself
-                result = stage.compute(self)
+            with (
+                cpu_threads(stage.threads if self.device.type == "cpu" else 0),
+                tensor_float32(False),
+            ):  # training may allow it for itself
+                result = stage.compute(self, stage.config)
                 facts = provenance(self.device, torch.get_num_threads())
             facts |= {
                 "stage": name,
@@ -307,43 +362,9 @@ class Study:
                 "inputs": {needed: self.key(self.stage(needed)) for needed in stage.inputs},
                 "seconds": round(time.monotonic() - started, 3),
             }
-            record = {"result": dict(result.record), "config": stage.config, "provenance": facts}
+            record = {"result": dict(result.record), "config": as_json(stage.config), "provenance": facts}
             self.store.write(name, key, record, result.arrays, result.weights)
             self.checkpoint(name).unlink(missing_ok=True)
-
-    def _compute_side_by_side(self, todo: list[str], workers: int) -> None:
-        context = multiprocessing.get_context("spawn")  # fork is not safe once torch has started threads
-        lines = context.Queue()
-        relay = threading.Thread(target=_relay, args=(lines, self.say), daemon=True)
-        relay.start()
-        settings = (to_table(self.profile), self.seed, self.replay, lines)
-        waiting, running = list(todo), dict[Future[None], str]()
-        ready_first = {name: -self.stage(name).cost for name in todo}
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=settings)
-        try:
-            while waiting or running:
-                unfinished = {*waiting, *running.values()}
-                ready = [n for n in waiting if not unfinished.intersection(self.stage(n).inputs)]
-                for name in sorted(ready, key=lambda n: ready_first[n])[: workers - len(running)]:
-                    waiting.remove(name)
-                    running[pool.submit(_work, name)] = name
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    future.result()
-                    name = running.pop(future)
-                    self.say(f"[{len(todo) - len(waiting) - len(running)}/{len(todo)}] {name}")
-        except BrokenProcessPool as error:
-            names = ", ".join(running.values())
-            raise PaperlibError(
-                f"a worker process died while computing {names}; out of memory? Run again to go on"
-            ) from error
-        finally:
-            for process in list((pool._processes or {}).values()) if running else ():
-                process.terminate()  # after an error, do not wait for minutes of work nobody will read
-            pool.shutdown(cancel_futures=True)
-            lines.put(None)
-            relay.join(timeout=5)
-            lines.cancel_join_thread()  # a worker ended in the middle of a line may hold the queue's lock for ever
 
 
 def load_system(system: str, profile: Profile | str, seed: int = 0) -> nn.Module:
@@ -354,18 +375,7 @@ def load_system(system: str, profile: Profile | str, seed: int = 0) -> nn.Module
     Raises:
         MissingError: an unknown system, or one whose weights are not there; the message says which command makes them.
     """
-    study = Study(profile, seed)
-    try:
-        return study.model(system)
-    except MissingError:
-        tensors = study.published.weights(system, seed)
-        if tensors is None or study.find(f"train:{system}") is None:  # none, or of another configuration
-            raise
-        model = study.build(system)
-        model.load_state_dict(
-            {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-        )
-        return model.to(study.device).eval()
+    return Study(profile, seed).load(system)
 
 
 def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say) -> Path:
@@ -424,25 +434,11 @@ def _default_workers(device: torch.device, threads: int) -> int:
 _worker: Study | None = None
 
 
-def _start_worker(profile: Json, seed: int, replay: bool, lines: Any) -> None:
+def _start_worker(profile: Json, seed: int, replay: bool, say: Say) -> None:
     global _worker
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-    _worker = Study(parse_profile(profile), seed, replay=replay, workers=1, say=lines.put)
-
-
-def _leave_with_parent() -> None:
-    """End this worker when the process that started it is gone: a restarted kernel must leave nobody behind."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    _worker = Study(parse_profile(profile), seed, replay=replay, workers=1, say=say)
 
 
 def _work(name: str) -> None:
     assert _worker is not None
     _worker._compute(name)
-
-
-def _relay(lines: Any, say: Say) -> None:
-    while (line := lines.get()) is not None:
-        say(line)

@@ -33,7 +33,7 @@ from paperlib.evaluation.robustness import autoattack_spec
 from paperlib.models import Evidence, Gate, Mixture, UniformGate
 from paperlib.profiles import budget_text
 from paperlib.progress import meter, silent
-from paperlib.stress import PLANTED
+from paperlib.stages.audit import PLANTED
 
 EPS = Fraction(3, 20)
 TINY = Effort(steps=5, restarts=1, draws=5, iterations=2, queries=5)

@@ -36,8 +36,7 @@ from paperlib.report.claims import (
     Verdict,
     decide,
 )
-from paperlib.stages import stages
-from paperlib.stress import facing
+from paperlib.stages import facing, stages
 from paperlib.training.recipes import COMPARED, EXPERTS, recipes
 
 DIGITS = load_profile("digits")

@@ -12,8 +12,7 @@ from toys import micro_table, toml_text
 from paperlib import Profile, Study, load_dataset, load_profile
 from paperlib.errors import DataError, ProfileError
 from paperlib.profiles import to_table
-from paperlib.stages import stages
-from paperlib.stress import facing
+from paperlib.stages import facing, stages
 from paperlib.study import told_of
 from paperlib.training.recipes import recipes
 

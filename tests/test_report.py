@@ -23,8 +23,7 @@ from paperlib.files import read_json
 from paperlib.paths import ROOT, figures_dir, published_dir
 from paperlib.report import figures, stress, stress_figures, style, tables
 from paperlib.report.stress_figures import LAYERS
-from paperlib.stages import ROUTED
-from paperlib.stress import facing
+from paperlib.stages import ROUTED, facing
 from paperlib.training.recipes import EXPERTS
 
 

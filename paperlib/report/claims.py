@@ -16,7 +16,7 @@ from paperlib.profiles import profile_names
 from paperlib.published import INDEX
 from paperlib.report import tables
 from paperlib.report.outcomes import BASIC, BEST, WORST
-from paperlib.stress import facing
+from paperlib.stages import facing
 from paperlib.study import Study
 from paperlib.training.recipes import BACKBONES, EXPERTS, STRONGEST
 

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from paperlib.errors import MissingError
 from paperlib.evaluation import AttackSpec, battery
-from paperlib.stages import attacks_on
-from paperlib.stress import BEST as BEST_STRESSED
-from paperlib.stress import autoattack_of, best_expert, facing
+from paperlib.stages import BEST as BEST_STRESSED
+from paperlib.stages import attacks_on, autoattack_of, best_expert, facing
 from paperlib.study import Study
 from paperlib.training.recipes import COMPARED, EXPERTS, Recipe, recipes
 

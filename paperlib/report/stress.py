@@ -15,7 +15,7 @@ from paperlib.evaluation.checklist import PITFALLS
 from paperlib.evaluation.pitfalls import FIRES, NOTED, PASSES
 from paperlib.report.outcomes import WORST, autoattacked, called, column_of, named, outcomes, stressed
 from paperlib.report.tables import percent, points, share
-from paperlib.stress import CONTROLS, audited
+from paperlib.stages import CONTROLS, audited
 from paperlib.study import Study
 
 # Attacks by kind, in the order in which a doubting reader tries them.

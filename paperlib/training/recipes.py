@@ -7,13 +7,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import nn
-
-from paperlib.data import Dataset
 from paperlib.errors import MissingError, ProfileError
 from paperlib.extension import load_extension
-from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, backbone
 from paperlib.profiles import Profile, TrainConfig, hint
 from paperlib.training.losses import Collaboration, CrossEntropy, Routing, Trades
 from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, Threat
@@ -428,59 +423,3 @@ def recipe_for(system: str, profile: Profile) -> Recipe:
     if system not in known:
         raise MissingError(f"unknown system {system!r}; known: {', '.join(known)}")
     return known[system]
-
-
-def build(recipe: Recipe, profile: Profile, data: Dataset) -> nn.Module:
-    """The untrained network of a recipe, drawn from torch's global generator."""
-    return build_network(recipe, profile, len(data.classes), data.shape[-1], data.mean, data.std)
-
-
-def build_network(
-    recipe: Recipe, profile: Profile, classes: int, side: int, mean: tuple[float, ...], std: tuple[float, ...]
-) -> nn.Module:
-    """As `build`, from the facts of the data a network needs; ``side`` is that of its images, in pixels."""
-    network, size = recipe.network, profile.model
-    width = max(1, round(size.width * network.width))
-    blocks = (size.gate_blocks,) * 3
-
-    def member(outputs: int) -> nn.Module:
-        if network.member == "small":
-            return ResNet(outputs, size.gate_width, blocks, mean, std)
-        return backbone(network.member, outputs, width, side, mean, std)
-
-    if network.kind == "single":
-        return member(classes)
-    if network.kind == "own":
-        extension = load_extension(profile.study.extension)
-        built = extension.call(extension.networks[network.member], classes, (len(mean), side, side), mean, std)
-        if not isinstance(built, nn.Module):
-            raise ProfileError(f"{network.member}: expected a torch.nn.Module, got {built!r}")
-        return built
-    if network.kind == "soe":
-        return SoE(member(classes + 1) for _ in range(network.experts))
-    if network.kind == "advmoe":
-        return ADVMoE(classes, network.experts, width, size.gate_width, size.gate_blocks, mean, std)
-    gate: nn.Module = UniformGate(network.experts)
-    if network.gate == "learned":
-        gate_width = round(size.gate_width * network.gate_width)
-        gate = Gate(network.experts, gate_width, size.gate_blocks, mean, std)
-    elif network.gate == "resnet18":
-        gate = backbone("resnet18", network.experts, width, side, mean, std)
-    experts = [member(classes) for _ in range(network.experts)]
-    return Mixture(experts, gate, network.mixing or size.mixing, top1=network.top1)
-
-
-def load_experts(model: nn.Module, trained: Sequence[nn.Module]) -> None:
-    """Give the experts of a mixture or of SoE the weights of trained networks, in order; none leaves them as drawn.
-
-    SoE's sub-models have one output more, their confidence: it starts at zero, undecided.
-    """
-    if not trained:
-        return
-    for own, expert in zip(model.get_submodule("experts").children(), trained, strict=True):
-        found = expert.state_dict()
-        for name, wanted in own.state_dict().items():
-            if found[name].shape != wanted.shape:
-                padding = wanted.new_zeros(len(wanted) - len(found[name]), *wanted.shape[1:])
-                found[name] = torch.cat([found[name].to(wanted.device), padding])
-        own.load_state_dict(found)

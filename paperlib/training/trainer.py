@@ -53,6 +53,14 @@ class Turn:
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """Padding of the random crop in pixels, 0 for none; and whether images are mirrored at random."""
+
+    crop: int
+    flip: bool
+
+
+@dataclass(frozen=True)
 class Validation:
     """The attack on the validation split that picks the checkpoint; budgets in pixels of [0, 1]."""
 
@@ -98,7 +106,7 @@ def train(
     data: Dataset,
     *,
     config: TrainConfig,
-    augmentation: DataConfig,
+    augmentation: Augmentation | DataConfig,
     turns: Sequence[Turn],
     validation: Validation,
     seed: int,
@@ -117,7 +125,7 @@ def train(
 
     Args:
         config: epochs, batch size, optimiser and schedule.
-        augmentation: the profile's data section; only its crop and flip are used.
+        augmentation: random crop and mirroring; of a profile's data section only these two are used.
         turns: the updates of each batch, each with an optimiser of its own; modules a turn does not teach stay in
             evaluation mode while it learns.
         checkpoint: file the state is kept in after each epoch. A run that finds it goes on from there, and ends with

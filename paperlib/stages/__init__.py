@@ -1,0 +1,59 @@
+"""The graph of computations: every training run and every measurement of the series as a named stage.
+
+A stage says what it depends on (configuration, inputs, version of its code) and how it is computed; `paperlib.study`
+finds its result or computes it. Raise a stage's ``version`` when a change of code changes its numbers; the tests
+notice such a change.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from paperlib.profiles import Profile
+from paperlib.stage import Stage
+from paperlib.stages.audit import CONTROLS, audit_stages, audited, effort_of
+from paperlib.stages.data import data_facts
+from paperlib.stages.evaluate import attacks_on, evaluation, evaluations, traces
+from paperlib.stages.gate import gallery, gate, gate_attacks
+from paperlib.stages.nan_router import nan_router
+from paperlib.stages.stress import BEST, autoattack_of, benign_of, best_expert, facing, stress_stages, stressed
+from paperlib.stages.train import training
+from paperlib.training.recipes import recipes
+
+__all__ = [
+    "BEST",
+    "CONTROLS",
+    "PUBLISHED_WEIGHTS",
+    "ROUTED",
+    "attacks_on",
+    "audited",
+    "autoattack_of",
+    "benign_of",
+    "best_expert",
+    "effort_of",
+    "evaluation",
+    "facing",
+    "stages",
+    "stressed",
+]
+
+GATED = ("frozen", "dwf")  # their gates are recorded over all eps, those of the next at the headline eps alone
+ROUTED = ("soe", "soe-own", "soe-moe", "advmoe", "advmoe-own", "more", "more-own")
+TRACED = ("plain", "pgd-at", "dwf")
+SHOWN = ("plain", "dwf")
+PUBLISHED_WEIGHTS = ("dwf",)
+
+
+def stages(profile: Profile) -> dict[str, Stage]:
+    """Every stage of the series at the scale of ``profile``, by name; inputs stand before what needs them."""
+    known = recipes(profile)
+    listed = [data_facts()]
+    listed += [training(recipe, profile) for recipe in known.values() if recipe.kept]
+    listed += [stage for recipe in known.values() for stage in evaluations(recipe, profile)]
+    listed += traces([known[system] for system in TRACED], profile)
+    listed += [gate(known[system], profile, gate_attacks(profile)) for system in GATED]
+    at_headline = [("clean", Fraction(0)), ("pgd", profile.evaluation.eps)]
+    listed += [gate(known[system], profile, at_headline) for system in ROUTED if system in known]
+    listed += [gallery(known[system], profile) for system in SHOWN]
+    listed += [nan_router(profile), *stress_stages(profile), *audit_stages(profile)]
+    return {stage.name: stage for stage in listed}

@@ -1,0 +1,173 @@
+"""Stages of the audit: of the systems whose accuracy is printed, and of networks with planted faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+
+from paperlib.data import Split
+from paperlib.evaluation import CLEAN, Effort, audit, fgsm_spec, headline
+from paperlib.evaluation.controls import Control, Ground, controls
+from paperlib.profiles import Profile, budget_text
+from paperlib.stage import Context, Json, Result, Stage
+from paperlib.stages.stress import benign_of
+from paperlib.training.build import System, system_of
+from paperlib.training.recipes import Recipe, recipes
+from paperlib.training.trainer import hash_seed
+
+AUDITED = ("plain", "pgd-at", "dwf", "soe", "advmoe")
+CONTROLS = "audit:controls"
+# Planted faults show at once; only the two honest networks of the controls need the whole effort.
+PLANTED = Effort(steps=50, restarts=2, draws=100, queries=200, autoattack=False)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The records of a system's attacks, so that its audit need not run them again."""
+
+    evaluations: tuple[str, ...]  # stages
+    stress: str  # stage
+    autoattack: str  # stage
+
+    @classmethod
+    def of(cls, system: str, profile: Profile) -> Outcomes:
+        main = headline(profile.evaluation)
+        specs = (CLEAN, fgsm_spec(main.eps), main)
+        evaluations = tuple(f"evaluate:{system}:{spec.name}" for spec in specs)
+        return cls(evaluations, f"stress:{system}", f"autoattack:{system}")
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return (*self.evaluations, self.stress, self.autoattack)
+
+
+@dataclass(frozen=True)
+class AuditConfiguration:
+    """The audit of a system's PGD accuracy: the number a paper would print."""
+
+    system: System
+    benign: int | None  # which expert was pre-trained on clean images alone
+    outcomes: Outcomes
+    eps: Fraction
+    images: int
+    effort: Effort
+
+
+@dataclass(frozen=True)
+class ControlsConfiguration:
+    """The audit of planted faults with little effort, and of two honest networks with all of it."""
+
+    undefended: System
+    defended: System
+    outcomes: tuple[Outcomes, Outcomes]  # of the two, in this order
+    eps: Fraction
+    images: int
+    planted: Effort
+    honest: Effort
+
+
+def audit_stages(profile: Profile) -> list[Stage]:
+    """``audit:SYSTEM`` and ``audit:controls``."""
+    known = recipes(profile)
+    return [*(_audit_stage(known[name], profile) for name in audited(profile)), _controls_stage(known, profile)]
+
+
+def audited(profile: Profile) -> list[str]:
+    """The systems whose printed number is audited."""
+    return [name for name in AUDITED if name in recipes(profile)]
+
+
+def effort_of(profile: Profile) -> Effort:
+    """How hard the profile's audits try."""
+    config = profile.stress
+    return Effort(profile.evaluation.steps, config.restarts, config.draws, config.iterations, config.queries)
+
+
+def _audit_stage(recipe: Recipe, profile: Profile) -> Stage:
+    system, outcomes = system_of(recipe, profile), Outcomes.of(recipe.system, profile)
+    images, eps = profile.stress.images, profile.evaluation.eps
+    config = AuditConfiguration(system, benign_of(recipe), outcomes, eps, images, effort_of(profile))
+    cost = images * profile.evaluation.steps * 20 * recipe.network.experts
+    inputs = (*system.weights, *outcomes.stages)
+    return Stage(f"audit:{recipe.system}", 2, config, inputs, _audit, profile.run.threads, cost)
+
+
+def _audit(context: Context, config: AuditConfiguration) -> Result:
+    split = context.data.test.first(config.images).to(context.device)
+    report = audit(
+        context.model(config.system),
+        split.images,
+        split.labels,
+        config.eps,
+        selected_on=context.data.validation.images,
+        benign=config.benign,
+        effort=config.effort,
+        seed=hash_seed(context.seed, "audit"),
+        label=config.system.name,
+        say=context.say,
+        **_known(context, config.outcomes, config.images),
+    )
+    return Result(report.json())
+
+
+def _known(context: Context, outcomes: Outcomes, images: int) -> dict[str, Any]:
+    """What the records say of the first images, as arguments of `audit`."""
+    known = {stage.split(":", 2)[2]: context.get(stage).arrays["correct"][:images] for stage in outcomes.evaluations}
+    auto = context.get(outcomes.autoattack)
+    known |= {**context.get(outcomes.stress).arrays, auto.record["result"]["name"]: auto.arrays["correct"]}
+    return {"known": known, "won_by": auto.arrays["first_success"]}
+
+
+def _controls_stage(known: dict[str, Recipe], profile: Profile) -> Stage:
+    images, full = profile.stress.images, effort_of(profile)
+    short = replace(PLANTED, steps=full.steps, draws=min(PLANTED.draws, full.draws))
+    short = replace(short, queries=min(PLANTED.queries, full.queries))
+    config = ControlsConfiguration(
+        undefended=system_of(known["plain"], profile),
+        defended=system_of(known["pgd-at"], profile),
+        outcomes=(Outcomes.of("plain", profile), Outcomes.of("pgd-at", profile)),
+        eps=profile.evaluation.eps,
+        images=images,
+        planted=short,
+        honest=full,
+    )
+    outcomes = [stage for found in config.outcomes for stage in found.stages]
+    inputs = (*config.undefended.weights, *config.defended.weights, *outcomes)
+    cost = images * profile.evaluation.steps * 200
+    return Stage(CONTROLS, 2, config, inputs, _controls, profile.run.threads, cost)
+
+
+def _controls(context: Context, config: ControlsConfiguration) -> Result:
+    data = context.data.to(context.device)
+    test = data.test.first(config.images)
+    networks = context.model(config.undefended), context.model(config.defended)
+    ground = Ground(*networks, data.train, data.validation, test, float(config.eps))
+    honest = dict(zip(("undefended", "defended"), config.outcomes, strict=True))
+    rows = []
+    for control in controls(ground):
+        how: dict[str, Any] = {"effort": config.planted}
+        if control.name in honest:
+            outcomes = honest[control.name]
+            # What an honest author would claim: what AutoAttack leaves.
+            claimed: float = context.get(outcomes.autoattack).record["result"]["accuracy"]
+            how = {"effort": config.honest, "claimed": claimed, **_known(context, outcomes, config.images)}
+        rows.append(_audit_control(context, control, test, how))
+    return Result({"n": config.images, "eps": budget_text(config.eps), "rows": rows})
+
+
+def _audit_control(context: Context, control: Control, test: Split, how: dict[str, Any]) -> Json:
+    seed = hash_seed(context.seed, "audit")
+    with torch.random.fork_rng():  # one control draws noise at test time
+        torch.manual_seed(seed % 2**31)
+        report = audit(
+            images=test.images,
+            labels=test.labels,
+            **{**control.arguments, **how},
+            seed=seed,
+            label=control.name,
+            say=context.say,
+        )
+    return {"control": control.name, "what": control.what, "expected": control.expected, "report": report.json()}

@@ -1,0 +1,118 @@
+"""Evaluation stages: one system under one attack, and the course of an attack by iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks import cross_entropy, pgd
+from paperlib.evaluation import AttackSpec, battery, evaluate, headline, sweep, through_choices
+from paperlib.profiles import Profile
+from paperlib.stage import Context, Result, Stage
+from paperlib.training.build import System, system_of
+from paperlib.training.recipes import COMPARED, Recipe
+from paperlib.training.trainer import hash_seed
+
+TRACED_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class EvaluationConfiguration:
+    """One system under one attack on the first images of the test split."""
+
+    system: System
+    attack: AttackSpec
+    images: int
+    batch_size: int  # images attacked at once; memory may allow fewer
+
+
+@dataclass(frozen=True)
+class TraceConfiguration:
+    """Loss and accuracy at every iterate of one attack on the first images of the test split."""
+
+    system: System
+    attack: AttackSpec
+    images: int
+
+
+def attacks_on(recipe: Recipe, profile: Profile) -> list[AttackSpec]:
+    """The attacks of the main table a system faces; one that picks an expert by argmax also faces its soft stand-in."""
+    if recipe.family == "member":
+        return []
+    specs = battery(profile.evaluation)
+    return [*specs, *through_choices(profile.evaluation)] if recipe.chooses else specs
+
+
+def evaluations(recipe: Recipe, profile: Profile) -> list[Stage]:
+    """Every attack of the main table on one system, and of the sweeps for those followed over eps."""
+    specs = attacks_on(recipe, profile)
+    if recipe.system in COMPARED:
+        specs += [spec for spec in sweep(profile.evaluation) if spec not in specs]
+    return [evaluation(recipe, spec, profile) for spec in specs]
+
+
+def evaluation(recipe: Recipe, spec: AttackSpec, profile: Profile) -> Stage:
+    """One system under one attack: ``evaluate:dwf:pgd-50@8/255``."""
+    settings = profile.evaluation
+    system = system_of(recipe, profile)
+    config = EvaluationConfiguration(system, spec, settings.images, settings.batch_size)
+    cost = settings.images * (spec.steps * spec.restarts + 1) * recipe.network.experts
+    name = f"evaluate:{recipe.system}:{spec.name}"
+    return Stage(name, 2, config, system.weights, _evaluate, profile.run.threads, cost)
+
+
+def _evaluate(context: Context, config: EvaluationConfiguration) -> Result:
+    name, spec = config.system.name, config.attack
+    # One seed for every system: they face the same random starts, and are compared image by image.
+    outcome = evaluate(
+        context.model(config.system),
+        context.data.test.first(config.images).to(context.device),
+        spec,
+        seed=hash_seed(context.seed, "evaluate", spec.name),
+        batch_size=config.batch_size,
+        label=name,
+        say=context.say,
+    )
+    return Result({"system": name, "attack": spec.table(), **outcome.record()}, outcome.arrays())
+
+
+def traces(systems: Sequence[Recipe], profile: Profile) -> list[Stage]:
+    """``trace:SYSTEM`` under the headline attack."""
+    spec, images = headline(profile.evaluation), min(profile.evaluation.images, TRACED_IMAGES)
+    listed = []
+    for recipe in systems:
+        system = system_of(recipe, profile)
+        config = TraceConfiguration(system, spec, images)
+        cost = images * spec.steps * recipe.network.experts
+        name = f"trace:{recipe.system}"
+        listed.append(Stage(name, 2, config, system.weights, _trace, profile.run.threads, cost))
+    return listed
+
+
+def _trace(context: Context, config: TraceConfiguration) -> Result:
+    split, spec = context.data.test.first(config.images).to(context.device), config.attack
+    losses: list[float] = []
+    accuracies: list[float] = []
+
+    def recorded(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        logits, values = cross_entropy(model, x, y)
+        losses.append(float(values.detach().mean()))
+        accuracies.append(float((logits.argmax(dim=1) == y).float().mean()))
+        return logits, values
+
+    # One step more than asked: the objective sees iterates 0 to ``steps``.
+    pgd(
+        context.model(config.system),
+        split.images,
+        split.labels,
+        eps=spec.eps,
+        step_size=spec.step,
+        steps=spec.steps + 1,
+        generator=torch.Generator(context.device).manual_seed(hash_seed(context.seed, "trace")),
+        objective=recorded,
+    )
+    table = {"system": config.system.name, "attack": spec.table(), "n": config.images}
+    return Result({**table, "loss": losses, "accuracy_at_iterate": accuracies})

@@ -1,0 +1,130 @@
+"""Stages that look inside a system: the gate's weights under attack, and the gallery of one image of each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.attacks import fgsm, pgd, undisturbed
+from paperlib.data import Split
+from paperlib.models import Mixture
+from paperlib.profiles import Profile, budget_text
+from paperlib.stage import Context, Json, Result, Stage
+from paperlib.training.build import System, system_of
+from paperlib.training.recipes import Recipe
+from paperlib.training.trainer import hash_seed
+
+GATE_BATCH = 500  # images whose gate weights are computed at once
+
+
+@dataclass(frozen=True)
+class GateConfiguration:
+    """The gate weights of the first images of the test split, clean and under FGSM and PGD at several eps."""
+
+    system: System
+    attacks: tuple[tuple[str, Fraction], ...]  # (kind, eps)
+    images: int
+    steps: int  # of PGD, each a quarter of eps
+
+
+@dataclass(frozen=True)
+class GalleryConfiguration:
+    """The first test image of each class, clean and under FGSM and PGD, with what the system makes of it."""
+
+    system: System
+    eps: Fraction
+    steps: int  # of PGD, each a quarter of eps
+
+
+def gate_attacks(profile: Profile) -> tuple[tuple[str, Fraction], ...]:
+    """The attacks under which the gate of a followed system is recorded: (kind, eps), clean first."""
+    eps_sweep = profile.evaluation.eps_sweep
+    return (("clean", Fraction(0)), *((kind, eps) for kind in ("fgsm", "pgd") for eps in eps_sweep))
+
+
+def gate(recipe: Recipe, profile: Profile, attacks: Sequence[tuple[str, Fraction]]) -> Stage:
+    """``gate:SYSTEM``."""
+    system = system_of(recipe, profile)
+    config = GateConfiguration(system, tuple(attacks), profile.evaluation.images, profile.phase2.validation_steps)
+    cost = config.images * config.steps * len(attacks) / 2 * recipe.network.experts
+    return Stage(f"gate:{recipe.system}", 2, config, system.weights, _gate, profile.run.threads, cost)
+
+
+def _gate(context: Context, config: GateConfiguration) -> Result:
+    split = context.data.test.first(config.images).to(context.device)
+    model = context.model(config.system)
+    arrays: dict[str, Tensor] = {"labels": split.labels.cpu()}
+    rows = []
+    for kind, eps in config.attacks:
+        x = _attacked(model, split, kind, eps, config.steps, hash_seed(context.seed, "gate"))
+        weights = _gate_weights(model, x)
+        name = kind if kind == "clean" else f"{kind}@{budget_text(eps)}"
+        arrays[name] = weights.half()
+        rows.append({"attack": name, "kind": kind, "eps": budget_text(eps), **_gate_health(weights)})
+    record = {"system": config.system.name, "n": config.images, "pgd_steps": config.steps, "rows": rows}
+    return Result(record, arrays)
+
+
+def gallery(recipe: Recipe, profile: Profile) -> Stage:
+    """``gallery:SYSTEM``."""
+    system = system_of(recipe, profile)
+    config = GalleryConfiguration(system, profile.evaluation.eps, profile.phase2.validation_steps)
+    cost = 10 * config.steps * recipe.network.experts
+    return Stage(f"gallery:{recipe.system}", 2, config, system.weights, _gallery, profile.run.threads, cost)
+
+
+def _gallery(context: Context, config: GalleryConfiguration) -> Result:
+    split = one_per_class(context.data.test).to(context.device)
+    model = context.model(config.system)
+    arrays = {"labels": split.labels.cpu()}
+    for kind in ("clean", "fgsm", "pgd"):
+        x = _attacked(model, split, kind, config.eps, config.steps, hash_seed(context.seed, "gallery"))
+        arrays[f"{kind}/images"] = x.cpu()
+        with undisturbed(model), torch.no_grad():
+            if isinstance(model, Mixture):
+                evidence = model.evidence(x)
+                arrays[f"{kind}/expert_logits"] = evidence.expert_logits.cpu()
+                arrays[f"{kind}/gate_weights"] = evidence.gate_weights.cpu()
+                arrays[f"{kind}/logits"] = evidence.logits.cpu()
+            else:
+                arrays[f"{kind}/logits"] = model(x).cpu()
+    record = {"system": config.system.name, "eps": budget_text(config.eps), "pgd_steps": config.steps}
+    return Result(record, arrays)
+
+
+def one_per_class(split: Split) -> Split:
+    """The first image of each class, in label order."""
+    first = [int((split.labels == label).nonzero()[0]) for label in split.labels.unique(sorted=True)]
+    index = torch.tensor(first, device=split.labels.device)
+    return Split(split.images[index], split.labels[index])
+
+
+def _attacked(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: int, seed: int) -> Tensor:
+    if kind == "clean":
+        return split.images
+    if kind == "fgsm":
+        return fgsm(model, split.images, split.labels, eps=eps)
+    generator = torch.Generator(split.images.device).manual_seed(seed)
+    how = {"eps": eps, "step_size": eps / 4, "steps": steps}
+    return pgd(model, split.images, split.labels, **how, generator=generator)  # type: ignore[arg-type]
+
+
+def _gate_weights(model: nn.Module, x: Tensor) -> Tensor:
+    with undisturbed(model), torch.no_grad():
+        parts = [model.evidence(part).gate_weights for part in x.split(GATE_BATCH)]  # type: ignore[operator]
+    return torch.cat(parts).cpu()
+
+
+def _gate_health(weights: Tensor) -> Json:
+    """Mean weight of each expert; how decided the gate is (mean entropy, nats); how often its favourite leads."""
+    entropy = -(weights * weights.clamp_min(1e-12).log()).sum(dim=1)
+    favourite = torch.bincount(weights.argmax(dim=1), minlength=weights.shape[1]).max()
+    return {
+        "mean_weights": weights.mean(dim=0).tolist(),
+        "entropy": float(entropy.mean()),
+        "favourite_share": int(favourite) / len(weights),
+    }

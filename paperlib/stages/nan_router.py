@@ -1,0 +1,87 @@
+"""The negative control of training: ADVMoE with the router loss that turns NaN, beside the safe one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from paperlib.attacks import undisturbed
+from paperlib.errors import NotFiniteError
+from paperlib.evaluation import CLEAN, evaluate
+from paperlib.profiles import Profile, budget_text
+from paperlib.stage import Context, Json, Result, Stage
+from paperlib.stages.train import TrainConfiguration, configuration, draw_network, train_network
+from paperlib.training.recipes import unsafe_advmoe
+from paperlib.training.trainer import hash_seed
+
+REPORTED_GAP = 320.0  # between router scores, when published ADVMoE code turned NaN
+
+
+@dataclass(frozen=True)
+class NanRouterConfiguration:
+    """Two trainings that differ in the router's loss alone, and what is evaluated after them."""
+
+    unsafe: TrainConfiguration
+    safe: TrainConfiguration
+    gap: float  # between the router's scores at the start
+    images: int
+    eps: Fraction
+
+
+def nan_router(profile: Profile) -> Stage:
+    """``control:advmoe-unsafe``: does training stop, and does evaluation refuse the network, when a router turns NaN?
+
+    Both trainings begin with a router whose scores lie as far apart as was reported of published code (third party:
+    320), so that a probability underflows; one epoch is enough.
+    """
+    unsafe, safe = (configuration(recipe, profile) for recipe in unsafe_advmoe(profile))
+    settings = profile.evaluation
+    config = NanRouterConfiguration(unsafe, safe, REPORTED_GAP, settings.images, settings.eps)
+    return Stage(f"control:{unsafe.system}", 2, config, (), _nan_router, profile.run.threads, 1e6)
+
+
+def _nan_router(context: Context, config: NanRouterConfiguration) -> Result:
+    name, eps = config.unsafe.system, float(config.eps)
+    model = draw_network(context, config.unsafe)
+    router = model.get_submodule("router")
+    with undisturbed(model), torch.no_grad():
+        scores = router(context.data.train.images[:128].to(context.device))
+        factor = config.gap / float((scores.amax(dim=1) - scores.amin(dim=1)).max())
+        for parameter in router.get_submodule("head").parameters():
+            parameter.mul_(factor)
+    mended = copy.deepcopy(model)
+    stopped = _refusal(lambda: train_network(model, context, config.unsafe))
+    held = _refusal(lambda: train_network(mended, context, config.safe))
+    split = context.data.test.first(config.images).to(context.device)
+    refused = _refusal(lambda: evaluate(model, split, CLEAN, seed=0, label=name, say=context.say))
+    generator = torch.Generator(context.device).manual_seed(hash_seed(context.seed, name, "naive"))
+    noise = 2 * torch.rand(split.images.shape, generator=generator, device=context.device) - 1
+    # What a careless evaluation prints: argmax of NaN is pathway 0, and a step along the sign of a NaN gradient
+    # that is taken for zero goes nowhere, so only the attack's random start is left.
+    left = [split.images, (split.images + eps * noise).clamp(0, 1)]
+    with undisturbed(model), torch.no_grad():
+        naive = [int((model(x).argmax(dim=1) == split.labels).sum()) for x in left]
+    record: Json = {"system": name, "n": config.images, "eps": budget_text(config.eps)}
+    record |= {"training_stopped": stopped, "evaluation_refused": refused, "safe_training_stopped": held}
+    record |= {"router_not_finite": _not_finite(router)}
+    record |= {"safe_router_not_finite": _not_finite(mended.get_submodule("router"))}
+    return Result({**record, "naive_clean": naive[0], "naive_attacked": naive[1]})
+
+
+def _not_finite(module: nn.Module) -> float:
+    values = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    return float((~torch.isfinite(values)).float().mean())
+
+
+def _refusal(work: Callable[[], object]) -> str:
+    """What the check that stopped ``work`` said; empty if none did."""
+    try:
+        work()
+    except NotFiniteError as error:
+        return str(error)
+    return ""

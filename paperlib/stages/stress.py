@@ -1,0 +1,183 @@
+"""Stages of the stress tests: AutoAttack, and the attacks made for mixtures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from paperlib.attacks import AIMS, STANDARD, Aim, mixture_aims, transferred
+from paperlib.evaluation import AttackSpec, autoattack_spec, evaluate, headline, noise_spec
+from paperlib.models import fold
+from paperlib.profiles import Profile
+from paperlib.stage import Context, Result, Stage
+from paperlib.training.build import System, system_of
+from paperlib.training.recipes import EXPERTS, Recipe, recipes
+from paperlib.training.trainer import hash_seed
+
+# Who faces AutoAttack where it cannot be everyone: DWF, those it is compared with first, and other mixtures.
+FACING = ("plain", "pgd-at", "trades", "pgd-at-ensemble", "dwf", "soe", "advmoe", "best-expert")
+BEST = "best-expert"  # stands for the expert that did best on the validation split, another with each seed
+
+
+@dataclass(frozen=True)
+class AutoAttackConfiguration:
+    """AutoAttack on one system; of several candidates, on the one with the best validation accuracy."""
+
+    name: str
+    candidates: tuple[System, ...]
+    attack: AttackSpec
+    images: int
+    batch_size: int  # images attacked at once; they share random numbers
+
+
+@dataclass(frozen=True)
+class StressConfiguration:
+    """The attack of the main table with every objective a system offers, a longer PGD, and noise."""
+
+    name: str
+    candidates: tuple[System, ...]
+    benign: int | None  # which expert was pre-trained on clean images alone
+    surrogate: System  # examples are crafted on it too; none of its weights are the system's
+    attack: AttackSpec
+    longer: AttackSpec
+    noise: AttackSpec
+    images: int
+    batch_size: int  # images attacked at once
+
+
+def stress_stages(profile: Profile) -> list[Stage]:
+    """``stress:SYSTEM`` for every system of the main table, ``autoattack:SYSTEM`` for those that face it."""
+    listed = []
+    for name in stressed(profile):
+        listed.append(_stress_stage(name, profile))
+        if name in facing(profile):
+            listed.append(_autoattack_stage(name, profile))
+    return listed
+
+
+def stressed(profile: Profile) -> list[str]:
+    """Every system of the main table, the best single expert under the name `BEST`."""
+    known = recipes(profile).values()
+    return [*(r.system for r in known if r.family in ("single", "mixture", "defence")), BEST]
+
+
+def facing(profile: Profile) -> list[str]:
+    """The systems that face AutoAttack: all, or those the claims turn on and the user's own."""
+    own = [recipe.system for recipe in recipes(profile).values() if recipe.code]
+    return [name for name in stressed(profile) if profile.stress.autoattack == "all" or name in (*FACING, *own)]
+
+
+def best_expert(context: Context) -> str:
+    """The expert with the highest PGD accuracy on the *validation* split; the test split has no say in it."""
+    return max(EXPERTS, key=lambda name: _validation_accuracy(context, f"train:{name}"))
+
+
+def _validation_accuracy(context: Context, stage: str) -> float:
+    history = context.get(stage).record["result"]["history"]
+    value: float = history["epochs"][history["best"]]["pgd"]
+    return value
+
+
+def _candidates(name: str, profile: Profile) -> tuple[Recipe, tuple[System, ...]]:
+    known = recipes(profile)
+    chosen = [known[system] for system in (EXPERTS if name == BEST else (name,))]
+    return chosen[0], tuple(system_of(recipe, profile) for recipe in chosen)
+
+
+def _model(context: Context, candidates: tuple[System, ...]) -> nn.Module:
+    if len(candidates) == 1:
+        return context.model(candidates[0])
+    return context.model(max(candidates, key=lambda system: _validation_accuracy(context, *system.weights)))
+
+
+def _weights(candidates: tuple[System, ...]) -> tuple[str, ...]:
+    return tuple(stage for system in candidates for stage in system.weights)
+
+
+def autoattack_of(profile: Profile) -> AttackSpec:
+    """AutoAttack at the headline eps; cut short only in profiles made for tests."""
+    return autoattack_spec(profile.evaluation.eps, profile.stress.iterations, profile.stress.queries)
+
+
+def _autoattack_stage(name: str, profile: Profile) -> Stage:
+    recipe, candidates = _candidates(name, profile)
+    images = profile.stress.images
+    batch_size = min(profile.evaluation.batch_size, images)
+    config = AutoAttackConfiguration(name, candidates, autoattack_of(profile), images, batch_size)
+    cost = images * recipe.network.experts * (30 * profile.stress.iterations + profile.stress.queries)
+    return Stage(f"autoattack:{name}", 1, config, _weights(candidates), _autoattack, profile.run.threads, cost)
+
+
+def _autoattack(context: Context, config: AutoAttackConfiguration) -> Result:
+    spec = config.attack
+    outcome = evaluate(
+        _model(context, config.candidates),
+        context.data.test.first(config.images).to(context.device),
+        spec,
+        seed=hash_seed(context.seed, "stress", spec.name),
+        batch_size=config.batch_size,
+        state=context.checkpoint(f"autoattack:{config.name}"),
+        label=config.name,
+        say=context.say,
+    )
+    won = {attack: int((outcome.first_success == i).sum()) for i, attack in enumerate(STANDARD, start=1)}
+    record = {"system": config.name, "name": spec.name, "attack": spec.table(), "won": won, **outcome.record()}
+    return Result(record, outcome.arrays())
+
+
+def _stress_stage(name: str, profile: Profile) -> Stage:
+    recipe, candidates = _candidates(name, profile)
+    settings, main = profile.stress, headline(profile.evaluation)
+    surrogate = system_of(recipes(profile)[_held_out(name, profile)], profile)
+    config = StressConfiguration(
+        name=name,
+        candidates=candidates,
+        benign=benign_of(recipe),
+        surrogate=surrogate,
+        attack=main,
+        longer=replace(main, steps=2 * main.steps, restarts=settings.restarts),
+        noise=noise_spec(main.eps, settings.draws),
+        images=settings.images,
+        batch_size=profile.evaluation.batch_size,
+    )
+    cost = settings.images * (main.steps * 25 + settings.draws) * recipe.network.experts
+    inputs = (*_weights(candidates), *surrogate.weights)
+    return Stage(f"stress:{name}", 1, config, inputs, _stress, profile.run.threads, cost)
+
+
+def _held_out(name: str, profile: Profile) -> str:
+    """A network none of whose weights the system has."""
+    if name != "pgd-at":
+        return "pgd-at"
+    return "pgd-at-0" if "pgd-at-0" in recipes(profile) else EXPERTS[-1]
+
+
+def benign_of(recipe: Recipe) -> int | None:
+    """Which expert of a mixture was pre-trained on clean images alone."""
+    return recipe.starts_from.index(EXPERTS[0]) if EXPERTS[0] in recipe.starts_from else None
+
+
+def _stress(context: Context, config: StressConfiguration) -> Result:
+    split = context.data.test.first(config.images).to(context.device)
+    model = _model(context, config.candidates)
+    folded, surrogate = fold(model, split.images), fold(context.model(config.surrogate), split.images).network
+    aims = {name: AIMS[name] for name in ("margin", "dlr")}
+    aims |= mixture_aims(model, split.images, config.benign)
+    aims |= {f"transfer {config.surrogate.name}": Aim(transferred(surrogate))}
+    specs = [*(replace(config.attack, aim=aim) for aim in aims), config.longer, config.noise]
+    rows, arrays = [], {}
+    for spec in specs:
+        outcome = evaluate(
+            folded,
+            split,
+            spec,
+            seed=hash_seed(context.seed, "stress", spec.name),
+            batch_size=config.batch_size,
+            aims={"cross-entropy": AIMS["cross-entropy"], **aims},
+            label=config.name,
+            say=context.say,
+        )
+        rows.append({"name": spec.name, "attack": spec.table(), **outcome.record()})
+        arrays[spec.name] = outcome.correct
+    return Result({"system": config.name, "n": len(split), "rows": rows}, arrays)

@@ -1,0 +1,141 @@
+"""Training stages: the weights of one system, and the course of its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from paperlib.data import Dataset
+from paperlib.models import backbone, operations, parameters
+from paperlib.profiles import Profile, TrainConfig
+from paperlib.stage import Context, Result, Stage
+from paperlib.training.build import Architecture, architecture_of, load_experts
+from paperlib.training.recipes import Recipe
+from paperlib.training.trainer import Augmentation, History, Turn, Validation, hash_seed, train
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """How a network learns: updates of each batch, schedule, the attack that picks the checkpoint, and arithmetic."""
+
+    turns: tuple[Turn, ...]
+    schedule: TrainConfig
+    validation: Validation
+    augmentation: Augmentation
+    bf16: bool
+    tf32: bool
+    channels_last: bool
+
+
+@dataclass(frozen=True)
+class TrainConfiguration:
+    """All that decides the weights of a system, but data, seed and the weights it starts from."""
+
+    system: str
+    architecture: Architecture
+    starts_from: tuple[str, ...]  # training stages of its experts, in order
+    seed_group: str  # systems of one group share initial weights, batches and attacks
+    reference_width: int  # of the ResNet-18 in whose operations costs are counted
+    run: TrainingRun | None  # None for a network that comes with its weights
+
+
+def training(recipe: Recipe, profile: Profile) -> Stage:
+    """``train:SYSTEM``."""
+    config = configuration(recipe, profile)
+    epochs = recipe.training.epochs if recipe.training else 0
+    units = sum(turn.threat.mean_steps() + 2 for turn in recipe.turns) * epochs * recipe.network.experts
+    units *= 6 if recipe.network.member == "wrn28-10" else recipe.network.width**1.5
+    version = 4 if recipe.network.kind == "advmoe" else 3  # since a folded copy runs all pathways side by side
+    return Stage(
+        f"train:{recipe.system}", version, config, config.starts_from, _train, profile.run.threads, units * 1e6
+    )
+
+
+def configuration(recipe: Recipe, profile: Profile) -> TrainConfiguration:
+    """What decides the weights of a recipe's system at the scale of a profile."""
+    run = None
+    if recipe.turns:
+        assert recipe.training is not None
+        run = TrainingRun(
+            turns=recipe.turns,
+            schedule=recipe.training,
+            validation=_validation(recipe, profile),
+            augmentation=Augmentation(profile.data.crop, profile.data.flip),
+            bf16=profile.run.bf16,
+            tf32=profile.run.tf32,
+            channels_last=profile.run.channels_last,
+        )
+    return TrainConfiguration(
+        system=recipe.system,
+        architecture=architecture_of(recipe, profile.model),
+        starts_from=tuple(f"train:{name}" for name in recipe.starts_from),
+        seed_group=recipe.luck or recipe.system,
+        reference_width=profile.model.width,
+        run=run,
+    )
+
+
+def _validation(recipe: Recipe, profile: Profile) -> Validation:
+    # The threat model that picks checkpoints is the one the main table reports, on images the table never uses.
+    # Its step size is a quarter of eps, whatever the table's: another evaluation step must not retrain everything.
+    assert recipe.training is not None
+    eps = float(profile.evaluation.eps)
+    return Validation(eps, eps / 4, recipe.training.validation_steps, recipe.select)
+
+
+def _train(context: Context, config: TrainConfiguration) -> Result:
+    model = draw_network(context, config)
+    load_experts(model, [context.weights(stage) for stage in config.starts_from])
+    history = History()
+    if config.run:
+        history = train_network(model, context, config, context.checkpoint(f"train:{config.system}"))
+    cost = relative_cost(model, context.data, config.reference_width)
+    record = {
+        "system": config.system,
+        "parameters": parameters(model),
+        "inference_cost": cost,
+        "history": history.table(),
+        # Passes through the training set, in units of one clean epoch of one ResNet-18; unknown of a network that
+        # came with its weights.
+        "training_units": history.passes * cost / len(context.data.train) if config.run else None,
+    }
+    return Result(record, weights=model.state_dict())
+
+
+def draw_network(context: Context, config: TrainConfiguration) -> nn.Module:
+    """The untrained network with the initial weights of its seed group."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash_seed(context.seed, config.seed_group, "initial weights"))
+        return context.build(config.architecture).to(context.device)
+
+
+def train_network(
+    model: nn.Module, context: Context, config: TrainConfiguration, checkpoint: Path | None = None
+) -> History:
+    """Train a network in place by the run of its configuration."""
+    run = config.run
+    assert run is not None
+    return train(
+        model,
+        context.data.to(context.device),
+        config=run.schedule,
+        augmentation=run.augmentation,
+        turns=run.turns,
+        validation=run.validation,
+        seed=hash_seed(context.seed, config.seed_group),
+        bf16=run.bf16,
+        tf32=run.tf32,
+        channels_last=run.channels_last,
+        checkpoint=checkpoint,
+        label=config.system,
+        say=context.say,
+    )
+
+
+def relative_cost(model: nn.Module, data: Dataset, width: int) -> float:
+    """Operations of one forward pass, in those of one ResNet-18 of the given width on the same images."""
+    reference = backbone("resnet18", len(data.classes), width, data.shape[-1], data.mean, data.std)
+    return operations(model.eval(), data.shape) / operations(reference.eval(), data.shape)

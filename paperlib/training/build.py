@@ -1,0 +1,153 @@
+"""From a recipe to a network: its architecture in absolute sizes, where its weights are, and the module itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from paperlib.data import Dataset
+from paperlib.errors import ProfileError
+from paperlib.extension import load_extension
+from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, backbone
+from paperlib.profiles import ModelConfig, Profile
+from paperlib.training.recipes import Network, Recipe, recipes
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that decides what a network computes, but its weights and the data; sizes are absolute.
+
+    A field that plays no part in a network keeps its default, so two networks with equal fields are the same network.
+    """
+
+    kind: str  # "single", "mixture", "soe", "advmoe" or "own"
+    member: str  # the backbone, "small", or of "own" the name among the extension's NETWORKS
+    experts: int = 1
+    width: int = 0  # channels of a backbone's first stage
+    small_width: int = 0  # channels of a "small" network or of ADVMoE's router
+    gate: str = ""  # of a mixture: "learned", "uniform" or "resnet18"
+    gate_width: int = 0  # channels of a learned gate
+    blocks: int = 0  # residual blocks in each stage of small networks, routers and learned gates
+    mixing: str = ""  # of a mixture: "probabilities" or "logits"
+    top1: bool = False  # of a mixture: the expert with the largest weight answers alone
+    code: str = ""  # of a system from an extension: which version of the file defines it
+
+
+@dataclass(frozen=True)
+class System:
+    """A trained system as the stages refer to it: a network, and the training stages that hold its weights."""
+
+    name: str
+    architecture: Architecture
+    weights: tuple[str, ...]  # training stages
+    per_expert: bool = False  # one stage for each expert in turn, instead of one for the whole network
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a network must know of the data."""
+
+    classes: int
+    shape: tuple[int, ...]  # (C, H, W) of one image
+    mean: tuple[float, ...]  # of each channel
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, data: Dataset) -> DataFacts:
+        return cls(len(data.classes), data.shape, data.mean, data.std)
+
+
+def architecture_of(recipe: Recipe, size: ModelConfig) -> Architecture:
+    """The architecture of a recipe at the sizes of a profile."""
+    network = recipe.network
+    if network.kind == "own":
+        return Architecture("own", network.member, code=recipe.code)
+    fields: dict[str, object] = {"experts": network.experts, "code": recipe.code}
+    if network.kind == "advmoe" or network.member != "small":
+        fields["width"] = max(1, round(size.width * network.width))
+    if network.kind == "advmoe" or network.member == "small":
+        fields |= {"small_width": size.gate_width, "blocks": size.gate_blocks}
+    if network.kind == "mixture":
+        fields |= {"gate": network.gate, "mixing": network.mixing or size.mixing, "top1": network.top1}
+        if network.gate == "learned":
+            fields |= {"gate_width": round(size.gate_width * network.gate_width), "blocks": size.gate_blocks}
+        elif network.gate == "resnet18":
+            fields["width"] = max(1, round(size.width * network.width))
+    return Architecture(network.kind, _member(network), **fields)  # type: ignore[arg-type]
+
+
+def _member(network: Network) -> str:
+    return "resnet18" if network.kind == "advmoe" else network.member
+
+
+def system_of(recipe: Recipe, profile: Profile) -> System:
+    """The system a recipe describes, with the training stages that hold its weights."""
+    architecture = architecture_of(recipe, profile.model)
+    if recipe.weights_of:
+        source = system_of(recipes(profile)[recipe.weights_of], profile)
+        return System(recipe.system, architecture, source.weights, source.per_expert)
+    if recipe.kept:
+        return System(recipe.system, architecture, (f"train:{recipe.system}",))
+    return System(recipe.system, architecture, tuple(f"train:{name}" for name in recipe.starts_from), per_expert=True)
+
+
+def build_network(architecture: Architecture, facts: DataFacts, extension: str = "") -> nn.Module:
+    """The untrained network, drawn from torch's global generator.
+
+    Args:
+        extension: the user's file that defines networks of kind "own".
+
+    Raises:
+        ProfileError: the extension's function fails, or returns no module.
+    """
+    a, mean, std = architecture, facts.mean, facts.std
+    classes, side = facts.classes, facts.shape[-1]
+    blocks = (a.blocks,) * 3
+
+    def member(outputs: int) -> nn.Module:
+        if a.member == "small":
+            return ResNet(outputs, a.small_width, blocks, mean, std)
+        return backbone(a.member, outputs, a.width, side, mean, std)
+
+    if a.kind == "single":
+        return member(classes)
+    if a.kind == "own":
+        return _own_network(a.member, facts, extension)
+    if a.kind == "soe":
+        return SoE(member(classes + 1) for _ in range(a.experts))
+    if a.kind == "advmoe":
+        return ADVMoE(classes, a.experts, a.width, a.small_width, a.blocks, mean, std)
+    gate: nn.Module = UniformGate(a.experts)
+    if a.gate == "learned":
+        gate = Gate(a.experts, a.gate_width, a.blocks, mean, std)
+    elif a.gate == "resnet18":
+        gate = backbone("resnet18", a.experts, a.width, side, mean, std)
+    experts = [member(classes) for _ in range(a.experts)]
+    return Mixture(experts, gate, a.mixing, top1=a.top1)
+
+
+def _own_network(name: str, facts: DataFacts, path: str) -> nn.Module:
+    extension = load_extension(path)
+    built = extension.call(extension.networks[name], facts.classes, facts.shape, facts.mean, facts.std)
+    if not isinstance(built, nn.Module):
+        raise ProfileError(f"{name}: expected a torch.nn.Module, got {built!r}")
+    return built
+
+
+def load_experts(model: nn.Module, trained: Sequence[Mapping[str, Tensor]]) -> None:
+    """Give the experts of a mixture or of SoE the weights of trained networks, in order; none leaves them as drawn.
+
+    SoE's sub-models have one output more, their confidence: it starts at zero, undecided.
+    """
+    if not trained:
+        return
+    for own, weights in zip(model.get_submodule("experts").children(), trained, strict=True):
+        found = dict(weights)
+        for name, wanted in own.state_dict().items():
+            if found[name].shape != wanted.shape:
+                padding = wanted.new_zeros(len(wanted) - len(found[name]), *wanted.shape[1:])
+                found[name] = torch.cat([found[name].to(wanted.device), padding])
+        own.load_state_dict(found)

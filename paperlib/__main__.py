@@ -31,7 +31,7 @@ def reproduce(options: argparse.Namespace) -> None:
     """Compute every stage, execute the notebooks by papermill, draw the figures, bind the reading copy."""
     from paperlib.reproduce import reproduce as run
 
-    run(options.profile, seed=options.seed, only=_listed(options.only), fresh=options.fresh)
+    run(options.profile, seeds=_seeds(options.seeds, (0,)), only=_listed(options.only), fresh=options.fresh)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -155,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(verb=function)
         return sub
 
-    sub = verb("reproduce", reproduce, seed=True)
+    sub = verb("reproduce", reproduce, seeds=True)
     sub.add_argument("--only", default="", metavar="03,06", help="notebooks to execute, by number or name")
     sub.add_argument("--fresh", action="store_true", help="forget what this machine has computed and start over")
     sub = verb("run", run, seeds=True)

@@ -12,7 +12,7 @@ from typing import Any
 from paperlib.errors import SeriesError
 from paperlib.files import replacing
 
-PARAMETERS = ("profile", "seed", "replay")
+PARAMETERS = ("profile", "seed", "replay", "seeds")
 MAX_BYTES = 1_500_000
 MAX_LINES = 25
 

@@ -7,15 +7,18 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from paperlib.errors import ProfileError
+from paperlib.errors import PaperlibError, ProfileError
 from paperlib.profiles import hint
 from paperlib.study import Study
 
 INJECTED = "# Parameters"  # the first line of the cell papermill adds
 
 
-def open_study(profile: str, seed: int, replay: bool) -> Study:
-    """The study of a notebook, from the three values of its parameters cell.
+def open_study(profile: str, seed: int, replay: bool, seeds: Sequence[int] = ()) -> Study:
+    """The study of a notebook, from the values of its parameters cell.
+
+    Args:
+        seeds: without replay, the runs that tables over seeds show; ``seed`` alone if empty.
 
     Raises:
         ProfileError: papermill was given a parameter that no notebook of the series has, or an unknown profile.
@@ -23,7 +26,9 @@ def open_study(profile: str, seed: int, replay: bool) -> Study:
     """
     kernel = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     check_injected(kernel.user_ns.get("In", []) if kernel else [], list(inspect.signature(open_study).parameters))
-    return Study(profile, seed, replay=replay)
+    if isinstance(seeds, str) or not isinstance(seeds, Sequence):
+        raise PaperlibError(f"seeds={seeds!r}: expected a list of whole numbers, such as [0, 1, 2]")
+    return Study(profile, seed, replay=replay, seeds=seeds)
 
 
 def check_injected(cells: Sequence[str], known: Sequence[str]) -> None:

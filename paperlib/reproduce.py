@@ -17,7 +17,7 @@ from paperlib.study import Study
 def reproduce(
     profile: str,
     *,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
     only: Sequence[str] = (),
     fresh: bool = False,
     timeout: float = 86_400,
@@ -28,18 +28,30 @@ def reproduce(
     Without ``only`` all stages are computed before the first notebook starts: together they fill the cores better than
     notebook by notebook. With it, each chosen notebook computes what it needs.
 
+    Args:
+        seeds: the runs. The first is shown in detail, all stand in the tables over seeds.
+
     Raises:
         SeriesError: as `run_series`.
     """
     started = time.monotonic()
     select(discover(paths.notebooks_dir()), only)  # an unknown notebook is told at once, not after the computing
-    study = Study(profile, seed, replay=False, say=say)
-    if fresh:
-        say(f"forgot {study.forget()} results of profile {profile}, seed {seed}")
-    if not only:
-        study.compute()
+    runs = Study(profile, seeds[0], replay=False, seeds=seeds, say=say).runs
+    for run in runs:
+        if fresh:
+            say(f"forgot {run.forget()} results of profile {profile}, seed {run.seed}")
+        if not only:
+            run.compute()
     computed = time.monotonic()
-    run_series(profile, seed=seed, only=only, timeout=timeout, jobs=1 if only else os.cpu_count() or 1, say=say)
+    run_series(
+        profile,
+        seed=seeds[0],
+        seeds=seeds,
+        only=only,
+        timeout=timeout,
+        jobs=1 if only else os.cpu_count() or 1,
+        say=say,
+    )
     page = reading_copy(profile, say=say)
     figures = paths.shown(paths.figures_dir(profile))
     say(f"figures and tables   {figures}/ (the main table: {figures}/main_table.md and .csv)")

@@ -124,6 +124,7 @@ def run_series(
     profile: str,
     *,
     seed: int = 0,
+    seeds: Sequence[int] = (),
     only: Sequence[str] = (),
     replay: bool = False,
     timeout: float = 3600,
@@ -131,6 +132,8 @@ def run_series(
     say: Say = say,
 ) -> list[Outcome]:
     """Execute the series at ``profile``; the executed notebooks lie in ``paths.build_dir(profile)/notebooks``.
+
+    With ``replay`` they lie beside it, in ``replayed``. Without, ``seeds`` are the runs that tables over seeds show.
 
     A notebook that fails does not keep the others from running. ``timeout`` is in seconds and holds for each notebook;
     ``jobs`` notebooks run side by side, which pays once their records are there.
@@ -142,7 +145,7 @@ def run_series(
     if profile.endswith(".toml"):  # a notebook runs in another folder
         profile = str(Path(profile).resolve())
     notebooks = _showing(select(discover(paths.notebooks_dir()), only), profile, say)
-    parameters = {"profile": profile, "seed": seed, "replay": replay}
+    parameters = {"profile": profile, "seed": seed, "replay": replay, "seeds": list(seeds)}
     places = {notebook.name: _check_parameters(notebook, parameters) for notebook in notebooks}
 
     def execute(notebook: Notebook) -> Outcome:
@@ -203,7 +206,8 @@ def _raise_for(outcomes: Sequence[Outcome], profile: str) -> None:
 def _run(notebook: Notebook, parameters: dict[str, Any], parameters_at: int, timeout: float, say: Say) -> Outcome:
     started = time.monotonic()
     profile = parameters["profile"]
-    folder = paths.build_dir(profile) / "notebooks"
+    # Apart from those that show this machine's own results, of which the HTML site is made.
+    folder = paths.build_dir(profile) / ("replayed" if parameters["replay"] else "notebooks")
     executed, partial = folder / f"{notebook.name}.ipynb", folder / f"{notebook.name}.partial.ipynb"
     folder.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)
@@ -278,7 +282,7 @@ def refresh(
             its cells say; one failed; or one was edited while it ran.
     """
     notebooks = select(discover(paths.notebooks_dir()), only)
-    wanted = {"profile": profile, "seed": seed, "replay": True}
+    wanted = {"profile": profile, "seed": seed, "replay": True, "seeds": []}
     for notebook in notebooks:
         own = notebook_files.parameters(notebook_files.read(notebook.path), notebook.name)
         differing = [f"{key} = {own.get(key)!r}, not {wanted[key]!r}" for key in wanted if own.get(key) != wanted[key]]

@@ -19,7 +19,7 @@ from paperlib.errors import InputError, MissingError
 from paperlib.models import Evidence, fold
 from paperlib.precision import cpu_threads
 from paperlib.profiles import Profile, budget_text
-from paperlib.study import Study, load_system
+from paperlib.study import Study
 
 NONE, FGSM, PGD = "none", "FGSM", "PGD"
 IMAGES = 30  # to choose from, of the first of the test split
@@ -226,7 +226,7 @@ def _live(study: Study, system: str) -> Live:
     profile = study.profile
     if not is_here(profile):
         raise MissingError(f"{profile.data.name} is not on this machine")  # exploring is no reason to download it
-    mixture = load_system(system, profile, study.seed)
+    mixture = study.load(system)
     split = study.data.test.first(min(IMAGES, len(study.data.test))).to("cpu")
     how: dict[str, Any] = {"threads": profile.run.threads, "note": f"{system}, seed {study.seed}: attacked live"}
     return Live(mixture.cpu(), split, study.classes, budgets_of(profile), **how)

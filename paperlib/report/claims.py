@@ -5,7 +5,7 @@ The rules were written before the numbers. A verdict is *supported*, *not suppor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -322,12 +322,21 @@ def published_profiles() -> list[str]:
     return [name for name in profile_names() if (published_dir(name) / INDEX).is_file()]
 
 
-def side_by_side(profiles: Sequence[str]) -> pd.DataFrame:
-    """The verdict of each claim by profile, over all published seeds of each; the heading names the data and seeds."""
+def published_runs() -> dict[str, list[Study]]:
+    """Every published run, by profile."""
+    return {name: Study(name, local=False).runs for name in published_profiles()}
+
+
+def runs_to_compare(study: Study) -> dict[str, list[Study]]:
+    """In replay every published run, by profile; without replay the runs of this study alone."""
+    return published_runs() if study.replay else {study.profile.name: study.runs}
+
+
+def side_by_side(runs: Mapping[str, Sequence[Study]]) -> pd.DataFrame:
+    """The verdict of each claim by profile, over all runs of each; the heading names the data and counts the seeds."""
     columns: dict[str, dict[str, str]] = {}
-    for name in profiles:
-        studies = tables.published_studies(Study(name, local=False))
-        label = studies[0].fingerprint.split(":")[0] if studies else "no records"
+    for name, studies in runs.items():
+        label = studies[0].fingerprint.split(":")[0]
         found = verdicts(studies)
         columns[f"{name} ({label}, {tables.so_many(len(studies), 'seed')})"] = {v.claim.id: v.verdict for v in found}
     told = {key: {claim.id: getattr(claim, key) for claim in CLAIMS} for key in ("says", "source")}

@@ -33,12 +33,12 @@ NAMES = {
 }
 
 
-def benchmark(section: str) -> dict[str, Any] | None:
-    """A section's results: this machine's, if it ran `make bench`, else the published ones, else None.
+def benchmark(section: str, *, published: bool = True) -> dict[str, Any] | None:
+    """A section's results: this machine's, if it ran `make bench`, else the ``published`` ones, else None.
 
     Raises StoreError for a file that cannot be read.
     """
-    folders = [published_dir("benchmarks")]
+    folders = [published_dir("benchmarks")] if published else []
     if os.environ.get("PAPERLIB_LOCAL") != "no":
         folders.insert(0, store_dir() / "benchmarks")
     for folder in folders:

@@ -339,7 +339,7 @@ def main_figure(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figur
         ax.grid(visible=False, axis="y")
         ax.set_ylim(len(systems) - 0.4, -0.6)
     told = "accuracy in %, with Wilson 95 % intervals"
-    told += "; circles: published seeds" if seeds is not None else ""
+    told += "; circles: each seed" if seeds is not None else ""
     figure.supxlabel(told + ("; \N{EN DASH}: not run" if absent else ""), fontsize=9)
     return figure
 

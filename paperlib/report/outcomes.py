@@ -136,10 +136,3 @@ def column(kind: str, steps: int) -> str:
 def column_of(spec: AttackSpec) -> str:
     """The same of an attack with all its settings: PGD-50 soft where it aims at a soft stand-in."""
     return column(spec.kind, spec.steps) + (" soft" if spec.aim == "soft" else "")
-
-
-def published_studies(study: Study) -> list[Study]:
-    """A study of published records alone for each published seed of the same configuration; empty without any."""
-    others = [Study(study.profile, seed, local=False, say=study.say) for seed in study.published.seeds]
-    trained = [f"train:{recipe.system}" for recipe in known(study).values() if recipe.kept]
-    return [other for other in others if not other.missing(trained)]

@@ -43,7 +43,6 @@ from paperlib.report.outcomes import (
     named,
     outcome_of,
     outcomes,
-    published_studies,
     stages_of,
     stress_name,
     stress_stages_of,
@@ -67,7 +66,6 @@ __all__ = [  # what a notebook asks of this module; the first ones live in `pape
     "named",
     "outcome_of",
     "outcomes",
-    "published_studies",
     "stages_of",
     "stress_name",
     "stress_stages_of",
@@ -238,20 +236,22 @@ def headline_name(study: Study) -> str:
     return f"{column(spec.kind, spec.steps)} at eps {budget_text(spec.eps)}"
 
 
-def published_frame(studies: Sequence[Study], systems: Systems = compared) -> pd.DataFrame | None:
-    """`battery_frame` of all published seeds, or None."""
-    frames = [battery_frame(study, systems(study)) for study in studies]
-    return pd.concat(frames, ignore_index=True) if frames else None
+def runs_frame(studies: Sequence[Study], systems: Systems = compared) -> pd.DataFrame:
+    """`battery_frame` of several runs, one below the other."""
+    return pd.concat([battery_frame(study, systems(study)) for study in studies], ignore_index=True)
+
+
+def seeds_of(studies: Sequence[Study]) -> str:
+    """Such as ``seed 0`` or ``seeds 0, 1, 2``."""
+    return f"seed{'' if len(studies) == 1 else 's'} {', '.join(str(study.seed) for study in studies)}"
 
 
 def seeds_table(studies: Sequence[Study], systems: Systems = compared) -> pd.DataFrame:
     """Mean over seeds with the lowest and highest seed, per system and attack, in percent; and what it costs.
 
-    The best expert may be another one with each seed; it is listed under one name. Empty without studies.
+    The best expert may be another one with each seed; it is listed under one name.
     """
-    together = published_frame(studies, systems)
-    if together is None:
-        return pd.DataFrame()
+    together = runs_frame(studies, systems)
     groups = together.groupby(["system", "column"], sort=False)["accuracy"]
     text = groups.apply(lambda a: f"{a.mean():.1%} ({a.min():.1%} to {a.max():.1%})".replace("%", ""))
     columns, rows = (list(dict.fromkeys(together[name])) for name in ("column", "system"))
@@ -381,10 +381,9 @@ def paired_seeds(studies: Sequence[Study], against: str = "dwf", systems: System
     for study in studies:
         pairs = paired_table(study, against, systems)["points"]
         columns[f"seed {study.seed}"] = pairs.rename({f"{against} - {best_expert(study)}": f"{against} - {BEST}"})
-    if studies:
-        attack = column_of(headline(studies[0].profile.evaluation))
-        together = with_points(differences(studies, systems, against, attack))["points"]
-        columns["all seeds"] = together.rename(lambda name: f"{against} - {name}")
+    attack = column_of(headline(studies[0].profile.evaluation))
+    together = with_points(differences(studies, systems, against, attack))["points"]
+    columns["all seeds"] = together.rename(lambda name: f"{against} - {name}")
     return pd.DataFrame(columns)
 
 

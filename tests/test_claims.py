@@ -524,7 +524,7 @@ def test_records_turned_over_turn_every_reading_over(monkeypatch: pytest.MonkeyP
 
 
 def test_published_records_turned_over_turn_every_reading_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    studies = tables.published_studies(Study("digits", local=False))
+    studies = Study("digits", local=False).runs
     if len(studies) < 2 or not turn_over(studies, monkeypatch):
         pytest.skip("no published records of these recipes")
 
@@ -740,9 +740,9 @@ def test_every_claim_can_be_asked_of_a_profile_that_compares_little(claim: Claim
 
 
 def test_verdicts_of_all_profiles_stand_side_by_side() -> None:
-    frame = claims.side_by_side(["digits", "svhn"])
+    frame = claims.side_by_side({"digits": Study("digits", local=False).runs, "svhn": []})
     assert list(frame.index) == [claim.id for claim in CLAIMS]
     assert list(frame.columns) == ["says", "source", "digits (digits, 3 seeds)", "svhn (no records, 0 seeds)"]
     assert set(frame["svhn (no records, 0 seeds)"]) == {NOT_RUN}
-    expected = claims.verdicts(tables.published_studies(Study("digits", local=False)))
+    expected = claims.verdicts(Study("digits", local=False).runs)
     assert list(frame["digits (digits, 3 seeds)"]) == [v.verdict for v in expected]

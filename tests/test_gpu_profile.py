@@ -51,6 +51,6 @@ def test_a_dry_run_leaves_records_that_notebooks_replay(
     rows = tables.main_table(study, tables.everyone(study))
     listed = [r.system for r in recipes(load_profile(name)).values() if r.family not in ("expert", "member")]
     assert set(listed) <= set(rows.index) and len(rows) == len(listed) + 1  # the best expert
-    found = claims.verdicts(tables.published_studies(study))
+    found = claims.verdicts(study.runs)
     assert claims.SUPPORTED not in {v.verdict for v in found}  # of one seed
     assert any(v.evidence for v in found) and any("left out" in v.why for v in found)

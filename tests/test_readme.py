@@ -26,7 +26,7 @@ def block(name: str) -> str:
 
 def test_its_tables_are_those_of_the_published_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))
-    studies = tables.published_studies(Study("digits", local=False))
+    studies = Study("digits", local=False).runs
     assert [study.seed for study in studies] == [0, 1, 2]
     assert block("seeds_table") == tables.markdown(tables.seeds_table(studies, tables.everyone))
     together = tables.worst_differences(studies, tables.everyone, "dwf")
@@ -40,7 +40,7 @@ def test_its_tables_are_those_of_the_published_records(tmp_path: Path, monkeypat
     assert block("lite_table") == tables.markdown(table)
     shown = ("clean", "PGD-50", "basic worst", "worst case")
     assert block("lite_differences") == tables.markdown(tables.worst_differences([lite], tables.everyone, "dwf", shown))
-    assert block("verdicts") == tables.markdown(claims.side_by_side(claims.published_profiles()))
+    assert block("verdicts") == tables.markdown(claims.side_by_side(claims.published_runs()))
 
 
 def test_its_table_of_speed_is_that_of_the_published_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,7 +189,7 @@ def test_costs_add_up_what_a_system_is_built_from(study: Study) -> None:
 
 
 def test_seeds_are_summarised_over_seeds(study: Study) -> None:
-    studies = tables.published_studies(study)
+    studies = study.runs
     spec = headline(study.profile.evaluation)
     values = [s.outcome("dwf", spec).record["result"]["accuracy"] for s in studies]
     mean, low, high = sum(values) / 3, min(values), max(values)
@@ -201,7 +201,7 @@ def test_seeds_are_summarised_over_seeds(study: Study) -> None:
 
 
 def test_differences_over_seeds_are_those_of_the_outcomes(study: Study) -> None:
-    studies = tables.published_studies(study)
+    studies = study.runs
     found = tables.differences(studies, tables.everyone, "dwf").loc["best expert"]
     gaps = [
         tables.basic_worst(s, "dwf").float() - tables.basic_worst(s, tables.best_expert(s)).float() for s in studies
@@ -212,7 +212,7 @@ def test_differences_over_seeds_are_those_of_the_outcomes(study: Study) -> None:
 
 
 def test_ablations_stand_beside_their_base(study: Study) -> None:
-    studies = tables.published_studies(study)
+    studies = study.runs
     table = tables.ablations(studies)
     assert table.index[0] == "ablation-base"
     assert table["difference"].isna().sum() == 1  # the base's own
@@ -269,7 +269,7 @@ def test_provenance_names_data_device_versions_and_code_but_no_place(study: Stud
 
 
 def test_provenance_of_several_seeds_counts_the_records_of_all(study: Study) -> None:
-    studies = tables.published_studies(study)
+    studies = study.runs
     tables.differences(studies, tables.compared, "dwf")
     line = tables.provenance_line(*studies)
     assert f"{sum(len(s.used) for s in studies)} records of profile digits, seed 0, 1, 2: " in line

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,41 @@ def same_state(first: nn.Module, second: nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+# -- what a computation reads of its configuration --------------------------------------------------------------------
+
+
+def recorded(value: Any, reads: set[str], path: str = "") -> Any:
+    """A copy of a configuration that adds the path of every field to ``reads`` when the field is read."""
+    if isinstance(value, tuple):
+        return tuple(recorded(item, reads, f"{path}{i}.") for i, item in enumerate(value))
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    names = {field.name for field in dataclasses.fields(value)}
+
+    def read(self: Any, name: str) -> Any:
+        if name in names:
+            reads.add(path + name)
+        return object.__getattribute__(self, name)
+
+    kind = type(type(value).__name__, (type(value),), {"__getattribute__": read})
+    copied = object.__new__(kind)
+    for name in names:
+        object.__setattr__(copied, name, recorded(getattr(value, name), reads, f"{path}{name}."))
+    return copied
+
+
+def fields_of(value: Any, path: str = "") -> Iterator[tuple[str, bool]]:
+    """The path of every field of a configuration, and whether it has its default value."""
+    if isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from fields_of(item, f"{path}{i}.")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            inner = getattr(value, field.name)
+            yield path + field.name, inner == field.default
+            yield from fields_of(inner, f"{path}{field.name}.")
+
+
 # -- run in other processes ------------------------------------------------------------------------------------------
 
 
@@ -126,6 +162,16 @@ def die(name: str) -> None:
 def fail(name: str) -> None:
     """What a worker does whose network breaks."""
     raise NotFiniteError(f"{name}: the loss is nan")
+
+
+def fail_plain(name: str) -> None:
+    """What a worker does one of whose networks breaks."""
+    from paperlib import study
+
+    if name == "train:plain":
+        fail(name)
+    assert study._worker is not None
+    study._worker._compute(name)
 
 
 def linger(name: str) -> None:

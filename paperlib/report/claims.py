@@ -336,7 +336,7 @@ def side_by_side(runs: Mapping[str, Sequence[Study]]) -> pd.DataFrame:
     """The verdict of each claim by profile, over all runs of each; the heading names the data and counts the seeds."""
     columns: dict[str, dict[str, str]] = {}
     for name, studies in runs.items():
-        label = studies[0].fingerprint.split(":")[0]
+        label = studies[0].fingerprint.split(":")[0] if studies else "no records"
         found = verdicts(studies)
         columns[f"{name} ({label}, {tables.so_many(len(studies), 'seed')})"] = {v.claim.id: v.verdict for v in found}
     told = {key: {claim.id: getattr(claim, key) for claim in CLAIMS} for key in ("says", "source")}

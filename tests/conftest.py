@@ -28,6 +28,20 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For fixtures that outlive a test: nothing is read from, or written to, what this clone has computed."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PAPERLIB_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test computes into a folder of its own, so none depends on another or on this clone's results."""
+    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture(autouse=True)
 def closed() -> Iterator[None]:
     """Figures of one test do not pile up for the next; matplotlib warns from the twentieth on."""

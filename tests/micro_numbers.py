@@ -47,7 +47,7 @@ def machine() -> dict[str, str]:
 
 
 def numbers_of(artefact: Artefact, version: int) -> dict[str, Any]:
-    """A result in a few numbers: the version of its code, a hash of all its bits, and three means for other machines."""
+    """A result in a few numbers: the version of its code, a hash of all bits, and three means for other machines."""
     result = without_times(artefact.record["result"])
     digest = hashlib.sha256(json.dumps(result, sort_keys=True).encode())
     weights = read_tensors(artefact.weights)[0] if artefact.weights else {}

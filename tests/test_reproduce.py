@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ import pandas as pd
 import pytest
 
 from paperlib import Study, paths
+from paperlib.errors import StoreError
 from paperlib.reading_copy import network_loads
-from paperlib.report import tables
+from paperlib.report import cost, tables
 from paperlib.series import discover
 from paperlib.study import publish
 
@@ -34,8 +36,35 @@ def paperlib(home: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A reproduction beside published files that cannot be read: whoever looks into one of them fails."""
     home = tmp_path_factory.mktemp("smoke")
+    for name in ("smoke/index.json", "digits/index.json", "benchmarks/peers.json", "benchmarks/limits.json"):
+        path = home / "published" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("altered", encoding="utf-8")
     return home, paperlib(home, "reproduce", "--profile", "smoke")
+
+
+def test_nothing_published_was_read(smoke: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    home, said = smoke
+    assert "published" not in re.sub(r"not published|and not published", "", said)
+    monkeypatch.setenv("PAPERLIB_PUBLISHED", str(home / "published"))
+    with pytest.raises(StoreError, match=r"index\.json"):  # a reading would have been noticed
+        _ = Study("smoke").published.index
+    with pytest.raises(StoreError, match=r"peers\.json"):
+        cost.benchmark("peers")
+    assert cost.benchmark("peers", published=False) is None
+
+
+def test_tables_over_seeds_say_that_one_was_computed(smoke: tuple[Path, str]) -> None:
+    home, _ = smoke
+    verdicts = pd.read_csv(home / "figures/smoke/verdicts.csv")
+    decided = verdicts[verdicts["numbers"].str.contains(" for, ") & (verdicts["claim"] != "cost")]
+    assert set(decided["verdict"]) == {"undecided (1 seed)"}
+    page = (home / "build/smoke/html/index.html").read_text(encoding="utf-8")
+    assert page.count("undecided (1 seed)") == len(decided)
+    table = (home / "build/smoke/html/06_main_table.html").read_text(encoding="utf-8")
+    assert "seed 0, n = 60 images each" in table
 
 
 def test_nine_experts_and_the_mixture_were_trained(smoke: tuple[Path, str]) -> None:

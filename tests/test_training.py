@@ -20,7 +20,7 @@ from toys import Linear, ToyNet, same_state
 from paperlib import Dataset, Profile, load_profile
 from paperlib.attacks import fgsm, undisturbed
 from paperlib.data import Split
-from paperlib.errors import MissingError, NotFiniteError, ProfileError, StoreError
+from paperlib.errors import InputError, MissingError, NotFiniteError, ProfileError, StoreError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.models import ADVMoE, Folded, Gate, Mixture, ResNet, SoE, UniformGate, parameters, resnet18
 from paperlib.precision import tensor_float32
@@ -445,6 +445,127 @@ def test_two_turns_alternate_and_each_changes_only_its_part(digits: Dataset) -> 
         part, other = ("network.", "router.") if turn == "pathways" else ("router.", "network.")
         assert {f"{part}head.weight", f"{part}stem.0.weight", f"{part}stem.1.running_mean"} <= changed
         assert not any(name.startswith(other) for name in changed)
+
+
+class Block(nn.Module):
+    """A linear layer among modules without parameters, as a part that learns or is frozen as a whole."""
+
+    def __init__(self, inputs: int, outputs: int, rate: float = 0.5) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs, affine=False), nn.ReLU(), nn.Dropout(rate)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.flatten(1))
+
+
+class Expert(nn.Module):
+    """A body and a last layer named ``head``, with a norm that has no parameters between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = Block(64, 16), nn.BatchNorm1d(16, affine=False), nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.body(x)))
+
+
+def parts() -> Mixture:
+    torch.manual_seed(0)
+    return Mixture([Expert(), Expert()], Block(64, 2))
+
+
+GATE = {"gate", "gate.layers", *(f"gate.layers.{i}" for i in range(4))}
+
+
+@pytest.mark.parametrize(
+    ("trainable", "learning"),
+    [
+        ("all", {name for name, _ in parts().named_modules()}),
+        ("gate", GATE),
+        ("heads", GATE | {"experts.0.head", "experts.1.head"}),
+    ],
+    ids=["all", "gate", "heads"],
+)
+def test_a_part_that_learns_is_in_training_mode_with_all_it_contains_and_no_other_part_changes(
+    digits: Dataset, trainable: str, learning: set[str]
+) -> None:
+    model, modes = parts(), list[set[str]]()
+
+    def look(model: nn.Module) -> None:
+        modes.append({name for name, module in model.named_modules() if module.training})
+
+    before = copy.deepcopy(model.state_dict())
+    turn = Turn(PHASE2, Seen(CrossEntropy(), look), trainable)
+    run(model, digits, turns=[turn], config=dataclasses.replace(CONFIG, epochs=1, schedule="constant"))
+    assert modes == [learning] * 4
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.rpartition(".")[0] in learning}
+
+
+def test_a_part_whose_parameters_need_no_gradients_is_frozen_and_what_lies_beside_it_learns(digits: Dataset) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(64, 16), nn.Dropout(0.5), nn.BatchNorm1d(16, affine=False), nn.Linear(16, 10))
+    model[0].requires_grad_(False)
+    before, modes = copy.deepcopy(model), list[list[bool]]()
+
+    def look(model: nn.Module) -> None:
+        modes.append([module.training for module in model.children()])
+
+    run(model, digits, turns=[Turn(FGSM, Seen(CrossEntropy(), look))], config=dataclasses.replace(CONFIG, epochs=1))
+    assert modes == [[False, True, True, True]] * 4
+    assert same_state(model[0], before[0])
+    assert not torch.equal(model[2].running_var, before[2].running_var)
+    assert not torch.equal(model[3].bias, before[3].bias)
+
+
+def test_a_turn_that_trains_nothing_is_refused(digits: Dataset) -> None:
+    with pytest.raises(InputError, match=r"trainable='all'.*requires gradients"):
+        run(net().requires_grad_(False), digits)
+
+
+class Functional(Block):
+    """Dropout as a function that reads the network's own flag."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    "dropping", [lambda: Block(64, 10), lambda: Functional(64, 10, rate=0)], ids=["module", "function"]
+)
+def test_dropout_acts_in_training_and_draws_the_same_in_every_run(
+    dropping: Callable[[], nn.Module], digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(model: nn.Module, global_seed: int = 0, **settings: Any) -> nn.Module:
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        run(model, digits, turns=[Turn(FGSM)], **settings)
+        assert torch.equal(torch.get_rng_state(), state)
+        return model
+
+    torch.manual_seed(0)
+    drawn = dropping()
+    without = Block(64, 10, rate=0)
+    without.load_state_dict(drawn.state_dict())
+    whole = trained(copy.deepcopy(drawn))
+    assert not same_state(whole, trained(without))
+    assert same_state(whole, trained(copy.deepcopy(drawn), global_seed=1))
+
+    # Interrupted in the second epoch, a run goes on from its checkpoint with the same draws.
+    stops, real, checkpoint = iter([False, True]), validate, tmp_path / "state.safetensors"
+
+    def interrupted(*given: Any, **settings: Any) -> Any:
+        if next(stops):
+            raise KeyboardInterrupt
+        return real(*given, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "validate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trained(copy.deepcopy(drawn), checkpoint=checkpoint)
+    assert same_state(whole, trained(copy.deepcopy(drawn), global_seed=2, checkpoint=checkpoint))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -900,17 +1021,50 @@ def test_soe_begins_as_its_experts_undecided(micro: Profile, digits: Dataset) ->
     assert said.heads.abs().max() == 0
 
 
-def test_mores_l2_budgets_are_the_published_ones_on_cifar_and_in_proportion_elsewhere(digits_profile: Profile) -> None:
-    def radii(profile: Profile) -> list[float]:
-        known = recipes(profile)
-        threats = [only_threat(known[f"more-expert-{i}"]) for i in (1, 2)]
-        assert all(isinstance(t, RandomPGD) and t.norm == "l2" and t.step_size == t.eps / 4 for t in threats)
-        return [t.eps for t in threats]  # type: ignore[attr-defined]
+L2_RADII = {"more-expert-1": 60, "more-expert-2": 80}  # of 255, on CIFAR-10
 
-    assert radii(load_profile("cifar10")) == pytest.approx([60 / 255, 80 / 255])
-    # 64 pixels instead of 3072, and an L-infinity budget of 0.1 instead of 8/255
-    share = 0.1 / (8 / 255) * (64 / 3072) ** 0.5
-    assert radii(digits_profile) == pytest.approx([60 / 255 * share, 80 / 255 * share])
+
+@pytest.mark.parametrize(
+    ("profile", "share"),
+    [
+        *((name, 1.0) for name in ("cifar10", "cifar10_h100", "cifar10_lite", "svhn")),
+        # 64 pixels instead of 3072, and an L-infinity budget of 0.1 instead of 8/255
+        *((name, 0.1 / (8 / 255) * (64 / 3072) ** 0.5) for name in ("digits", "smoke")),
+    ],
+)
+def test_mores_l2_budgets_are_the_published_ones_on_cifar_and_in_proportion_elsewhere(
+    profile: str, share: float
+) -> None:
+    known = recipes(comparing(load_profile(profile), *COMPARED, "more-own"))
+    for system, radius in L2_RADII.items():
+        threat = only_threat(known[system])
+        assert isinstance(threat, RandomPGD) and threat.norm == "l2" and threat.step_size == threat.eps / 4
+        assert threat.eps == pytest.approx(radius / 255 * share)
+
+
+def test_image_sizes_known_before_the_images_are_read_are_those_of_the_data(digits: Dataset) -> None:
+    expected = {"digits": digits.train.images[0].numel(), "cifar10": 3072, "svhn": 3072}
+    assert expected == recipes_module.IMAGE_VALUES
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 20, 30), (4, 64, 64)])
+@pytest.mark.parametrize("system", ["more-expert-1", "more-expert-2", "more-own"])
+def test_mores_l2_budgets_follow_the_size_of_any_images(
+    system: str, shape: tuple[int, ...], digits_profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr("paperlib.training.threats.pgd", lambda model, x, y, **settings: seen.append(settings))
+    own = replace(digits_profile, data=replace(digits_profile.data, name="mine"))
+    threat, generator = recipes(own)[system].turns[0].threat, rng()
+    images = torch.zeros(2, *shape)
+    for strike in [threat.draw(generator) for _ in range(30)]:
+        strike.perturb(nn.Identity(), images, torch.zeros(2, dtype=torch.int64), generator)
+    l2 = [settings for settings in seen if settings["norm"] == "l2"]
+    assert l2 and all(settings["random_start"] and settings["steps"] == 10 for settings in l2)
+    expected = L2_RADII.get(system, 80) / 255 * 0.1 / (8 / 255) * (images[0].numel() / 3072) ** 0.5
+    assert {settings["eps"] for settings in l2} == {expected}
+    assert {settings["step_size"] for settings in l2} == {expected / 4}
+    assert threat.mean_steps() == recipes(digits_profile)[system].turns[0].threat.mean_steps()
 
 
 def comparing(profile: Profile, *systems: str) -> Profile:

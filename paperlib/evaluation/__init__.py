@@ -1,7 +1,8 @@
 """Robust accuracy with intervals, paired comparisons, and the audit of what can be believed."""
 
 from paperlib.evaluation.audit import Effort, Finding, Report, audit
-from paperlib.evaluation.metrics import OverSeeds, Paired, over_runs, over_seeds, paired, wilson
+from paperlib.evaluation.metrics import LEVEL, OverSeeds, Paired, over_runs, over_seeds, paired, wilson
+from paperlib.evaluation.multiple_comparisons import directions, holm, p_values
 from paperlib.evaluation.robustness import (
     CLEAN,
     AttackSpec,
@@ -22,6 +23,7 @@ from paperlib.evaluation.robustness import (
 
 __all__ = [
     "CLEAN",
+    "LEVEL",
     "AttackSpec",
     "Effort",
     "Finding",
@@ -33,12 +35,15 @@ __all__ = [
     "audit",
     "autoattack_spec",
     "battery",
+    "directions",
     "evaluate",
     "fgsm_spec",
     "headline",
+    "holm",
     "noise_spec",
     "over_runs",
     "over_seeds",
+    "p_values",
     "paired",
     "pgd_spec",
     "square_spec",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LEVEL = 0.05  # intervals leave out the true value, and tests find a difference where there is none, this often
 Z95 = 1.959963984540054
 
 
@@ -95,12 +96,23 @@ def over_seeds(first: Tensor, second: Tensor) -> OverSeeds:
     # no certainty, and more runs on the same images make it none.
     images = (float(((d.mean(dim=0) - mean) ** 2).sum()) + 1.0) / n / max(n - 1, 1)
     between = float(d.mean(dim=1).var()) / runs if runs > 1 else 0.0
-    # V = a + b,  df = V^2 / (a^2 / (n - 1) + b^2 / (runs - 1))
     variance = images + between
-    freedom = variance**2 / (images**2 / max(n - 1, 1) + (between**2 / (runs - 1) if runs > 1 else 0))
-    half = float(t.ppf(0.975, freedom)) * math.sqrt(variance)
+    freedom = satterthwaite(images, between, n, runs - 1)
+    half = float(t.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(variance)
     apart = math.sqrt(between) if runs > 1 else math.nan
     return OverSeeds(runs, n, mean, max(-1.0, mean - half), min(1.0, mean + half), math.sqrt(images), apart)
+
+
+def satterthwaite(images: float, between: float, n: int, runs_freedom: float) -> float:
+    """Effective degrees of freedom (Satterthwaite 1946) of the sum of two variances of a mean.
+
+    Args:
+        images: the variance that ``n`` images leave.
+        between: the variance that training runs leave, estimated with ``runs_freedom`` degrees of freedom (0: none).
+    """
+    # V = a + b,  df = V^2 / (a^2 / (n - 1) + b^2 / runs_freedom)
+    variance = images + between
+    return variance**2 / (images**2 / max(n - 1, 1) + (between**2 / runs_freedom if runs_freedom else 0))
 
 
 def over_runs(outcomes: Tensor) -> OverSeeds:

@@ -1,6 +1,9 @@
 """What the paper claims, as data: each claim with the rule that decides it, and the verdict the records give.
 
 The rules were written before the numbers. A verdict is *supported*, *not supported*, *undecided* or *not run*.
+
+A claim that needs all of its comparisons is an intersection-union test: each is held against its own interval, and
+their number calls for no correction. One comparison is enough against it, so those are corrected for their number.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from paperlib.evaluation import OverSeeds, headline, over_runs, over_seeds
+from paperlib.evaluation import LEVEL, OverSeeds, directions, headline, over_runs, over_seeds
 from paperlib.paths import published_dir
 from paperlib.profiles import profile_names
 from paperlib.published import INDEX
@@ -22,6 +25,10 @@ from paperlib.training.recipes import BACKBONES, EXPERTS, STRONGEST
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_RUN = "supported", "not supported", "undecided", "not run"
 SEEDS = 3  # an accuracy is decided by no fewer
+LEARNED = 0.25  # of the way from chance to every image right: what a network must reach to have something to lose
+INTERVAL = f"{100 * (1 - LEVEL):g} % interval"
+# Two-sided, so that a claim of one comparison is decided by its interval, in either direction alike.
+CORRECTED = f"after correction for their number (Holm, two-sided, {100 * LEVEL:g} % in all)"
 PLAIN = ("plain", *(f"plain-{name}" for name in BACKBONES))
 MOE_DEFENCES = ("soe", "soe-own", "soe-moe", "advmoe", "advmoe-own", "more", "more-own")
 
@@ -88,7 +95,7 @@ class Beats(Claim):
     def rule(self) -> str:
         return (
             f"{self.system} minus each of {', '.join(self.others)} ({', '.join(self.columns)}): supported if every "
-            "95 % interval lies above zero, not supported if any lies below, else undecided"
+            f"{INTERVAL} lies above zero, not supported if any lies below {CORRECTED}, else undecided"
         )
 
     def named(self, study: Study) -> tuple[str, ...]:
@@ -106,16 +113,17 @@ class Beats(Claim):
             ours = tables.outcomes(studies, system, column)
             for other in others:
                 value = over_seeds(ours, tables.outcomes(studies, other, column))
-                reading = SUPPORTED if value.low > 0 else REFUTED if value.high < 0 else UNDECIDED
-                found.append(
-                    Evidence(
-                        f"{self.system} - {other}, {column}",
-                        value,
-                        reading,
-                        tables.points(value.difference, value.low, value.high),
-                    )
-                )
-        return found
+                found.append((f"{self.system} - {other}, {column}", value))
+        sides = directions([value for _, value in found])
+        return [
+            Evidence(
+                what,
+                value,
+                SUPPORTED if value.low > 0 else REFUTED if side < 0 else UNDECIDED,
+                tables.points(value.difference, value.low, value.high),
+            )
+            for (what, value), side in zip(found, sides, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -127,9 +135,10 @@ class Collapse(Claim):
     @property
     def rule(self) -> str:
         return (
-            f"{BASIC} of each of {', '.join(self.systems)}: supported if every 95 % interval lies below chance (one "
-            "over the number of classes) and clean accuracy is above 90 %, not supported if any interval lies above "
-            "chance, else undecided"
+            f"{BASIC} of each of {', '.join(self.systems)}: supported if every {INTERVAL} lies below chance (one over "
+            f"the number of classes) and that of clean accuracy above {100 * LEARNED:g} % of the way from chance to 1, "
+            "because only a network that has learned has something to lose; not supported if any lies above chance "
+            f"{CORRECTED}, else undecided"
         )
 
     def named(self, study: Study) -> tuple[str, ...]:
@@ -140,13 +149,17 @@ class Collapse(Claim):
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         chance = 1 / len(studies[0].classes)
+        learned = chance + LEARNED * (1 - chance)
+        systems = self.there(studies[0])
+        left, clean = (
+            [over_runs(tables.outcomes(studies, system, column)) for system in systems] for column in (BASIC, "clean")
+        )
         found = []
-        for system in self.there(studies[0]):
-            left, clean = (over_runs(tables.outcomes(studies, system, column)) for column in (BASIC, "clean"))
-            falls = left.high < chance and clean.difference > 0.9
-            reading = SUPPORTED if falls else REFUTED if left.low > chance else UNDECIDED
-            shown = f"{tables.share(left)} left of {tables.share(clean)}"
-            found.append(Evidence(f"{system}, {BASIC} of clean", left, reading, shown))
+        for system, after, before, side in zip(systems, left, clean, directions(left, chance), strict=True):
+            falls = after.high < chance and before.low > learned
+            reading = SUPPORTED if falls else REFUTED if side > 0 else UNDECIDED
+            shown = f"{tables.share(after)} left of {tables.share(before)}"
+            found.append(Evidence(f"{system}, {BASIC} of clean", after, reading, shown))
         return found
 
 
@@ -198,9 +211,9 @@ class Survives(Claim):
     @property
     def rule(self) -> str:
         return (
-            f"of the systems that face AutoAttack, those that PGD separates from {self.system} (95 % interval off "
-            f"zero): supported if the {WORST} separates every one in the same direction, not supported if any in the "
-            "other, else undecided"
+            f"of the systems that face AutoAttack, those that PGD separates from {self.system} {CORRECTED}: supported "
+            f"if the {WORST} separates every one in the same direction ({INTERVAL} off zero), not supported if any in "
+            "the other after the same correction, else undecided"
         )
 
     def named(self, study: Study) -> tuple[str, ...]:
@@ -215,17 +228,21 @@ class Survives(Claim):
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         pgd = tables.column_of(headline(studies[0].profile.evaluation))
-        before, after = (tables.outcomes(studies, self.system, column) for column in (pgd, WORST))
+        others = self.named(studies[0])[1:]
+
+        def differences(column: str, others: Sequence[str]) -> list[OverSeeds]:
+            ours = tables.outcomes(studies, self.system, column)
+            return [over_seeds(ours, tables.outcomes(studies, other, column)) for other in others]
+
+        first = differences(pgd, others)
+        # What PGD separates by luck has no ranking to lose, so here too the number of comparisons counts.
+        apart = [(o, was, side) for o, was, side in zip(others, first, directions(first), strict=True) if side]
+        worst = differences(WORST, [other for other, _, _ in apart])
         found = []
-        for other in self.named(studies[0])[1:]:
-            was = over_seeds(before, tables.outcomes(studies, other, pgd))
-            if was.low <= 0 <= was.high:
-                continue
-            now = over_seeds(after, tables.outcomes(studies, other, WORST))
-            apart = now.low > 0 or now.high < 0
-            reading = UNDECIDED if not apart else SUPPORTED if (now.difference > 0) == (was.difference > 0) else REFUTED
-            before_that = f"{pgd} {tables.signed(was.difference)}"
-            shown = f"{tables.points(now.difference, now.low, now.high)} ({before_that})"
+        for (other, was, side), now, then in zip(apart, worst, directions(worst), strict=True):
+            same = now.low > 0 if side > 0 else now.high < 0
+            reading = SUPPORTED if same else REFUTED if then == -side else UNDECIDED
+            shown = f"{tables.points(now.difference, now.low, now.high)} ({pgd} {tables.signed(was.difference)})"
             found.append(Evidence(f"{self.system} - {other}, {WORST}", now, reading, shown))
         return found
 

@@ -48,7 +48,8 @@ def training(recipe: Recipe, profile: Profile) -> Stage:
     epochs = recipe.training.epochs if recipe.training else 0
     units = sum(turn.threat.mean_steps() + 2 for turn in recipe.turns) * epochs * recipe.network.experts
     units *= 6 if recipe.network.member == "wrn28-10" else recipe.network.width**1.5
-    version = 4 if recipe.network.kind == "advmoe" else 3  # since a folded copy runs all pathways side by side
+    # advmoe: since a folded copy runs all pathways side by side; own: since dropout acts during training
+    version = 4 if recipe.network.kind in ("advmoe", "own") else 3
     return Stage(
         f"train:{recipe.system}", version, config, config.starts_from, _train, profile.run.threads, units * 1e6
     )

@@ -11,7 +11,7 @@ from paperlib.errors import MissingError, ProfileError
 from paperlib.extension import load_extension
 from paperlib.profiles import Profile, TrainConfig, hint
 from paperlib.training.losses import Collaboration, CrossEntropy, Routing, Trades
-from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, Threat
+from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, ResizedL2, Strike, Threat
 from paperlib.training.threats import Mixture as OneOf
 from paperlib.training.trainer import Turn
 
@@ -29,6 +29,9 @@ BACKBONES = {
     "wrn28-10": "WideResNet-28-10",
 }
 STRONGEST = "wrn28-10"  # the backbone the field's own leader boards are built on; trained by PGD-AT too
+CIFAR10_VALUES = 3 * 32 * 32  # numbers in one image
+# Where every image is of one size. Any other data set's images are measured when they are attacked.
+IMAGE_VALUES = {"digits": 8 * 8, "cifar10": CIFAR10_VALUES, "svhn": CIFAR10_VALUES}
 UNSAFE = "advmoe-unsafe"  # the negative control: known by name, never trained for a result
 
 
@@ -333,12 +336,14 @@ def _short_attack(profile: Profile) -> RandomPGD:
     return RandomPGD(eps, eps * 5 / 8, (2,), random_start=False, noise=0.001, aim="routed divergence")
 
 
-def _l2(profile: Profile, radius: int) -> RandomPGD:
-    """MoRE's L2 attack of ``radius``/255 on CIFAR-10, scaled to the profile's images and budget."""
-    values = {"digits": 64}.get(profile.data.name, 3072)
-    # The same share of the L-infinity ball's corner, which lies eps * sqrt(values) away.
-    eps = radius / 255 * float(profile.threat.pgd_eps) / (8 / 255) * (values / 3072) ** 0.5
-    return RandomPGD(eps, eps / 4, (PGD_AT_STEPS,), norm="l2")
+def _l2(profile: Profile, radius: int) -> RandomPGD | ResizedL2:
+    """MoRE's L2 attack of ``radius``/255 on CIFAR-10, scaled to the profile's budget and to the size of its images."""
+    eps = radius / 255 * float(profile.threat.pgd_eps) / (8 / 255)
+    cifar10 = RandomPGD(eps, eps / 4, (PGD_AT_STEPS,), norm="l2")
+    if profile.data.name not in IMAGE_VALUES:
+        return ResizedL2(cifar10, CIFAR10_VALUES)
+    resized = Strike(eps, eps / 4, values=CIFAR10_VALUES).resized(IMAGE_VALUES[profile.data.name])
+    return replace(cifar10, eps=resized.eps, step_size=resized.step_size)
 
 
 def _ablations(profile: Profile) -> list[Recipe]:

@@ -7,7 +7,7 @@ The paper randomises its adversary: FGSM experts draw eps per batch, PGD experts
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -30,6 +30,7 @@ class Strike:
     noise: float = 0.0  # above 0: begin at the image plus normal noise of this standard deviation
     aim: str = "cross-entropy"  # what the attack climbs, a key of `paperlib.attacks.AIMS`
     norm: str = "linf"
+    values: int = 0  # above 0: eps and step size are those for images of so many values, see `resized`
 
     @property
     def passes(self) -> int:
@@ -40,6 +41,8 @@ class Strike:
         """The images (N, C, H, W) the network is to learn from."""
         if self.steps == 0:
             return x
+        if self.values:
+            return self.resized(x[0].numel()).perturb(model, x, y, generator)
         aim = AIMS[self.aim]
         targets = start = None
         if aim.targets is not None:
@@ -62,6 +65,14 @@ class Strike:
             start=start,
             norm=self.norm,
         )
+
+    def resized(self, values: int) -> Strike:
+        """The same L2 budget for images of ``values`` numbers (channels times height times width).
+
+        It stays the same share of the distance to the corner of an L-infinity ball, which is eps * sqrt(values).
+        """
+        scale = (values / self.values) ** 0.5
+        return replace(self, eps=self.eps * scale, step_size=self.step_size * scale, values=0)
 
 
 class Threat(Protocol):
@@ -120,6 +131,23 @@ class RandomPGD:
 
     def mean_steps(self) -> float:
         return sum(self.steps) / len(self.steps)
+
+
+@dataclass(frozen=True)
+class ResizedL2:
+    """An L2 attack for images of ``values`` numbers whose eps and step size follow the size of the images it gets.
+
+    For data sets whose images are of a size that no recipe knows before they are read; see `Strike.resized`.
+    """
+
+    attack: RandomPGD
+    values: int
+
+    def draw(self, generator: torch.Generator) -> Strike:
+        return replace(self.attack.draw(generator), values=self.values)
+
+    def mean_steps(self) -> float:
+        return self.attack.mean_steps()
 
 
 @dataclass(frozen=True)

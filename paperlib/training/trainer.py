@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from paperlib.attacks import attack
 from paperlib.checks import check_weights
 from paperlib.data import Dataset, Split, augment
-from paperlib.errors import NotFiniteError, StoreError
+from paperlib.errors import InputError, NotFiniteError, StoreError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.models import Folded, fold
 from paperlib.precision import tensor_float32
@@ -123,16 +124,24 @@ def train(
     lowers its loss on the result in training mode. Nearly every recipe has one turn; ADVMoE alternates two. The test
     split is never looked at.
 
+    Evaluation mode during the attack is a choice of ours, the paper does not say: batch norm uses its running
+    statistics and dropout is off, so training attacks the network that is evaluated later, not one that changes with
+    the batch. The update that follows is in training mode: batch norm uses the statistics of the attacked batch and
+    dropout acts.
+
     Args:
         config: epochs, batch size, optimiser and schedule.
         augmentation: random crop and mirroring; of a profile's data section only these two are used.
-        turns: the updates of each batch, each with an optimiser of its own; modules a turn does not teach stay in
-            evaluation mode while it learns.
+        turns: the updates of each batch, each with an optimiser of its own; parts that a turn does not train stay in
+            evaluation mode during its update, and so do parts whose parameters do not require gradients.
+        seed: decides the order of the images, the attacks, and what modules such as dropout draw from torch's global
+            generators, which are left as they were.
         checkpoint: file the state is kept in after each epoch. A run that finds it goes on from there, and ends with
             the same weights, bit for bit on the CPU, as one that was never interrupted.
 
     Raises:
         NotFiniteError: the loss or the network's answer became NaN or infinite; the epoch is named.
+        InputError: a turn trains no parameter that requires gradients.
     """
     device = next(model.parameters()).device
     memory = torch.channels_last if channels_last else torch.contiguous_format
@@ -164,7 +173,7 @@ def train(
             clean, y = data.train.images[index], data.train.labels[index]
             clean = augment(clean, crop=augmentation.crop, flip=augmentation.flip, generator=generator)
             clean = clean.to(memory_format=memory)
-            for player in players:
+            for k, player in enumerate(players):
                 turn, strike = player.turn, player.turn.threat.draw(strikes)
                 if len(players) > 1:
                     _training_mode(model, player.chosen)
@@ -173,7 +182,8 @@ def train(
                         attacked.refresh()
                     with tensor_float32(tf32), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                         x = strike.perturb(attacked, clean, y, generator)
-                        loss = turn.loss(model, clean, x, y)
+                        with _global_generators(device, hash_seed(seed, epoch, "modules", i, k)):
+                            loss = turn.loss(model, clean, x, y)
                 except NotFiniteError as error:
                     place = f"epoch {epoch + 1}, batch {i + 1}, {strike}"
                     raise NotFiniteError(f"{label}: {error} ({place}); lower lr={config.lr}") from error
@@ -244,6 +254,14 @@ def hash_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
+@contextmanager
+def _global_generators(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout and its like draw from torch's global generators: seed these for a while, then put them back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 @dataclass
 class _Player:
     """A turn at work."""
@@ -254,7 +272,9 @@ class _Player:
 
     @classmethod
     def of(cls, turn: Turn, model: nn.Module, config: TrainConfig) -> _Player:
-        chosen = list(TRAINABLE[turn.trainable](model))
+        chosen = [p for p in TRAINABLE[turn.trainable](model) if p.requires_grad]
+        if not chosen:
+            raise InputError(f"trainable={turn.trainable!r}: no parameter there requires gradients, so nothing learns")
         optimiser = torch.optim.SGD(
             chosen,
             lr=config.lr,
@@ -273,13 +293,25 @@ class _Player:
 
 
 def _training_mode(model: nn.Module, chosen: list[nn.Parameter]) -> None:
-    # A frozen network keeps its batch statistics too: only modules that learn leave evaluation mode.
-    learning = {id(p) for p in chosen}
+    """Training mode for what learns when ``chosen`` are updated, evaluation mode for everything else.
+
+    A frozen part keeps its running statistics and has no dropout. A module learns if all its parameters that require
+    gradients, those of its submodules included, are among ``chosen``, or some of its own are; a module without
+    parameters (dropout, batch norm with ``affine=False``) learns if the module that contains it does.
+    """
+    chosen_ids = {id(p) for p in chosen}
     model.eval()
-    for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if any(id(p) in learning for p in own):
-            module.training = True
+
+    def visit(module: nn.Module, parent_learns: bool) -> None:
+        parameters = list(module.parameters())
+        trainable = [id(p) in chosen_ids for p in parameters if p.requires_grad]
+        learns = bool(trainable) and all(trainable) if parameters else parent_learns
+        own = any(id(p) in chosen_ids for p in module.parameters(recurse=False))
+        module.training |= learns or own  # a module that two others share learns if either does
+        for child in module.children():
+            visit(child, learns)
+
+    visit(model, False)
 
 
 def _line(e: Epoch, epochs: int) -> str:

@@ -206,7 +206,7 @@ def _verdicts(executed: Sequence[Notebook], profile: str) -> str:
         rows = list(csv.DictReader(file))
     lines = [
         f"<tr><td>{html.escape(row['says'])}</td>"
-        f'<td class="{row["verdict"].replace(" ", "-")}">{_SIGNS.get(row["verdict"], "")} {row["verdict"]}</td>'
+        f'<td class="{_kind(row).replace(" ", "-")}">{_SIGNS.get(_kind(row), "")} {html.escape(row["verdict"])}</td>'
         f"<td>{html.escape(row['numbers'])}</td></tr>"
         for row in rows
     ]
@@ -217,6 +217,11 @@ def _verdicts(executed: Sequence[Notebook], profile: str) -> str:
         '<table class="verdicts"><thead><tr><th>claim</th><th>verdict</th><th>comparisons</th></tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table>"
     )
+
+
+def _kind(row: dict[str, str]) -> str:
+    """The verdict of a row without the number of seeds in brackets."""
+    return row["verdict"].split(" (")[0]
 
 
 def _picture(notebook: Notebook, profile: str) -> str:

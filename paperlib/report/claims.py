@@ -51,6 +51,12 @@ class Verdict:
     verdict: str
     evidence: list[Evidence] = field(default_factory=list)
     why: str = ""
+    seeds: int = 0  # where they are too few to decide: how many there are
+
+    @property
+    def text(self) -> str:
+        """The verdict as tables print it, such as ``undecided (1 seed)``."""
+        return f"{self.verdict} ({tables.so_many(self.seeds, 'seed')})" if self.seeds else self.verdict
 
 
 @dataclass(frozen=True)
@@ -311,7 +317,7 @@ CLAIMS: tuple[Claim, ...] = (
 def decide(claim: Claim, studies: Sequence[Study]) -> Verdict:
     """The verdict of the records of ``studies``, one study for each seed of a profile.
 
-    Accuracies need at least three seeds: fewer runs cannot tell a method from its luck (the interval of two covers too
+    Accuracies need at least three seeds: fewer runs cannot tell a method from chance (the interval of two covers too
     seldom where runs differ much), so the verdict stays undecided.
     """
     if not studies or any(study.missing(claim.stages(study)) for study in studies):
@@ -321,7 +327,8 @@ def decide(claim: Claim, studies: Sequence[Study]) -> Verdict:
         return Verdict(claim, NOT_RUN, why="its systems are left out of this profile")
     readings = {item.reading for item in evidence}
     if len(studies) < SEEDS and any(item.value for item in evidence):
-        return Verdict(claim, UNDECIDED, evidence, f"fewer than {SEEDS} seeds cannot tell a method from its luck")
+        why = f"fewer than {SEEDS} seeds cannot tell a method from chance"
+        return Verdict(claim, UNDECIDED, evidence, why, seeds=len(studies))
     if REFUTED in readings:
         return Verdict(claim, REFUTED, evidence)
     if absent := [name for name in claim.named(studies[0]) if name not in claim.there(studies[0])]:
@@ -355,7 +362,7 @@ def side_by_side(runs: Mapping[str, Sequence[Study]]) -> pd.DataFrame:
     for name, studies in runs.items():
         label = studies[0].fingerprint.split(":")[0] if studies else "no records"
         found = verdicts(studies)
-        columns[f"{name} ({label}, {tables.so_many(len(studies), 'seed')})"] = {v.claim.id: v.verdict for v in found}
+        columns[f"{name} ({label}, {tables.so_many(len(studies), 'seed')})"] = {v.claim.id: v.text for v in found}
     told = {key: {claim.id: getattr(claim, key) for claim in CLAIMS} for key in ("says", "source")}
     return pd.DataFrame({**told, **columns}).rename_axis("claim")
 
@@ -365,7 +372,7 @@ def story(found: Verdict) -> str:
     claim = found.claim
     lines = [f"{claim.id}: {claim.says} ({claim.source})", f"  rule     {claim.rule}"]
     lines += [f"  {item.reading:<13}  {item.what}: {item.shown}" for item in found.evidence]
-    return "\n".join([*lines, f"  VERDICT  {found.verdict}{found.why and ' (' + found.why + ')'}"])
+    return "\n".join([*lines, f"  VERDICT  {found.text}{found.why and ' (' + found.why + ')'}"])
 
 
 def differences_frame(found: Sequence[Verdict]) -> pd.DataFrame:
@@ -392,7 +399,7 @@ def verdicts_table(found: Sequence[Verdict]) -> pd.DataFrame:
         count = {r: sum(item.reading == r for item in v.evidence) for r in (SUPPORTED, REFUTED, UNDECIDED)}
         told = f"{count[SUPPORTED]} for, {count[REFUTED]} against, {count[UNDECIDED]} open" if v.evidence else v.why
         rows.append(
-            {"claim": v.claim.id, "says": v.claim.says, "source": v.claim.source, "verdict": v.verdict, "numbers": told}
+            {"claim": v.claim.id, "says": v.claim.says, "source": v.claim.source, "verdict": v.text, "numbers": told}
         )
     return pd.DataFrame(rows).set_index("claim")
 

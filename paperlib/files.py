@@ -126,7 +126,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"{location(path)}: cannot create this folder ({error.strerror})") from error
+        raise StoreError(f"{location(path)}: cannot write there ({error.strerror})") from error
 
 
 def check_home(*, write: bool) -> None:

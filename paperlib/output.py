@@ -37,13 +37,17 @@ def writing_output() -> Iterator[None]:
     In another thread than the main one, the main thread is interrupted as well: it may wait for that thread.
 
     Raises:
-        OutputClosed: standard output takes no more lines.
+        OutputClosed: standard output takes no more lines. In another thread a plain SystemExit of the same status,
+            the only exception that ends a thread without a traceback.
     """
     try:
         yield
     except OSError as error:
+        closed = OutputClosed(error)
+        if threading.current_thread() is threading.main_thread():
+            raise closed from error
         _interrupt_main_thread()
-        raise OutputClosed(error) from error
+        raise SystemExit(closed.code) from error
 
 
 def flush_output() -> None:
@@ -63,7 +67,7 @@ def discard_output() -> None:
 
 def _interrupt_main_thread() -> None:
     main = threading.main_thread()
-    if threading.current_thread() is main or _main_interrupted.is_set():
+    if _main_interrupted.is_set():
         return
     _main_interrupted.set()  # once: a second interruption would break off the orderly end
     if hasattr(signal, "pthread_kill") and main.ident is not None:

@@ -5,9 +5,18 @@
 Importing this package needs torch, torchvision, NumPy, pandas and safetensors, and no Jupyter.
 """
 
-from paperlib.data import Dataset, load_dataset
-from paperlib.profiles import Profile, load_profile
-from paperlib.study import Study, load_system
+import sys
+
+from paperlib.errors import ACTIVATE
+
+try:
+    from paperlib.data import Dataset, load_dataset
+    from paperlib.profiles import Profile, load_profile
+    from paperlib.study import Study, load_system
+except ModuleNotFoundError as error:
+    if sys.argv[:1] != ["-m"]:  # Python's mark for `python -m` while it imports the package
+        raise
+    sys.exit(f"error: {error}; {ACTIVATE}")
 
 __version__ = "0.1.0"
 __all__ = ["Dataset", "Profile", "Study", "load_dataset", "load_profile", "load_system"]

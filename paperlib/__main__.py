@@ -5,30 +5,68 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from paperlib.errors import PaperlibError
+from paperlib.errors import ACTIVATE, PaperlibError
+from paperlib.extension import one_version
+from paperlib.files import check_home, make_folder
+from paperlib.output import OutputClosed, discard_output, flush_output
 from paperlib.profiles import load_profile, profile_names
 from paperlib.progress import say
 
+if TYPE_CHECKING:
+    from paperlib.data import Split
+    from paperlib.study import Study
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 on success, 1 with one clear line on an error, 130 when interrupted."""
+    """Run one verb.
+
+    Returns:
+        0 on success, 1 with one clear line on an error, 130 when interrupted, and 141 without a word where the reader
+        of the output has gone, as in ``| head -2``.
+    """
+    try:
+        try:
+            return _run_verb(arguments)
+        finally:
+            flush_output()
+    except OutputClosed as closed:
+        discard_output()
+        if not closed.reader_gone:
+            _complain(f"error: standard output: cannot write ({closed.reason})")
+        return int(closed.code or 1)
+
+
+def _run_verb(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
-        options.verb(options)
-    except PaperlibError as error:
-        print(f"error: {error}", file=sys.stderr)
+        with one_version():
+            options.verb(options)
+    except ModuleNotFoundError as error:
+        _complain(f"error: {error}; {ACTIVATE}")
+        return 1
+    except (PaperlibError, OSError) as error:
+        _complain(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)
+        flush_output()  # another thread interrupts this one when it cannot print
+        _complain("interrupted; what was finished is kept, run the same command to go on")
         return 130
     return 0
 
 
+def _complain(line: str) -> None:
+    with suppress(OSError):  # nobody reads it
+        print(line, file=sys.stderr)
+
+
 def reproduce(options: argparse.Namespace) -> None:
     """Compute every stage, execute the notebooks by papermill, draw the figures, bind the reading copy."""
+    check_home(write=True)
     from paperlib.reproduce import reproduce as run
 
     run(options.profile, seeds=_seeds(options.seeds, (0,)), only=_listed(options.only), fresh=options.fresh)
@@ -36,9 +74,11 @@ def reproduce(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """The same computations without notebooks or Jupyter."""
+    from paperlib.report.measured import measured
     from paperlib.study import Study
 
     profile = load_profile(options.profile)
+    check_home(write=not options.list)
     for seed in _seeds(options.seeds, profile.run.seeds[:1]):
         study = Study(options.profile, seed, replay=False)
         names = study.matching(*options.stage)
@@ -48,7 +88,10 @@ def run(options: argparse.Namespace) -> None:
             continue
         if options.fresh:
             study.forget(names)
+        missing = study.missing(names)
         study.compute(names)
+        for line in measured(study, names, missing):
+            say(line)
         say(f"seed {seed}: {len(names)} stages are there")
 
 
@@ -62,8 +105,11 @@ def evaluate(options: argparse.Namespace) -> None:
     from paperlib.training.trainer import hash_seed
 
     profile = load_profile(options.profile)
-    eps = _budget(options.eps, profile.evaluation.eps)
-    step = _budget(options.step_size, eps * profile.evaluation.step / profile.evaluation.eps)
+    check_home(write=False)
+    eps = _budget(options.eps, profile.evaluation.eps, "--eps")
+    step = _budget(options.step_size, eps * profile.evaluation.step / profile.evaluation.eps, "--step-size")
+    for option in ("steps", "restarts", "images"):
+        _count(getattr(options, option), f"--{option}")
     steps = options.steps or profile.evaluation.steps
     spec = {
         "clean": CLEAN,
@@ -76,7 +122,7 @@ def evaluate(options: argparse.Namespace) -> None:
     study = Study(options.profile, options.seed)
     slow = options.attack in ("square", "autoattack")
     images = options.images or (profile.stress.images if slow else profile.evaluation.images)
-    split = study.data.test.first(images).to(study.device)
+    split = _first_test_images(study, images, "--images")
     seed = hash_seed(options.seed, "evaluate", spec.name)
     outcome = evaluate(model, split, spec, seed=seed, batch_size=profile.evaluation.batch_size, label=options.system)
     row = outcome.record()
@@ -98,7 +144,11 @@ def audit(options: argparse.Namespace) -> None:
     from paperlib.training.recipes import recipe_for
 
     profile = load_profile(options.profile)
-    study, eps = Study(options.profile, options.seed), _budget(options.eps, profile.evaluation.eps)
+    check_home(write=False)
+    study, eps = Study(options.profile, options.seed), _budget(options.eps, profile.evaluation.eps, "--eps")
+    _count(options.images, "--images")
+    if options.json:
+        make_folder(Path(options.json).absolute().parent)  # not after the work
     recipe, stage = recipe_for(options.system, profile), f"audit:{options.system}"
     asked = options.eps or options.images or options.claimed is not None or options.fresh
     found = study.find(stage) if stage in study.stages and not asked else None
@@ -107,7 +157,7 @@ def audit(options: argparse.Namespace) -> None:
         say(f"the record of {found.record['provenance']['created']} ({found.source}); --fresh asks again")
     else:
         model = load_system(options.system, options.profile, options.seed)
-        split = study.data.test.first(options.images or profile.stress.images).to(study.device)
+        split = _first_test_images(study, options.images or profile.stress.images, "--images")
         how = {"effort": effort_of(profile), "seed": options.seed, "label": options.system}
         how |= {"claimed": options.claimed, "benign": benign_of(recipe), "selected_on": study.data.validation.images}
         report = ask(model, split.images, split.labels, eps, **how)
@@ -119,11 +169,12 @@ def audit(options: argparse.Namespace) -> None:
 
 
 def publish(options: argparse.Namespace) -> None:
-    """Copy this machine's records into data/published/PROFILE."""
+    """Copy this machine's records of the given seeds into data/published/PROFILE; other seeds there stay."""
     from paperlib.study import publish as write
 
     profile = load_profile(options.profile)
-    write(options.profile, _seeds(options.seeds, profile.run.seeds))
+    check_home(write=False)
+    write(options.profile, _seeds(options.seeds, profile.run.seeds), replace=options.replace)
 
 
 def doctor(options: argparse.Namespace) -> None:
@@ -135,6 +186,7 @@ def doctor(options: argparse.Namespace) -> None:
 
 def refresh(options: argparse.Namespace) -> None:
     """Execute the committed notebooks in replay mode and store their outputs, normalised."""
+    check_home(write=True)
     from paperlib.series import refresh as write
 
     write(load_profile(options.profile).name, only=_listed(options.only))
@@ -167,19 +219,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--attack", choices=("clean", "fgsm", "pgd", "square", "autoattack"), default="pgd")
     sub.add_argument("--eps", default="", help='such as "8/255"; the profile\'s by default')
     sub.add_argument("--step-size", default="")
-    sub.add_argument("--steps", type=int, default=0, help="iterations of PGD, queries of Square")
+    sub.add_argument("--steps", type=int, default=None, help="iterations of PGD, queries of Square")
     sub.add_argument("--restarts", type=int, default=1)
-    sub.add_argument("--images", type=int, default=0)
+    sub.add_argument("--images", type=int, default=None)
     sub = verb("audit", audit, seed=True)
     sub.add_argument("system")
     sub.add_argument("--eps", default="", help='such as "8/255"; the profile\'s by default')
     sub.add_argument(
-        "--images", type=int, default=0, help="how many of the first test images; the profile's by default"
+        "--images", type=int, default=None, help="how many of the first test images; the profile's by default"
     )
     sub.add_argument("--claimed", type=float, default=None, help="the accuracy claimed, as a fraction")
     sub.add_argument("--json", default="", metavar="FILE", help="write the report there too")
     sub.add_argument("--fresh", action="store_true", help="ask again though there is a record")
-    verb("publish", publish, seeds=True)
+    sub = verb("publish", publish, seeds=True)
+    sub.add_argument("--replace", action="store_true", help="drop the other seeds that are published")
     verb("doctor", doctor)
     sub = verb("refresh", refresh)
     sub.add_argument("--only", default="", metavar="03,06")
@@ -192,18 +245,28 @@ def _listed(text: str) -> list[str]:
 
 def _seeds(text: str, default: Sequence[int]) -> list[int]:
     try:
-        return [int(part) for part in _listed(text)] or list(default)
+        return list(dict.fromkeys(int(part) for part in _listed(text))) or list(default)
     except ValueError as error:
         raise PaperlibError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error
 
 
-def _budget(text: str, default: Fraction) -> Fraction:
-    from paperlib.checks import as_budget
+def _budget(text: str, default: Fraction, option: str) -> Fraction:
+    from paperlib.checks import as_fraction
 
-    if not text:
-        return default
-    as_budget(text)
-    return Fraction(text)
+    return as_fraction(text, option) if text else default
+
+
+def _count(number: int | None, option: str) -> None:
+    if number is not None and number < 1:
+        raise PaperlibError(f"{option}={number}: expected a whole number, 1 or more")
+
+
+def _first_test_images(study: Study, number: int, option: str) -> Split:
+    if number > len(study.data.test):
+        raise PaperlibError(
+            f"{option}={number}: the test split of {study.data.label} has {len(study.data.test)} images"
+        )
+    return study.data.test.first(number).to(study.device)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ import shutil
 
 import torch
 
-from paperlib.errors import PaperlibError
-from paperlib.paths import data_source, home, shown
+from paperlib.errors import PaperlibError, StoreError
+from paperlib.files import check_home
+from paperlib.paths import data_source, home, location
 from paperlib.profiles import Profile
 from paperlib.progress import Say, say
 from paperlib.provenance import commit, device_name, versions
@@ -31,21 +32,30 @@ def examine(profile: Profile, say: Say = say) -> None:
         )
     absent = [name for name in NOTEBOOK_TOOLS if importlib.util.find_spec(name) is None]
     say(f"notebooks {'all tools there' if not absent else 'missing: ' + ', '.join(absent) + '; run: make lab'}")
-    there = next(folder for folder in (home(), *home().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    say(f"disk      {free / 1e9:.0f} GB free" + ("" if free > ROOM_NEEDED else "; make room: 2 GB are needed"))
+    _disk(say)
     _data(profile, say)
     published = Study(profile).published  # its own, or that of the profile it builds on
     seeds = published.seeds
     study = Study(profile, profile.run.seeds[0], replay=bool(seeds))
-    say(f"published {shown(published.folder)}: {f'seeds {seeds}' if seeds else 'nothing for this profile'}")
+    say(f"published {location(published.folder)}: {f'seeds {seeds}' if seeds else 'nothing for this profile'}")
     try:
         missing = study.missing(list(study.stages))
     except PaperlibError:
         return
     done = len(study.stages) - len(missing)
-    todo = "" if not missing else f"; compute the rest: python -m paperlib run --profile {profile.name}"
+    todo = "" if not missing else f"; compute the rest: python -m paperlib run --profile {study.called}"
     say(f"records   {done} of {len(study.stages)} stages there or published for seed {study.seed}{todo}")
+
+
+def _disk(say: Say) -> None:
+    try:
+        check_home(write=False)
+    except StoreError as error:
+        say(f"disk      {error}")
+        return
+    there = next(folder for folder in (home(), *home().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    say(f"disk      {free / 1e9:.0f} GB free" + ("" if free > ROOM_NEEDED else "; make room: 2 GB are needed"))
 
 
 def _data(profile: Profile, say: Say) -> None:
@@ -55,5 +65,5 @@ def _data(profile: Profile, say: Say) -> None:
         say(f"data      {error}")
         return
     sizes = f"{len(data.train)} / {len(data.validation)} / {len(data.test)}"
-    where = "scikit-learn" if profile.data.name == "digits" else shown(data_source())
+    where = "scikit-learn" if profile.data.name == "digits" else location(data_source())
     say(f"data      {data.label} from {where}: {sizes} train / validation / test, {data.fingerprint}")

@@ -1,5 +1,8 @@
 """Errors a reader can act on: each names the thing, what was wrong, and what to do."""
 
+# What to do where a package is missing.
+ACTIVATE = "activate the environment with `. .venv/bin/activate`, or use `make`, which sets it up"
+
 
 class PaperlibError(Exception):
     """Base of every error this library raises on purpose; the command line prints it without a traceback."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from paperlib.errors import StoreError
-from paperlib.paths import shown
+from paperlib.paths import home, location, shown
+
+ASIDE = ".old"  # how the name of a folder ends while another one takes its place
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
@@ -64,7 +70,7 @@ def checksum(path: Path) -> str:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place if the block succeeds, and vanishes if not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_for(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -74,3 +80,74 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def replacing_folder(path: Path, beside: Path | None = None) -> Iterator[Path]:
+    """An empty folder that takes the place of the folder ``path`` if the block succeeds; if not, the old one stays.
+
+    Both wait in ``beside`` (by default the folder that holds ``path``). A process that is killed between the two
+    renames leaves the old folder there; `set_aside` finds it.
+
+    Raises:
+        StoreError: it cannot be written, or not put in place.
+    """
+    temporary = temporary_for((beside or path.parent) / path.name)
+    aside = temporary.with_suffix(ASIDE)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            path.rename(aside)
+        temporary.rename(path)
+    except OSError as error:
+        raise StoreError(f"{shown(path)}: cannot write ({error.strerror})") from error
+    finally:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        for litter in (temporary, aside):
+            shutil.rmtree(litter, ignore_errors=True)
+
+
+def set_aside(path: Path, beside: Path) -> Path | None:
+    """The old folder that a process left when it was killed while it replaced ``path``, if there is one."""
+    left = sorted(beside.glob(f".{glob.escape(path.name)}.*{ASIDE}"))
+    return left[0] if left and not path.exists() else None
+
+
+def temporary_for(path: Path) -> Path:
+    """A name beside ``path`` that no other call gives, in this process or another one, on this machine or another."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, and those above it, unless it is there. Raises StoreError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{location(path)}: cannot write there ({error.strerror})") from error
+
+
+def check_home(*, write: bool) -> None:
+    """Require a `paths.home` that is there or can be created; with ``write``, one that takes files.
+
+    Without ``write`` nothing is left behind. Raises StoreError.
+    """
+    folder = home()
+    absent = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if write or absent:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        setting = os.environ.get("PAPERLIB_HOME")
+        raise StoreError(
+            f"{f'PAPERLIB_HOME={setting}' if setting else folder}: cannot write there ({error.strerror}); "
+            "let PAPERLIB_HOME name a folder in which files can be created"
+        ) from error
+    finally:
+        for path in () if write else absent:
+            with suppress(OSError):  # not created, or in use by now
+                path.rmdir()

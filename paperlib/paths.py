@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from paperlib.errors import PaperlibError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def _setting(name: str, default: Path) -> Path:
-    return Path(os.environ[name]).expanduser().resolve() if os.environ.get(name) else default
+    if not os.environ.get(name):
+        return default
+    try:
+        return Path(os.environ[name]).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # ~nobody-of-this-name, links in a circle
+        raise PaperlibError(f"{name}={os.environ[name]}: not a usable path ({error}); name another folder") from error
 
 
 def home() -> Path:
@@ -57,3 +64,16 @@ def shown(path: Path) -> str:
         if path.is_relative_to(base):
             return path.relative_to(base).as_posix() or "."
     return path.name
+
+
+def location(path: Path) -> str:
+    """Where a reader finds a file: relative to the current folder where it lies inside, else in full.
+
+    Below ``PAPERLIB_HOME``, the full path begins as the user wrote it there. Unlike `shown`, it never leaves the folder
+    out, so it is for messages to the user and not for records.
+    """
+    if path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd()).as_posix() or "."
+    if os.environ.get("PAPERLIB_HOME") and path.is_relative_to(home()):
+        return (Path(os.environ["PAPERLIB_HOME"]) / path.relative_to(home())).as_posix()
+    return path.as_posix()

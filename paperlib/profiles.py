@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import json
 import math
+import shlex
 import tomllib
 import types
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ from paperlib.extension import load_extension
 C = TypeVar("C")
 FOLDER = Path(__file__).parent / "profiles"
 DATASETS = ("digits", "cifar10", "svhn")
+
+
+_loaded_as: dict[Profile, str] = {}  # what was asked of `load_profile`, for messages that advise a command
 
 
 def _limits(low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), **kw: Any) -> Any:
@@ -164,7 +168,17 @@ def load_profile(name: str) -> Profile:
     if not isinstance(name, str):
         raise ProfileError(f"profile: expected a name, got {name!r}; choose one of {', '.join(profile_names())}")
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    return parse_profile({**_read(path, name), "name": path.stem})
+    table = {**_read(path, name), "name": path.stem}
+    if isinstance(study := table.get("study"), dict) and isinstance(study.get("extension"), str):
+        load_extension(study["extension"], again=True)
+    profile = parse_profile(table)
+    _loaded_as[profile] = name
+    return profile
+
+
+def command_name(profile: Profile | str) -> str:
+    """A profile as a command names it, quoted for a shell: its name, or the TOML file it was loaded from."""
+    return shlex.quote(profile if isinstance(profile, str) else _loaded_as.get(profile, profile.name))
 
 
 def _read(path: Path, name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:

@@ -9,13 +9,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from paperlib.output import writing_output
+
 T = TypeVar("T")
 Say = Callable[[str], None]
 
 
 def say(line: str) -> None:
-    """Print one line at once, so that logs and notebooks show it while the work goes on."""
-    print(line, flush=True)
+    """Print one line at once, so that logs and notebooks show it while the work goes on.
+
+    Raises:
+        OutputClosed: standard output takes no more lines.
+    """
+    with writing_output():
+        print(line, flush=True)
 
 
 def silent(line: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -25,6 +26,16 @@ ROOMS = (
     "evaluation",
     "stage.py",
     "stages",
+)
+# Environment variables that make git answer for another repository than the one around the current folder.
+ELSEWHERE = (
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_COMMON_DIR",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
 )
 
 
@@ -62,8 +73,13 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """The git commit of the code, with ``+`` where files that decide numbers have changed since; else ``unknown``."""
+    """The git commit of the code, with ``+`` where files that decide numbers have changed since; else ``unknown``.
+
+    Unknown too where git answers for another repository: this copy lies inside one, or was unpacked over one.
+    """
     try:
+        if not _is_checkout():
+            return "unknown"
         revision = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--", *(f"paperlib/{room}" for room in ROOMS))
     except (OSError, subprocess.SubprocessError):
@@ -82,6 +98,19 @@ def source_digest() -> str:
     return digest.hexdigest()[:12]
 
 
+def _is_checkout() -> bool:
+    """True if the repository that git finds begins in this very folder and tracks this code. Raises as `_git`."""
+    _git("ls-files", "--error-unmatch", "--", "paperlib/__init__.py", "pyproject.toml")  # fails for untracked files
+    return ROOT.samefile(_git("rev-parse", "--show-toplevel"))
+
+
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
+    """What git prints, asked in the folder of this code and about no other repository.
+
+    Raises:
+        OSError, subprocess.SubprocessError: git is missing, refuses, fails or hangs.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # a look at the status must not write to the repository
+    done = subprocess.run(["git", *arguments], cwd=ROOT, env=environment, capture_output=True, check=True, timeout=10)
+    return os.fsdecode(done.stdout).strip()

@@ -7,7 +7,6 @@ import csv
 import html
 import mimetypes
 import re
-import shutil
 import time
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -21,6 +20,8 @@ from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 
 from paperlib import notebook_files, paths
 from paperlib.errors import MissingError
+from paperlib.files import replacing_folder
+from paperlib.profiles import command_name
 from paperlib.progress import Say, say
 from paperlib.series import Notebook, discover
 
@@ -99,21 +100,19 @@ def reading_copy(profile: str, *, say: Say = say) -> Path:
     series = discover(paths.notebooks_dir())
     there = [notebook for notebook in series if (executed / f"{notebook.name}.ipynb").exists()]
     if not there:
-        raise MissingError(f"no executed notebook; make them with: python -m paperlib reproduce --profile {profile}")
+        raise MissingError(
+            f"no executed notebook; make them with: python -m paperlib reproduce --profile {command_name(profile)}"
+        )
     folder = paths.build_dir(profile) / "html"
-    fresh = folder.with_name("html.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
     exporter = _OfflineHTML(_Formulas(say))
     entries = []
-    for at, notebook in enumerate(there):
-        nb = notebook_files.read(executed / f"{notebook.name}.ipynb")
-        exporter.formulas.page = notebook.name
-        _write_page(fresh, notebook.name, _page(exporter, nb, there, at), say)
-        entries.append((notebook, _first_paragraph(nb, exporter), _when(executed / f"{notebook.name}.ipynb")))
-    _write_page(fresh, "index", _contents(series, entries, exporter, profile), say)
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    with replacing_folder(folder) as fresh:
+        for at, notebook in enumerate(there):
+            nb = notebook_files.read(executed / f"{notebook.name}.ipynb")
+            exporter.formulas.page = notebook.name
+            _write_page(fresh, notebook.name, _page(exporter, nb, there, at), say)
+            entries.append((notebook, _first_paragraph(nb, exporter), _when(executed / f"{notebook.name}.ipynb")))
+        _write_page(fresh, "index", _contents(series, entries, exporter, profile), say)
     return folder / "index.html"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paperlib import paths
+from paperlib.files import make_folder
 from paperlib.progress import Say, say
 from paperlib.reading_copy import reading_copy
 from paperlib.series import discover, run_series, select
@@ -36,6 +37,8 @@ def reproduce(
     """
     started = time.monotonic()
     select(discover(paths.notebooks_dir()), only)  # an unknown notebook is told at once, not after the computing
+    for folder in (paths.figures_dir(profile), paths.build_dir(profile) / "notebooks"):
+        make_folder(folder)  # one that cannot be written is told before the computing too
     runs = Study(profile, seeds[0], replay=False, seeds=seeds, say=say).runs
     for run in runs:
         if fresh:
@@ -53,9 +56,9 @@ def reproduce(
         say=say,
     )
     page = reading_copy(profile, say=say)
-    figures = paths.shown(paths.figures_dir(profile))
+    figures = paths.location(paths.figures_dir(profile))
     say(f"figures and tables   {figures}/ (the main table: {figures}/main_table.md and .csv)")
-    say(f"executed notebooks   {paths.shown(paths.build_dir(profile) / 'notebooks')}/")
-    say(f"reading copy         {paths.shown(page)} (open it in a browser; it needs no network)")
+    say(f"executed notebooks   {paths.location(paths.build_dir(profile) / 'notebooks')}/")
+    say(f"reading copy         {paths.location(page)} (open it in a browser; it needs no network)")
     say(f"computing {computed - started:.0f} s, notebooks {time.monotonic() - computed:.0f} s")
     return page

@@ -14,6 +14,7 @@ from typing import Any
 
 from paperlib import notebook_files, paths
 from paperlib.errors import SeriesError
+from paperlib.files import make_folder, temporary_for
 from paperlib.notebook_process import Failure, Job, run_apart
 from paperlib.papermill_child import first_line
 from paperlib.progress import Say, say
@@ -198,7 +199,7 @@ def _raise_for(outcomes: Sequence[Outcome], profile: str) -> None:
     if failed:
         lines = [f"{len(failed)} of {len(outcomes)} notebooks failed at profile {profile}:"]
         for outcome in failed:
-            left = outcome.executed if outcome.executed.exists() else "no notebook"
+            left = paths.location(outcome.executed) if outcome.executed.exists() else "no notebook"
             lines.append(f"  {outcome.notebook.name}: {outcome.failure} (it left {left})")
         raise SeriesError("\n".join(lines))
 
@@ -209,16 +210,19 @@ def _run(notebook: Notebook, parameters: dict[str, Any], parameters_at: int, tim
     # Apart from those that show this machine's own results, of which the HTML site is made.
     folder = paths.build_dir(profile) / ("replayed" if parameters["replay"] else "notebooks")
     executed, partial = folder / f"{notebook.name}.ipynb", folder / f"{notebook.name}.partial.ipynb"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     partial.unlink(missing_ok=True)
     before = _signatures(notebook, profile)
-    job = Job(notebook.path.resolve(), partial, parameters, parameters_at)
-    failure = run_apart(job, timeout, say)
-    failure = failure or _unexecuted(partial, parameters_at) or _broken_promise(notebook, profile, before)
-    if failure is None:
-        os.replace(partial, executed)
-    else:
-        executed.unlink(missing_ok=True)  # what an earlier run gave would pass for this one's
+    running = temporary_for(partial).with_suffix(".ipynb")  # another run at this profile may be under way
+    failure: Failure | None = Failure("Interrupted", "the run was broken off")
+    try:
+        failure = run_apart(Job(notebook.path.resolve(), running, parameters, parameters_at), timeout, say)
+        failure = failure or _unexecuted(running, parameters_at) or _broken_promise(notebook, profile, before)
+    finally:
+        if failure:
+            executed.unlink(missing_ok=True)  # what an earlier run gave would pass for this one's
+        if running.exists():
+            os.replace(running, partial if failure else executed)
     return Outcome(notebook, time.monotonic() - started, partial if failure else executed, failure)
 
 

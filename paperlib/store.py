@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from paperlib.errors import StoreError
-from paperlib.files import checksum, read_json, read_tensors, write_json, write_tensors
+from paperlib.files import checksum, make_folder, read_json, read_tensors, replacing_folder, write_json, write_tensors
 from paperlib.paths import shown
 from paperlib.profiles import canonical
 
@@ -82,30 +81,13 @@ class Store:
         weights: Mapping[str, Tensor] | None = None,
     ) -> Artefact:
         """Store a result, replacing an older one of the same key. Raises StoreError; then the old one is untouched."""
-        target = self.folder(name, key)
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.root))
-        except OSError as error:
-            raise StoreError(f"{shown(self.root)}: cannot write there ({error.strerror})") from error
-        replaced = temporary.with_name(f"{temporary.name}.old")
-        try:
+        with replacing_folder(self.folder(name, key)) as temporary:
             write_json(temporary / "record.json", record)
             for file, tensors in (("arrays.safetensors", arrays), ("weights.safetensors", weights)):
                 if tensors:
                     write_tensors(temporary / file, tensors)
             files = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
             write_json(temporary / MANIFEST, {"name": name, "key": key, "files": files})
-            if target.exists():
-                target.rename(replaced)
-            temporary.rename(target)
-        except OSError as error:
-            raise StoreError(f"{shown(target)}: cannot write ({error.strerror})") from error
-        finally:
-            if replaced.exists() and not target.exists():
-                replaced.rename(target)
-            for litter in (temporary, replaced):
-                shutil.rmtree(litter, ignore_errors=True)
         stored = self.read(name, key)
         assert stored is not None
         return stored
@@ -121,8 +103,8 @@ class Store:
     def lock(self, name: str, key: str) -> Iterator[None]:
         """Held while an artefact is computed: a second process waits, then finds it done. Freed if its holder dies."""
         lock = FileLock(self.root / f".{self.folder(name, key).name}.lock")
+        make_folder(self.root)
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except OSError as error:
             raise StoreError(f"{shown(self.root)}: cannot write there ({error.strerror})") from error

@@ -21,9 +21,9 @@ from paperlib.evaluation import AttackSpec
 from paperlib.executors import Progress, run_in_turn, run_side_by_side
 from paperlib.files import read_tensors
 from paperlib.memory import keep_memory
-from paperlib.paths import published_dir, store_dir
+from paperlib.paths import location, published_dir, store_dir
 from paperlib.precision import cpu_threads, tensor_float32
-from paperlib.profiles import Profile, load_profile, parse_profile, to_table
+from paperlib.profiles import Profile, command_name, load_profile, parse_profile, to_table
 from paperlib.progress import Say, say
 from paperlib.provenance import provenance, source_digest
 from paperlib.published import Published, write_published
@@ -62,7 +62,7 @@ class Study:
         say: Say = say,
     ) -> None:
         self.profile = profile if isinstance(profile, Profile) else load_profile(profile)
-        self.called = profile if isinstance(profile, str) else self.profile.name  # what a command line would name it
+        self.called = command_name(profile)  # for messages that advise a command
         for value in (seed, *seeds):
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise PaperlibError(f"seed={value!r}: expected a whole number, 0 or more")
@@ -378,13 +378,16 @@ def load_system(system: str, profile: Profile | str, seed: int = 0) -> nn.Module
     return Study(profile, seed).load(system)
 
 
-def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say) -> Path:
-    """Copy this machine's records of a profile, all stages and seeds, into ``data/published/PROFILE``.
+def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say, *, replace: bool = False) -> Path:
+    """Copy this machine's records of a profile, all stages of ``seeds``, into ``data/published/PROFILE``.
+
+    Other seeds that are published stay if they are of the same configuration, data and code; ``replace`` drops them.
 
     Raises:
         MissingError: a stage has not been computed here; the message says which command does it.
+        StoreError: other seeds are published that stem from another configuration, other data or other code.
     """
-    called = profile if isinstance(profile, str) else profile.name
+    called = command_name(profile)
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     seeds = list(seeds) or list(profile.run.seeds)
     records: dict[int, dict[str, Artefact]] = {}
@@ -397,7 +400,7 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say) -
                 f"run: python -m paperlib run --profile {called} --seeds {','.join(map(str, seeds))}"
             )
         records[seed] = {name: study.get(name) for name in study.stages}
-        if seed == seeds[0]:
+        if seed == min(seeds):
             for system in PUBLISHED_WEIGHTS:
                 tensors = study.model(system).state_dict()
                 halved = {name: v.half() if v.is_floating_point() else v for name, v in tensors.items()}
@@ -411,8 +414,14 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say) -
         "data": {name: facts[name] for name in ("label", "classes", "shape", "mean", "std", "counts")},
     }
     folder = published_dir(profile.name)
-    write_published(folder, description, records, weights)
+
+    def keys(seed: int) -> dict[str, str]:
+        other = Study(profile, seed, replay=False)
+        return {name: other.key(stage) for name, stage in other.stages.items()}
+
+    held = write_published(folder, description, records, weights, keys=keys, replace=replace)
     say(f"published {len(study.stages)} records for each of seeds {seeds} of profile {profile.name}")
+    say(f"{location(folder)} now holds seeds {held}")
     return folder
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from fractions import Fraction
@@ -12,13 +15,17 @@ import pytest
 import torch
 from toys import changed, micro_table, toml_text
 
-from paperlib import Study, load_profile, load_system
-from paperlib.__main__ import main
+from paperlib import Study, load_profile, load_system, paths
+from paperlib.__main__ import _parser, main
+from paperlib.errors import PaperlibError
 from paperlib.evaluation import Report, fgsm_spec
 from paperlib.files import read_json
 from paperlib.paths import published_dir, store_dir
 from paperlib.progress import silent
+from paperlib.reading_copy import reading_copy
+from paperlib.report.measured import measured
 from paperlib.stages import stages
+from paperlib.study import publish
 
 Capture = pytest.CaptureFixture[str]
 
@@ -42,10 +49,16 @@ def profile(home: Path) -> str:
         ("evaluate dfw --profile smoke", "unknown system 'dfw'; known: plain"),
         ("evaluate plain --profile smoke --seed -2", "seed=-2"),
         ("evaluate dwf --profile smoke --eps 8", "did you mean 8/255?"),
-        ("evaluate dwf --profile smoke --eps 8/0", "eps: expected a float or text"),
-        ("evaluate dwf --profile smoke --step-size 2", "did you mean 2/255?"),
+        ("evaluate dwf --profile smoke --eps 8/0", "--eps: expected a float or text"),
+        ("evaluate dwf --profile smoke --eps -1", "--eps=-1: must be a number from 0 to 1"),
+        ("evaluate dwf --profile smoke --step-size 3", "--step-size cannot exceed 1; did you mean 3/255?"),
+        ("evaluate dwf --profile smoke --step-size x", "--step-size: expected a float or text"),
+        ("evaluate dwf --profile smoke --steps 0", "--steps=0: expected a whole number"),
+        ("evaluate dwf --profile smoke --restarts 0", "--restarts=0: expected a whole number"),
+        ("evaluate dwf --profile smoke --images 0", "--images=0: expected a whole number"),
+        ("audit dwf --profile smoke --images -3", "--images=-3: expected a whole number"),
         ("audit dfw --profile smoke", "unknown system 'dfw'; known: plain"),
-        ("audit dwf --profile smoke --eps 8", "did you mean 8/255?"),
+        ("audit dwf --profile smoke --eps 8", "--eps cannot exceed 1; did you mean 8/255?"),
         ("audit plain --profile smoke", "python -m paperlib run --profile smoke --seeds 0 --stage train:plain"),
         ("evaluate plain --profile smoke", "python -m paperlib run --profile smoke --seeds 0 --stage train:plain"),
         ("publish --profile smoke", "stages are not computed yet"),
@@ -171,7 +184,12 @@ def test_slow_attacks_see_the_images_of_the_stress_tests(
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [("--restarts 0", "restarts=0"), ("--steps -3", "steps=-3"), ("--images 41", "40 images"), ("--images -1", "-1")],
+    [
+        ("--restarts 0", "--restarts=0"),
+        ("--steps -3", "--steps=-3"),
+        ("--images 41", "--images=41"),
+        ("--images 0", "=0"),
+    ],
 )
 def test_settings_that_are_no_attack_are_refused(
     profile: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, options: str, word: str
@@ -206,3 +224,199 @@ def test_the_module_runs_from_any_folder(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: unknown profile 'digit'")
+
+
+# -- output that takes no more lines ---------------------------------------------------------------------------------
+
+
+def run_with_output(command: list[str], closed: str) -> tuple[int, str]:
+    """Exit status and errors of a command whose reader has gone, or whose disk is full, before its first line."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    if closed == "full":
+        output = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, output = os.pipe()
+        os.close(reader)
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    os.close(output)
+    return done.returncode, done.stderr
+
+
+ENDS = {"pipe": (141, ""), "full": (1, "error: standard output: cannot write (No space left on device)\n")}
+CLOSED = [
+    "pipe",
+    pytest.param("full", marks=pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")),
+]
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+@pytest.mark.parametrize("arguments", ["run --profile smoke --list", "doctor --profile smoke", "--help"])
+def test_output_that_closes_ends_a_command_quietly(home: Path, closed: str, arguments: str) -> None:
+    assert run_with_output([sys.executable, "-m", "paperlib", *arguments.split()], closed) == ENDS[closed]
+
+
+THREAD = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from paperlib import __main__
+from paperlib.progress import say
+
+def in_a_thread(options):  # as the lines of worker processes arrive
+    threading.Thread(target=say, args=("a line",), daemon=True).start()
+    threading.Event().wait()
+
+def in_a_pool(options):  # as notebooks run
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(say, ["a line"] * 4))
+
+__main__.run = {verb}
+sys.exit(__main__.main(["run"]))
+"""
+
+
+@pytest.mark.parametrize("closed", CLOSED)
+@pytest.mark.parametrize("verb", ["in_a_thread", "in_a_pool"])
+def test_output_that_closes_in_a_thread_ends_the_command_quietly(closed: str, verb: str) -> None:
+    assert run_with_output([sys.executable, "-c", THREAD.replace("{verb}", verb)], closed) == ENDS[closed]
+
+
+# -- a home that cannot be ---------------------------------------------------------------------------------------------
+
+WRITING = ["run", "reproduce", "refresh"]
+READING = ["run --list", "publish", "evaluate plain", "audit plain"]
+
+
+@pytest.mark.parametrize("verb", [*WRITING, *READING])
+@pytest.mark.parametrize("place", ["file/home", "~nobody-of-this-name/home"])
+def test_a_home_that_cannot_be_created_is_one_clear_line(
+    profile: str, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, verb: str, place: str
+) -> None:
+    (home / "file").touch()
+    place = place if place.startswith("~") else str(home / place)
+    monkeypatch.setenv("PAPERLIB_HOME", place)
+    monkeypatch.setattr(Study, "compute", None)
+    assert main([*verb.split(), "--profile", profile]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert re.fullmatch(rf"error: PAPERLIB_HOME={re.escape(place)}: .*name a(nother)? folder.*\n", said.err)
+
+
+def test_the_doctor_says_that_the_home_cannot_be_created(
+    profile: str, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "file").touch()
+    monkeypatch.setenv("PAPERLIB_HOME", str(home / "file" / "home"))
+    assert main(["doctor", "--profile", profile]) == 0
+    said = capsys.readouterr().out
+    assert f"disk      PAPERLIB_HOME={home}/file/home: cannot write there" in said
+    assert "records   0 of" in said
+
+
+def test_a_file_for_a_report_that_cannot_be_written_is_told_before_the_audit(
+    profile: str, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paperlib.evaluation.audit", None)
+    (home / "file").touch()
+    assert main(["audit", "plain", "--profile", profile, "--json", str(home / "file" / "report.json")]) == 1
+    assert "file: cannot write there" in capsys.readouterr().err
+
+
+# -- what a run has measured -------------------------------------------------------------------------------------------
+
+
+def test_a_run_ends_with_what_it_has_measured(profile: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paperlib.study.Study.model", lambda study, system: study.build(system).eval())
+    monkeypatch.setattr("paperlib.stages.weights_of", lambda recipe, profile: ())
+    monkeypatch.setattr("paperlib.stress.weights_of", lambda recipe, profile: ())
+    monkeypatch.setenv("PAPERLIB_WORKERS", "1")
+    command = ["run", "--profile", profile, "--stage", "data", "evaluate:plain:clean", "evaluate:plain:fgsm@0.1"]
+    assert main([*command[:-1]]) == 0
+    assert main(command) == 0
+    *_, title, clean, fgsm, others, last = capsys.readouterr().out.splitlines()
+    study = Study(load_profile(profile), replay=False)
+    assert title == "accuracy in percent [95 % interval]:"
+    for line, name in ((clean, "evaluate:plain:clean"), (fgsm, "evaluate:plain:fgsm@0.1")):
+        result = study.get(name).record["result"]
+        shown = re.fullmatch(rf"{name} +([\d.]+) \[([\d.]+), ([\d.]+)\] +n = 30  (computed .*)", line)
+        assert shown, line
+        expected = [f"{100 * value:.1f}" for value in (result["accuracy"], *result["interval"])]
+        assert list(shown.groups()[:3]) == expected
+    assert fgsm.endswith("computed now")
+    assert clean.endswith("computed " + study.get("evaluate:plain:clean").record["provenance"]["created"])
+    assert (others, last) == ("without an accuracy: 1 data", "seed 0: 3 stages are there")
+
+
+def test_the_rows_of_a_stress_test_are_among_what_was_measured(home: Path) -> None:
+    study = Study("digits", local=False)
+    study.published = type(study.published)(paths.ROOT / "data" / "published" / "digits")
+    rows = study.record("stress:dwf")["rows"]
+    lines = measured(study, ["stress:dwf"], [])
+    assert len(lines) == 1 + len(rows) > 5
+    assert all(f"stress:dwf {row['name']} " in line for row, line in zip(rows, lines[1:], strict=True))
+
+
+# -- advice that works -------------------------------------------------------------------------------------------------
+
+
+def advised(text: str) -> list[list[str]]:
+    """The arguments of every command that a message advises."""
+    return [shlex.split(found) for found in re.findall(r"python -m paperlib ([^\n;]+)", text)]
+
+
+def message(call: object, *arguments: object) -> str:
+    with pytest.raises(PaperlibError) as caught:
+        call(*arguments)  # type: ignore[operator]
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("name", ["micro.toml", "my own.toml"])
+def test_every_advised_command_names_the_profile_so_that_it_loads(
+    profile: str, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, name: str, loaded: bool
+) -> None:
+    monkeypatch.chdir(home)
+    shutil.copy(profile, home / "other.toml")
+    (home / "other.toml").replace(home / name)
+    given = load_profile(name) if loaded else name
+    messages = {
+        "weights": message(load_system, "plain", given),
+        "unknown stage": message(Study(given).stage, "none"),
+        "no match": message(Study(given).matching, "none"),
+        "publish": message(publish, given),
+        "reading copy": message(reading_copy, name),
+    }
+    assert main(["doctor", "--profile", name]) == 0
+    messages["doctor"] = capsys.readouterr().out
+    for which, text in messages.items():
+        (arguments,) = advised(text)
+        options = _parser().parse_args(arguments)
+        assert options.profile == name, which
+        assert load_profile(options.profile) == load_profile(name)
+
+
+def test_every_advised_make_verb_is_there() -> None:
+    verbs = set(re.findall(r"^([a-z]+):", (paths.ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    package = "".join(path.read_text(encoding="utf-8") for path in (paths.ROOT / "paperlib").rglob("*.py"))
+    advice = set(re.findall(r"(?:run|with): make (\w+)", package))
+    assert advice and advice <= verbs
+
+
+@pytest.mark.parametrize("missing", ["torch", "papermill"])
+def test_a_missing_package_is_told_with_what_to_do(tmp_path: Path, home: Path, missing: str) -> None:
+    (tmp_path / f"{missing}.py").write_text(f"raise ModuleNotFoundError('No module named {missing}', name='{missing}')")
+    search = os.pathsep.join([str(tmp_path), str(paths.ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "paperlib", "run", "--profile", "smoke", "--list"],
+        env=os.environ | {"PYTHONPATH": search},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if missing == "papermill":  # needed by notebooks only
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert done.returncode == 1
+        assert done.stderr == (
+            "error: No module named torch; activate the environment with `. .venv/bin/activate`, or use `make`, which "
+            "sets it up\n"
+        )

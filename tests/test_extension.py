@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,7 +15,10 @@ from torch import nn
 from toys import micro_table, toml_text
 
 from paperlib import Profile, Study, load_dataset, load_profile
+from paperlib.__main__ import main
 from paperlib.errors import DataError, ProfileError
+from paperlib.extension import MARK, one_version
+from paperlib.papermill_child import MARK as MARK_OF_A_NOTEBOOK
 from paperlib.profiles import to_table
 from paperlib.stages import facing, stages
 from paperlib.study import told_of
@@ -184,3 +192,69 @@ def test_a_published_profile_keeps_the_place_of_the_file_to_itself(tmp_path: Pat
     profile = load_profile(written(tmp_path, system()))
     assert str(tmp_path) in json.dumps(to_table(profile)) and str(tmp_path) not in json.dumps(told_of(profile))
     assert told_of(profile)["study"]["extension"] == "mine.py"
+
+
+# -- one version of the file in one run ------------------------------------------------------------------------------
+
+
+def edit(folder: Path) -> None:
+    (folder / "mine.py").write_text(system("other"), encoding="utf-8")
+
+
+def test_a_loaded_profile_keeps_its_version_and_loading_again_takes_the_new_one(home: Path) -> None:
+    path = written(home, system())
+    profile = load_profile(path)
+    edit(home)
+    assert "mine" in recipes(profile)
+    assert Study(profile, replay=False).missing(["train:mine"]) == ["train:mine"]
+    assert "other" in recipes(load_profile(path))
+
+
+def test_a_command_reads_the_file_once_and_the_next_command_again(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(home, system())
+    with one_version():
+        load_profile(path)
+        edit(home)
+        assert "mine" in recipes(load_profile(path))
+    assert main(["run", "--profile", path, "--list"]) == 0
+    assert "train:other" in capsys.readouterr().out
+
+
+LOADS = "import sys, paperlib; paperlib.load_profile(sys.argv[1])"
+
+
+def load_in_a_worker(path: str) -> str:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return str(pool.submit(load_profile, path).exception())
+
+
+def load_in_a_notebook(path: str) -> str:
+    environment = os.environ | {MARK: "run"}
+    done = subprocess.run([sys.executable, "-c", LOADS, path], env=environment, capture_output=True, text=True)
+    return done.stderr
+
+
+@pytest.mark.parametrize("load", [load_in_a_worker, load_in_a_notebook])
+def test_a_process_of_a_run_refuses_another_version(home: Path, load: object) -> None:
+    path = written(home, system())
+    load_profile(path)
+    edit(home)
+    assert "mine.py has changed since this run read it" in load(path)  # type: ignore[operator]
+    load_profile(path)
+    assert "has changed" not in load(path)  # type: ignore[operator]
+
+
+def test_a_command_of_its_own_reads_what_is_there(home: Path) -> None:
+    path = written(home, system())
+    load_profile(path)  # as in a session from which a command is started
+    edit(home)
+    command = [sys.executable, "-m", "paperlib", "run", "--profile", path, "--list"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "train:other" in done.stdout
+
+
+def test_the_kernels_of_a_run_are_recognised_by_the_mark_that_is_set_there() -> None:
+    assert MARK == MARK_OF_A_NOTEBOOK

@@ -15,6 +15,7 @@ from paperlib import Study, paths
 from paperlib.errors import StoreError
 from paperlib.reading_copy import network_loads
 from paperlib.report import cost, tables
+from paperlib.reproduce import reproduce
 from paperlib.series import discover
 from paperlib.study import publish
 
@@ -81,7 +82,7 @@ def test_everything_promised_is_there(smoke: tuple[Path, str]) -> None:
         assert notebook.promises
         for promise in notebook.promises:
             assert (home / "figures/smoke" / promise).stat().st_size > 100
-    assert "reading copy" in said
+    assert "build/smoke/html/index.html" in said
     pages = list((home / "build/smoke/html").glob("*.html"))
     assert len(pages) == len(discover(paths.notebooks_dir())) + 1
     assert [load for page in pages for load in network_loads(page.read_text())] == []
@@ -106,3 +107,31 @@ def test_replay_and_computation_give_the_same_table(
     replayed = tables.main_table(study, tables.everyone(study)).astype(str)
     pd.testing.assert_frame_equal(replayed, computed)
     assert {artefact.source for artefact in study.used.values()} == {"published"}
+
+
+@pytest.mark.parametrize("given", ["{folder}/home", "home", "~/home"])
+def test_it_ends_by_naming_where_everything_really_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    given = given.format(folder=tmp_path)
+    monkeypatch.chdir(tmp_path if given == "home" else paths.ROOT)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PAPERLIB_HOME", given)
+    monkeypatch.setattr(Study, "compute", lambda study: None)
+    monkeypatch.setattr("paperlib.reproduce.run_series", lambda *args, **kw: [])
+    monkeypatch.setattr("paperlib.reproduce.reading_copy", lambda name, say: paths.build_dir(name) / "html/index.html")
+    said: list[str] = []
+    page = reproduce("smoke", say=said.append)
+    assert page == tmp_path / "home/build/smoke/html/index.html"
+    for place in ("figures/smoke/", "build/smoke/notebooks/", "build/smoke/html/index.html"):
+        assert sum(f" {given}/{place} " in f"{line} " for line in said) == 1, (place, said)
+
+
+def test_a_folder_for_figures_that_cannot_be_is_told_before_the_computing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))
+    monkeypatch.setattr(Study, "compute", None)
+    (tmp_path / "figures").touch()
+    with pytest.raises(StoreError, match="figures/smoke: cannot write there"):
+        reproduce("smoke")

@@ -17,7 +17,15 @@ from toys import compute_once
 
 import paperlib
 from paperlib.errors import StoreError
-from paperlib.files import checksum, read_json, read_tensors, write_json, write_tensors
+from paperlib.files import (
+    checksum,
+    read_json,
+    read_tensors,
+    replacing,
+    replacing_folder,
+    write_json,
+    write_tensors,
+)
 from paperlib.store import MANIFEST, Artefact, Store, artefact_key
 
 RECORD = {"result": {"correct": 3}, "list": [1, 2.5, "x", None]}
@@ -204,7 +212,7 @@ def torn(tensors: object, path: Path, **kw: object) -> None:
 
 
 def full_at_the_last_moment(path: Path, target: Path) -> None:
-    if path.name.startswith(".writing-") and not path.name.endswith(".old"):
+    if path.suffix == ".tmp":
         full()
     os.rename(path, target)
 
@@ -214,7 +222,7 @@ def full_at_the_last_moment(path: Path, target: Path) -> None:
     [
         ("paperlib.files.save_file", torn),
         ("paperlib.files.os.replace", full),
-        ("paperlib.store.tempfile.mkdtemp", full),
+        ("pathlib.Path.mkdir", full),
         ("pathlib.Path.write_text", full),
         ("pathlib.Path.rename", full),
         ("pathlib.Path.rename", full_at_the_last_moment),
@@ -265,6 +273,32 @@ def test_a_home_that_is_no_folder_is_one_clear_error(tmp_path: Path) -> None:
         pass
     with pytest.raises(StoreError, match="cannot write"):
         write_json(store.root / "x.json", {})
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for content in ("old", "new"):
+        with replacing_folder(folder) as fresh:
+            (fresh / "file").write_text(content)
+        assert (folder / "file").read_text() == content
+
+    def break_off() -> None:
+        with replacing_folder(folder) as fresh:
+            (fresh / "file").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        break_off()
+    assert (folder / "file").read_text() == "new"
+    assert visible(tmp_path) == ["folder", "folder/file"]
+
+
+@pytest.mark.parametrize("replace", [replacing, replacing_folder])
+def test_two_writers_of_one_name_never_share_a_temporary_one(tmp_path: Path, replace: Any) -> None:
+    with replace(tmp_path / "x") as first, replace(tmp_path / "x") as second:
+        assert first != second
+        for fresh in (first, second):
+            fresh.mkdir(exist_ok=True)
 
 
 # -- two at once -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,44 @@
+"""What a command has just measured, for its last lines: an accuracy with its interval for every evaluation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from paperlib.report.tables import percent
+from paperlib.study import Study
+
+
+def measured(study: Study, names: Sequence[str], computed: Collection[str]) -> list[str]:
+    """A line for every accuracy that the records of the stages ``names`` hold, and one that counts the other stages.
+
+    Args:
+        study: a study in which all of these stages have results.
+        computed: the stages that were computed just now; of others the line says when that was.
+    """
+    rows, others = [], Counter[str]()
+    for name in names:
+        artefact = study.get(name)
+        found = list(_accuracies(name, artefact.record["result"]))
+        source = "computed now" if name in computed else f"computed {artefact.record['provenance']['created']}"
+        rows += [(label, percent(r["accuracy"], r["interval"]), f"n = {r['n']}", source) for label, r in found]
+        if not found:
+            others[name.partition(":")[0]] += 1
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    lines = ["accuracy in percent [95 % interval]:"] if rows else []
+    lines += [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows
+    ]
+    if others:
+        lines.append("without an accuracy: " + ", ".join(f"{count} {kind}" for kind, count in others.items()))
+    return lines
+
+
+def _accuracies(name: str, result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The evaluations in a record, each with a label: the record itself, or the rows of ``stress:dwf``."""
+    if "accuracy" in result and "interval" in result:
+        yield name, result
+    for row in result.get("rows", ()):
+        if "accuracy" in row and "interval" in row:
+            yield f"{name} {row.get('name', '')}", row

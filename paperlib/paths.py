@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from paperlib.errors import PaperlibError
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def _setting(name: str, default: Path) -> Path:
-    return Path(os.environ[name]).expanduser().resolve() if os.environ.get(name) else default
+    """A path in the environment, ``~`` expanded, links followed; relative to the current folder; empty is not set."""
+    given = os.environ.get(name)
+    if not given:
+        return default
+    try:
+        return Path(given).expanduser().resolve()
+    except (OSError, RuntimeError) as error:  # an unknown user behind ~, links in a circle
+        raise PaperlibError(f"{name}={given}: is no usable path ({error})") from error
 
 
 def home() -> Path:

@@ -19,8 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from paperlib import data as module
 from paperlib.data import CIFAR10_CLASSES, Dataset, Split, augment, load_dataset, make_dataset
+from paperlib.data import dataset as module
 from paperlib.errors import DataError, InputError
 from paperlib.profiles import Profile, load_profile
 from paperlib.progress import silent
@@ -285,7 +285,7 @@ def test_decoded_images_are_cached_by_content(name: str, tmp_path: Path, monkeyp
     cache = list((tmp_path / "home" / "data" / "cache").iterdir())
     assert [path.suffix for path in cache] == [".safetensors"]
     with monkeypatch.context() as patch:
-        patch.setattr("paperlib.image_files._decode", None)  # a second decoding would fail
+        patch.setattr("paperlib.data.class_folders._decode", None)  # a second decoding would fail
         moved = source.rename(tmp_path / f"moved-{name}")
         assert load_from(moved, patch).fingerprint == first.fingerprint
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from paperlib.attacks import AIMS, STANDARD, Aim, mixture_aims, transferred
+from paperlib.attacks import AIMS, STANDARD, Aim, losses_for, mixture_aims, transferred
+from paperlib.attacks.autoattack import CLASSES
 from paperlib.data import Split
 from paperlib.evaluation import (
     CLEAN,
@@ -100,6 +101,9 @@ def _autoattack(system: str, recipe: Recipe, needed: tuple[str, ...], profile: P
     batch_size = min(profile.evaluation.batch_size, config.images)
 
     def compute(context: Context) -> Result:
+        if (classes := len(context.data.classes)) < CLASSES:
+            why = f"its targeted losses need {CLASSES} classes or more, the data have {classes}"
+            return Result({"system": system, "name": spec.name, "attack": spec.table(), "not_run": why})
         outcome = evaluate(
             _model(context, system),
             _split(context),
@@ -134,7 +138,7 @@ def _stress(system: str, recipe: Recipe, needed: tuple[str, ...], profile: Profi
     def compute(context: Context) -> Result:
         split, model = _split(context), _model(context, system)
         folded, surrogate = fold(model, split.images), fold(context.model(other), split.images).network
-        aims = {name: AIMS[name] for name in ("margin", "dlr")}
+        aims = {name: AIMS[name] for name in losses_for(len(context.data.classes))}
         aims |= {**mixture_aims(model, split.images, benign), f"transfer {other}": Aim(transferred(surrogate))}
         known = {"cross-entropy": AIMS["cross-entropy"], **aims}
         found = {spec: _struck(context, folded, split, spec, known, system) for spec in stress_specs(profile, aims)}
@@ -193,13 +197,16 @@ class _Records:
 
     def arguments(self, context: Context) -> dict[str, Any]:
         known = {name.split(":", 2)[2]: context.get(name).arrays["correct"][: self.n] for name in self.counted}
+        known |= context.get(self.stress).arrays
         auto = context.get(self.autoattack)
-        known |= {**context.get(self.stress).arrays, auto.record["result"]["name"]: auto.arrays["correct"]}
+        if "not_run" in auto.record["result"]:
+            return {"known": known}
+        known[auto.record["result"]["name"]] = auto.arrays["correct"]
         return {"known": known, "won_by": auto.arrays["first_success"]}
 
-    def accuracy(self, context: Context) -> float:
-        """Under AutoAttack."""
-        value: float = context.get(self.autoattack).record["result"]["accuracy"]
+    def accuracy(self, context: Context) -> float | None:
+        """Under AutoAttack; None where it was not run, and the audit takes what PGD leaves."""
+        value: float | None = context.get(self.autoattack).record["result"].get("accuracy")
         return value
 
 

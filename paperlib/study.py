@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from paperlib.data import Dataset, load_dataset
+from paperlib.data import Dataset, check_counts, load_dataset
 from paperlib.errors import DataError, MissingError, PaperlibError
 from paperlib.evaluation import AttackSpec
 from paperlib.files import read_tensors
@@ -99,7 +99,9 @@ class Study:
         """Which data the results belong to: those of the published records in replay, else those found here."""
         if self.replay and self.published.index:
             return str(self.published.index["fingerprint"])
-        return load_dataset(self.profile, device=self.device, say=self.say).fingerprint
+        data = load_dataset(self.profile, device=self.device, say=self.say)
+        check_counts(self.profile, data)  # before anything is trained
+        return data.fingerprint
 
     @functools.cached_property
     def classes(self) -> list[str]:

@@ -20,7 +20,7 @@ their MD5 has matched the known one, and nothing else is unpickled.
 """
 
 from paperlib.data.class_folders import Arrays
-from paperlib.data.dataset import Dataset, Split, augment, is_here, load_dataset, make_dataset
+from paperlib.data.dataset import Dataset, Split, augment, check_counts, is_here, load_dataset, make_dataset
 from paperlib.data.sources import CIFAR10_CLASSES, DIGIT_CLASSES, Source
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Source",
     "Split",
     "augment",
+    "check_counts",
     "is_here",
     "load_dataset",
     "make_dataset",

@@ -142,10 +142,10 @@ def _walk(folder: Path, parts: Parts, above: tuple[tuple[int, int], ...], found:
         place = (*parts, entry.name)
         if is_hidden((entry.name,)):
             continue
-        if entry.is_dir():
+        if os.path.isdir(entry.path):  # unlike the entry's own, these take links in a circle for nothing at all
             found.folders.add(place)
             _walk(folder / entry.name, place, (*above, (own.st_dev, own.st_ino)), found)
-        elif is_image(entry.name) or (entry.is_symlink() and not entry.is_file() and not suffix_of(entry.name)):
+        elif is_image(entry.name) or (not os.path.exists(entry.path) and not suffix_of(entry.name)):
             _check_file(entry, place)
             found.add(place, folder / entry.name)
         else:

@@ -100,6 +100,16 @@ def load_dataset(profile: Profile, device: torch.device | str = "cpu", say: Say 
     return _loaded[key].to(device)
 
 
+def check_counts(profile: Profile, data: Dataset) -> None:
+    """Require that the test split holds as many images as the profile evaluates. Raises DataError by key."""
+    for key, asked in (("evaluation.images", profile.evaluation.images), ("stress.images", profile.stress.images)):
+        if asked > len(data.test):
+            raise DataError(
+                f"{key}={asked}: the test split of {data.label} holds {len(data.test)} images; "
+                f"set {key} to {len(data.test)} or fewer in profile {profile.name}"
+            )
+
+
 def is_here(profile: Profile) -> bool:
     """Whether the images of ``profile`` can be read without a download."""
     return is_downloaded(profile.data.name, paths.data_source())
@@ -120,6 +130,11 @@ def make_dataset(label: str, classes: tuple[str, ...], train: Split, validation:
     tensors = [tensor for split in splits.values() for tensor in (split.images, split.labels)]
     fingerprint = f"{label}:{digest_of(tensors, canonical([label, classes]))[:16]}"
     mean, std = _moments(train.images)
+    if 0 in std:
+        raise DataError(
+            f"{label}: channel {std.index(0)} has one value in all training images, and cannot be normalised; are the "
+            "images what they should be?"
+        )
     return Dataset(label, train, validation, test, classes, fingerprint, mean, std)
 
 
@@ -173,7 +188,9 @@ def _split(source: Source, config: DataConfig) -> Dataset:
 def _take(labels: Ints, pool: Ints, asked: int, name: str, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """``asked`` indices of ``pool`` (0 means all) in class-balanced random order, and those left."""
     if asked > len(pool):
-        raise DataError(f"data.{name}={asked}: only {len(pool)} images are there to choose from")
+        raise DataError(
+            f"data.{name}={asked}: only {len(pool)} images are there to choose from; ask for fewer in the profile"
+        )
     order = pool[_balanced_order(labels[pool], rng)]
     count = asked or len(order)
     return order[:count], np.sort(order[count:])

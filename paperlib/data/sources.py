@@ -294,7 +294,9 @@ def _folder(name: str, source: Path, say: Say) -> Path:
     files, own = FILES[name], bool(os.environ.get("PAPERLIB_DATA"))
     folder = files.found(source)
     if folder is None and source.is_file():
-        raise DataError(f"{name}: {paths.shown(source)} is not read for it; unpack it if it is an archive. {files.advice}")
+        raise DataError(
+            f"{name}: {paths.shown(source)} is not read for it; unpack it if it is an archive. {files.advice}"
+        )
     missing = [files.folder or files.names[0]] if folder is None else files.missing(folder)
     if missing and own:
         raise DataError(f"{name}: {missing[0]} is not in {paths.shown(folder or source)}. {files.advice}")

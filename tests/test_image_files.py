@@ -533,13 +533,16 @@ def test_an_archive_is_read(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert load_from(made, monkeypatch).fingerprint == FINGERPRINT
 
 
-@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.xz", "a.tar.bz2", "a.zip"])
-@pytest.mark.parametrize("member", ["notes.txt", "ant/x.png"])
+@pytest.mark.parametrize(
+    ("name", "member"),
+    [
+        *((f"a.tar.{kind}", member) for kind in ("gz", "xz", "bz2") for member in ("notes.txt", "ant/x.png")),
+        ("a.zip", "ant/x.png"),  # of a zip, what is no image is never unpacked
+    ],
+)
 def test_a_decompression_bomb_is_refused(
     name: str, member: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name == "a.zip" and member == "notes.txt":
-        pytest.skip("what is no image is never unpacked from a zip")
     monkeypatch.setattr(archives, "MIN_LIMIT", 1 << 20)
     monkeypatch.setattr(archives, "BLOCK", 1 << 10)
     monkeypatch.setattr(archives, "MAX_FILE_BYTES", 1 << 30)

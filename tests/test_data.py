@@ -249,6 +249,7 @@ def test_decoded_images_are_cached_by_content(name: str, tmp_path: Path, monkeyp
     assert [path.suffix for path in cache] == [".safetensors"]
     with monkeypatch.context() as patch:
         patch.setattr("paperlib.data.class_folders._decode", None)  # a second decoding would fail
+        patch.setattr("paperlib.data.class_folders.list_archive", None)  # and so would unpacking
         moved = source.rename(tmp_path / f"moved-{name}")
         assert load_from(moved, patch).fingerprint == first.fingerprint
 

@@ -148,10 +148,7 @@ UNREADABLE = {
     "UTF-16": (TEXT.encode("utf-16"), "is written in UTF-16, or no text at all; save it as UTF-8"),
     "UTF-16 without mark": (TEXT.encode("utf-16-le"), "is written in UTF-16"),
     "mark alone": (b"\xff\xfe", "is written in UTF-16"),
-    "Latin-1": (
-        'base = "digits"\nsummary = "gr\u00f6\u00dfer"\n'.encode("latin-1"),
-        r"not written in UTF-8 \(line 2\); save",
-    ),
+    "Latin-1": (b'base = "digits"\nsummary = "gr\xf6\xdfer"\n', r"is not written in UTF-8 \(line 2\); save it as"),
     "empty": (b"", 'is empty; begin it with base = "digits"'),
     "blank": ("\ufeff \n".encode(), "is empty"),
 }

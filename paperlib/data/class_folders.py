@@ -91,7 +91,7 @@ Placed = Mapping[_Place, _File]
 def read_images(
     name: str, source: Path, say: Say, *, classes: tuple[str, ...] | None = None, side: int | None = None
 ) -> Images:
-    """Class-named images from a folder or an archive, decoded once and then cached by their content.
+    """Class-named images from a folder or an archive, decoded once and then cached.
 
     Args:
         name: of the data set; begins every error.
@@ -103,11 +103,13 @@ def read_images(
             `paperlib.data.image_files` says is refused; names the file.
     """
     try:
-        found = list_archive(source) if source.is_file() else list_folder(source)
-        cache = paths.home() / "data" / "cache" / f"{name}-{_identity(source, found)}.safetensors"
+        folder = None if source.is_file() else list_folder(source)
+        identity = _identity_of_archive(source) if folder is None else _identity_of_folder(folder)
+        cache = paths.home() / "data" / "cache" / f"{name}-{identity}.safetensors"
         images = _load_cache(name, cache, say)
         if images is None:
             where = paths.shown(source)
+            found = list_archive(source) if folder is None else folder
             placed = _placed(found, where, classes, lambda line: say(f"{name}: {line}"))
             say(f"{name}: decoding the images in {where}")
             images = _decode(placed, classes, side, f"decoding {where}", say)
@@ -162,15 +164,17 @@ def _check_file(entry: os.DirEntry[str], place: Parts) -> None:
         raise DataError(f"{_joined(place)} is no regular file; remove it")
 
 
-def _identity(source: Path, found: ImageFiles) -> str:
-    """Tells one state of the files from another: the hash of an archive, the names and times of files in a folder."""
+def _identity_of_archive(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.sha256(VERSION.encode() + hashlib.file_digest(file, "sha256").digest()).hexdigest()[:16]
+
+
+def _identity_of_folder(found: ImageFiles) -> str:
+    """Tells one state of the files from another without reading them: by their places, sizes and times."""
     digest = hashlib.sha256(VERSION.encode())
-    if source.is_file():
-        with source.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
     for parts, path in found.images.items():
-        if isinstance(path, Path):
-            digest.update(canonical([parts, *stamp_of(path)]).encode())
+        assert isinstance(path, Path)
+        digest.update(canonical([parts, *stamp_of(path)]).encode())
     return digest.hexdigest()[:16]
 
 

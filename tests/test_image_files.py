@@ -16,7 +16,7 @@ import pytest
 from picture_files import Files, encoded, picture, png, write, write_zip
 from PIL import Image
 
-from paperlib.data import Dataset, archives, class_folders, dataset, load_dataset
+from paperlib.data import Dataset, archives, class_folders, dataset, is_here, load_dataset
 from paperlib.data.image_files import READ_SUFFIXES, UNREAD_SUFFIXES, decode_image
 from paperlib.errors import DataError
 from paperlib.profiles import Profile, parse_profile, to_table
@@ -605,6 +605,20 @@ def test_images_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         load_dataset(profile(), say=[].append)
 
 
-def test_digits_need_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PAPERLIB_DATA", "no/such/folder")
+@pytest.mark.parametrize("given", ["no/such/folder", "~no-such-user/images"])
+def test_digits_need_no_path(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PAPERLIB_DATA", given)
     assert len(load_dataset(load("digits")).test) == 360
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whether_data_are_here_is_known_without_reading_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paperlib.paths.data_source", lambda: tmp_path)
+    wanted = profile(name=name)
+    assert not is_here(wanted)
+    write(tmp_path / "train" / "ant", {"1.png": b""})
+    assert is_here(wanted) == (name == "cifar10")  # in data/raw; one's own images must be named
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path))
+    assert is_here(wanted) == (name in ("cifar10", "images"))

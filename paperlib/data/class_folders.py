@@ -116,6 +116,8 @@ def read_images(
             _save_cache(name, images, cache, say)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
+    except OSError as error:  # a file that went away between listing and reading
+        raise DataError(f"{name}: {paths.shown(source)} cannot be read ({error.strerror})") from error
     return images
 
 
@@ -171,7 +173,7 @@ def _identity_of_archive(path: Path) -> str:
 
 def _identity_of_folder(found: ImageFiles) -> str:
     """Tells one state of the files from another without reading them: by their places, sizes and times."""
-    digest = hashlib.sha256(VERSION.encode())
+    digest = hashlib.sha256(VERSION.encode() + canonical(sorted(found.folders)).encode())
     for parts, path in found.images.items():
         assert isinstance(path, Path)
         digest.update(canonical([parts, *stamp_of(path)]).encode())
@@ -183,9 +185,10 @@ def _identity_of_folder(found: ImageFiles) -> str:
 
 def _placed(found: ImageFiles, where: str, classes: tuple[str, ...] | None, say: Say) -> Placed:
     """Split, class and file name of every image, in name order. Raises DataError for a place that has no meaning."""
-    if packed := {part for parts in found.ignored for part in parts} & {*TORCHVISION_FOLDERS}:
-        raise DataError(f"{where} holds no images but {packed.pop()}/: unpack it, and name the folder around that one")
     if not found.images:
+        if packed := {part for parts in found.ignored for part in parts} & {*TORCHVISION_FOLDERS}:
+            inside = packed.pop()
+            raise DataError(f"{where} holds no images but {inside}/: unpack it, and name the folder around that one")
         raise DataError(f"{where} holds no images; {EXPECTED}")
     below = _folder_around(list(found.images))
     official = any(parts[below] in SPLITS for parts in found.images if len(parts) == below + 3)

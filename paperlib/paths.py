@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _setting(name: str, default: Path) -> Path:
+    """A path in the environment, ``~`` expanded, links followed; relative to the current folder; empty is not set."""
     if not os.environ.get(name):
         return default
     try:

@@ -2,11 +2,13 @@
 
 A profile is a TOML file in ``paperlib/profiles/``. Unknown keys, wrong types and values out of range are errors that
 name the key and what is allowed. Budgets such as eps are fractions, written ``"8/255"`` or ``"0.03"``. A profile with
-``base = "digits"`` states only what it changes.
+``base = "digits"`` states only what it changes; one that asks for a smaller test split (``data.test``) also evaluates
+no more images than that, unless it says so itself. The file is UTF-8, with or without a byte-order mark.
 """
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import difflib
 import json
@@ -25,7 +27,7 @@ from paperlib.extension import load_extension
 
 C = TypeVar("C")
 FOLDER = Path(__file__).parent / "profiles"
-DATASETS = ("digits", "cifar10", "svhn")
+DATASETS = ("digits", "cifar10", "cifar100", "svhn", "mnist", "fashion-mnist", "images")
 
 
 _loaded_as: dict[Profile, str] = {}  # what was asked of `load_profile`, for messages that advise a command
@@ -39,7 +41,7 @@ def _limits(low: float | None = None, high: float | None = None, choices: tuple[
 class DataConfig:
     """Which images, how they are split and augmented."""
 
-    name: str  # "digits", "cifar10", "svhn", or one of the extension's
+    name: str  # one of DATASETS, or one of the extension's
     train: int = _limits(low=0)  # images to train on, stratified; 0 means all that are left
     validation: int = _limits(low=1)  # held out of the training images, for model selection
     test: int = _limits(low=0)  # images of the test split; 0 means all
@@ -183,12 +185,9 @@ def command_name(profile: Profile | str) -> str:
 
 def _read(path: Path, name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The table in ``path``, laid over that of its ``base``; ``above`` are the profiles that build on it."""
-    if not path.is_file():
+    if not name.endswith(".toml") and not path.is_file():
         raise ProfileError(f"unknown profile {name!r}{hint(name, profile_names())}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProfileError(f"profile {path.name}: not readable as TOML: {error}") from error
+    table = _parse_toml(path, name)
     study = table.get("study")
     if isinstance(study, dict) and isinstance(study.get("extension"), str) and study["extension"]:
         study["extension"] = str(path.parent.resolve() / study["extension"])  # it travels to other processes
@@ -203,8 +202,48 @@ def _read(path: Path, name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]
     for key in under.keys() & table.keys():
         if isinstance(under[key], dict) and isinstance(table[key], dict):
             merged[key] = {**under[key], **table[key]}
+    _limit_images(merged, table)
     same = merged["data"] == under["data"] if "data" in under else False
     return {**merged, "base": (under.get("base") or below.stem) if same else ""}
+
+
+def _parse_toml(path: Path, name: str) -> dict[str, Any]:
+    """The table in a TOML file: UTF-8, with or without a byte-order mark. Raises ProfileError by the name as given."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ProfileError(f"profile {name}: no such file") from error
+    except IsADirectoryError as error:
+        raise ProfileError(f"profile {name}: is a folder; name a file in it") from error
+    except OSError as error:
+        raise ProfileError(f"profile {name}: cannot be read ({error.strerror})") from error
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
+        raise ProfileError(f"profile {name}: is written in UTF-16, or no text at all; save it as UTF-8")
+    if not content.removeprefix(codecs.BOM_UTF8).strip():
+        raise ProfileError(f'profile {name}: is empty; begin it with base = "digits"')
+    try:
+        return tomllib.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ProfileError(f"profile {name}: is not written in UTF-8 (line {line}); save it as UTF-8") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ProfileError(f"profile {name}: not readable as TOML: {error}") from error
+
+
+def _limit_images(merged: dict[str, Any], own: dict[str, Any]) -> None:
+    """A profile that asks for a smaller test split than its base evaluates no more images than that split holds.
+
+    What the profile says itself about the number of images is left as it is.
+    """
+    data, size = own.get("data"), merged.get("data", {}).get("test")
+    if not isinstance(data, dict) or "test" not in data or not isinstance(size, int) or size < 1:
+        return
+    for section in ("evaluation", "stress"):
+        inherited, stated = merged.get(section), own.get(section)
+        if isinstance(inherited, dict) and not (isinstance(stated, dict) and "images" in stated):
+            images = inherited.get("images")
+            if isinstance(images, int) and images > size:
+                merged[section] = {**inherited, "images": size}
 
 
 def parse_profile(table: Mapping[str, Any]) -> Profile:

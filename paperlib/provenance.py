@@ -18,8 +18,7 @@ from paperlib.paths import ROOT
 # The rooms whose code decides a number; the rest only stores, draws or tells.
 ROOMS = (
     "checks.py",
-    "data.py",
-    "image_files.py",
+    "data",
     "models",
     "attacks",
     "training",

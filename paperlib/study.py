@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.data import Dataset, load_dataset
+from paperlib.data import Dataset, check_counts, load_dataset
 from paperlib.errors import DataError, MissingError, PaperlibError
 from paperlib.evaluation import AttackSpec
 from paperlib.executors import Progress, run_in_turn, run_side_by_side
@@ -102,7 +102,9 @@ class Study:
         """Which data the results belong to: those of the published records in replay, else those found here."""
         if self.replay and self.published.index:
             return str(self.published.index["fingerprint"])
-        return load_dataset(self.profile, device=self.device, say=self.say).fingerprint
+        data = load_dataset(self.profile, device=self.device, say=self.say)
+        check_counts(self.profile, data)  # before anything is trained
+        return data.fingerprint
 
     @functools.cached_property
     def classes(self) -> list[str]:

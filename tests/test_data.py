@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
-import io
 import pickle
-import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,16 +15,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from picture_files import Files, picture, write
 
-from paperlib import data as module
 from paperlib.data import CIFAR10_CLASSES, Dataset, Split, augment, load_dataset, make_dataset
+from paperlib.data import dataset as module
+from paperlib.data.idx_files import read_idx
 from paperlib.errors import DataError, InputError
 from paperlib.profiles import Profile, load_profile
 from paperlib.progress import silent
 
 SPLITS = ("train", "validation", "test")
-Files = dict[str, bytes]
 
 
 @pytest.fixture(autouse=True)
@@ -182,13 +180,6 @@ def test_prefixes_of_unbalanced_classes_are_proportional(counts: list[int], seed
 # CIFAR-10 as class-named images ---------------------------------------------------------------------------------------
 
 
-def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (32, 32)) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, kind)
-    return buffer.getvalue()
-
-
 def pictures(kind: str = "PNG", top: str = "") -> Files:
     """Three training and two test images of each class; the seed of an image is its class and number."""
     suffix = {"PNG": "png", "JPEG": "jpg"}[kind]
@@ -198,34 +189,6 @@ def pictures(kind: str = "PNG", top: str = "") -> Files:
         for c, name in enumerate(CIFAR10_CLASSES)
         for i in range(count)
     }
-
-
-def write_folder(path: Path, files: Files) -> Path:
-    for name, content in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    return path
-
-
-def write_tar(path: Path, files: Files) -> Path:
-    kind = path.suffix.lstrip(".")
-    with tarfile.open(path, "w" if kind == "tar" else f"w:{kind}") as tar:  # type: ignore[call-overload]
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def write_zip(path: Path, files: Files) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
-
-
-def write(path: Path, files: Files) -> Path:
-    return {".zip": write_zip, "": write_folder}.get(path.suffix, write_tar)(path, files)
 
 
 @pytest.mark.parametrize("name", ["folder", "a.tar", "a.tar.xz", "a.tar.gz", "a.zip"])
@@ -285,7 +248,8 @@ def test_decoded_images_are_cached_by_content(name: str, tmp_path: Path, monkeyp
     cache = list((tmp_path / "home" / "data" / "cache").iterdir())
     assert [path.suffix for path in cache] == [".safetensors"]
     with monkeypatch.context() as patch:
-        patch.setattr("paperlib.image_files._decode", None)  # a second decoding would fail
+        patch.setattr("paperlib.data.class_folders._decode", None)  # a second decoding would fail
+        patch.setattr("paperlib.data.class_folders.list_archive", None)  # and so would unpacking
         moved = source.rename(tmp_path / f"moved-{name}")
         assert load_from(moved, patch).fingerprint == first.fingerprint
 
@@ -368,39 +332,7 @@ def test_what_is_not_cifar10_is_refused(
     assert not (tmp_path / "home").exists()  # nothing half-read is cached
 
 
-def test_hostile_archives_are_refused_and_nothing_is_extracted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nest = tmp_path / "nest"
-    nest.mkdir()
-    monkeypatch.chdir(nest)
-    evil = {"../train/cat/../../escaped.png": picture(1), "/train/cat/escaped.png": picture(2)}
-    load_from(write(nest / "a.tar", pictures() | {"../../escaped/cat/x.png": b"no"}), monkeypatch)
-    assert not list(tmp_path.rglob("*escaped*")) and sorted(p.name for p in nest.iterdir()) == ["a.tar"]
-    load_from(write(nest / "b.tar", pictures() | evil), monkeypatch)  # one more cat, in memory
-    assert not list(tmp_path.rglob("*escaped*"))
-    with pytest.raises(DataError, match="too many for an image"):
-        load_from(write(nest / "c.zip", pictures() | {"train/cat/big.png": b"\0" * (2 << 20)}), monkeypatch)
-    with pytest.raises(DataError, match="an image twice"):
-        load_from(write(nest / "d.tar", pictures() | {"other/train/cat/0000.png": picture(1)}), monkeypatch)
-    with tarfile.open(nest / "e.tar", "w") as tar:
-        link = tarfile.TarInfo("train/cat/0000.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
-        tar.addfile(link)
-    with pytest.raises(DataError, match="damaged"):
-        load_from(nest / "e.tar", monkeypatch)
-
-
-def test_a_source_that_holds_nothing_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "notes.txt").write_text("no archive")
-    for name in ("empty", "absent", "notes.txt"):
-        with pytest.raises(DataError, match="PAPERLIB_DATA may name a folder"):
-            load_from(tmp_path / name, monkeypatch)
-    with pytest.raises(DataError, match="holds no images"):
-        load_from(write(tmp_path / "a.zip", {"README.md": b""}), monkeypatch)
-    assert not (tmp_path / "absent").exists() and not list((tmp_path / "empty").iterdir())
-
-
-@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "mnist", "fashion-mnist"])
 def test_a_download_without_network_is_one_clear_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -470,7 +402,7 @@ def test_a_batch_with_another_md5_is_never_unpickled(tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match="missing or damaged"):
         load_from(folder.parent, monkeypatch)
     (folder / "test_batch").unlink()
-    with pytest.raises(DataError, match="missing or damaged"):
+    with pytest.raises(DataError, match="test_batch is not in cifar-10-batches-py"):
         load_from(folder.parent, monkeypatch)
     assert not proof.exists()
 
@@ -515,6 +447,145 @@ def test_damaged_or_missing_svhn_says_what_to_do(tmp_path: Path, monkeypatch: py
     (root / "train_32x32.mat").unlink()
     with pytest.raises(DataError, match=r"train_32x32\.mat is not in raw"):
         load_from(root, monkeypatch, tiny("svhn"))
+
+
+def write_cifar100(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CIFAR-100's own files with three training and two test images of each class, whose number blue tells."""
+    from torchvision.datasets import CIFAR100
+
+    folder, rng = root / "cifar-100-python", np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for attribute, name, count in (("train_list", "train", 3), ("test_list", "test", 2)):
+        labels = rng.permutation(np.repeat(np.arange(100), count))
+        pixels = rng.integers(0, 256, (len(labels), 3, 32, 32), dtype=np.uint8)
+        pixels[:, 2] = labels[:, None, None]
+        entry = {"data": pixels.reshape(len(labels), -1), "fine_labels": labels.tolist(), "coarse_labels": [0]}
+        (folder / name).write_bytes(pickle.dumps(entry))
+        monkeypatch.setattr(CIFAR100, attribute, [[name, md5(folder / name)]])
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {i:02}" for i in range(100)]}))
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": md5(folder / "meta")})
+    return folder
+
+
+def test_cifar100_through_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_cifar100(tmp_path / "raw", monkeypatch)
+    data = load_from(folder.parent, monkeypatch, tiny("cifar100", validation=100))
+    assert data.label == "cifar100" and data.shape == (3, 32, 32) and data.classes[42] == "class 42"
+    assert [len(getattr(data, name)) for name in SPLITS] == [200, 100, 200]
+    for name in SPLITS:
+        split = getattr(data, name)
+        assert torch.equal((split.images[:, 2, 7, 9] * 255).round().long(), split.labels)
+    assert load_from(folder, monkeypatch, tiny("cifar100", validation=100)).fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize("file", ["train", "test", "meta"])
+def test_no_file_of_cifar100_with_another_md5_is_unpickled(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_cifar100(tmp_path / "raw", monkeypatch)
+    proof = tmp_path / "unpickled"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (proof,))
+
+    (folder / file).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(DataError, match="cifar100: files in raw are missing or damaged"):
+        load_from(folder.parent, monkeypatch, tiny("cifar100", validation=100))
+    assert not proof.exists()
+
+
+def write_mnist(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """MNIST's or Fashion-MNIST's four files with few images; row 3, column 5 tells the class."""
+    from torchvision import datasets
+
+    folder.mkdir(parents=True)
+    counts, sums = [5, 14, 11, 8, 7, 7, 6, 6, 5, 5], []
+    for part, seed in (("train", 1), ("t10k", 2)):
+        labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(10), counts)).astype(np.uint8)
+        pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 28, 28), dtype=np.uint8)
+        pixels[:, 3, 5] = labels
+        for kind, values in (("images-idx3", pixels), ("labels-idx1", labels)):
+            header = bytes((0, 0, 8, values.ndim)) + b"".join(size.to_bytes(4, "big") for size in values.shape)
+            path = folder / f"{part}-{kind}-ubyte.gz"
+            path.write_bytes(gzip.compress(header + values.tobytes(), mtime=0))
+            sums.append((path.name, md5(path)))
+    monkeypatch.setattr({"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name], "resources", sums)
+    return folder
+
+
+MNIST = [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")]
+
+
+@pytest.mark.parametrize(("name", "made"), MNIST)
+def test_mnist_in_its_exact_format(name: str, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_mnist(tmp_path / "raw" / made / "raw", name, monkeypatch)
+    data = load_from(tmp_path / "raw", monkeypatch, tiny(name))
+    assert data.label == name and data.shape == (1, 28, 28)
+    assert data.classes[0] == ("0" if name == "mnist" else "T-shirt/top")
+    assert [len(getattr(data, split)) for split in SPLITS] == [64, 10, 74]
+    for split in SPLITS:
+        part = getattr(data, split)
+        assert torch.equal((part.images[:, 0, 3, 5] * 255).round().long(), part.labels)
+    # the folder of the files, and one of them, may be named as well
+    for place in (folder, folder / "train-images-idx3-ubyte.gz"):
+        assert load_from(place, monkeypatch, tiny(name)).fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize(("name", "made"), MNIST)
+@pytest.mark.parametrize("part", ["train-images-idx3", "t10k-labels-idx1"])
+def test_other_or_missing_files_are_not_taken_for_mnist(
+    part: str, name: str, made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_mnist(tmp_path / "raw", name, monkeypatch)
+    path = folder / f"{part}-ubyte.gz"
+    content = path.read_bytes()
+    for other in (content[:-1], gzip.compress(b"other values", mtime=0)):
+        path.write_bytes(other)
+        with pytest.raises(DataError, match=f"{name}: files in raw are missing or damaged"):
+            load_from(folder, monkeypatch, tiny(name))
+    path.unlink()
+    (folder / path.stem).write_bytes(gzip.decompress(content))  # unpacked, it has no checksum that anyone knows
+    with pytest.raises(DataError, match=rf"{name}: {part}-ubyte\.gz is not in raw"):
+        load_from(folder, monkeypatch, tiny(name))
+
+
+def test_the_pickles_of_old_torchvision_are_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mnist(tmp_path / "raw" / "MNIST" / "raw", "mnist", monkeypatch)
+    old = tmp_path / "raw" / "MNIST" / "processed"
+    old.mkdir()
+    for file in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(3, 28, 28), torch.zeros(3)), old / file)
+    assert len(load_from(tmp_path / "raw", monkeypatch, tiny("mnist")).test) == 74
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\x08\1\0\0\0\3ab", b"\0\0\x08\3\0\0\0\3abc", b"\0\0\x09\1\0\0\0\3abc", b"\0\0"]
+)
+def test_a_damaged_idx_file_is_one_clear_error(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "labels.gz"
+    path.write_bytes(gzip.compress(content))
+    with pytest.raises(DataError, match=r"labels\.gz: not bytes in the IDX format with 1 axes"):
+        read_idx(path, 1)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DataError, match=r"labels\.gz: truncated or damaged"):
+        read_idx(path, 1)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "mnist", "fashion-mnist"])
+def test_a_changed_original_file_is_noticed_in_the_same_process(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = {"cifar10": write_batches, "cifar100": write_cifar100, "svhn": write_svhn}.get(
+        name, lambda root, patch: write_mnist(root, name, patch)
+    )
+    made = write(tmp_path / "raw", monkeypatch)
+    wanted = tiny(name, validation=100 if name == "cifar100" else 10)
+    load_from(tmp_path / "raw", monkeypatch, wanted)
+    changed = sorted(path for path in made.iterdir() if "meta" not in path.name)[-1]
+    changed.write_bytes(changed.read_bytes()[:-1])
+    with pytest.raises(DataError, match="damaged"):
+        load_dataset(wanted, say=silent)
 
 
 # Augmentation ---------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ BAD = [
     ("phase1.momentum", 1.5),
     ("phase1.schedule", "linear"),
     ("phase1", 3),
-    ("data.name", "mnist"),
+    ("data.name", "imagenet"),
     ("data.name", 7),
     ("data.validation", 0),
     ("model.mixing", "logit"),
@@ -132,12 +132,63 @@ def test_a_profile_may_be_a_file_of_the_user(tmp_path: Path) -> None:
     assert load_profile(str(path)) == parse_profile(micro_table())
 
 
-@pytest.mark.parametrize("content", [b"[data", b"\xff\xfe", b""])
-def test_a_damaged_profile_file_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+TEXT = toml_text(micro_table())
+
+
+@pytest.mark.parametrize("content", [TEXT.encode("utf-8-sig"), TEXT.replace("\n", "\r\n").encode()])
+def test_a_profile_is_read_as_editors_save_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "micro.toml"
+    path.write_bytes(content)
+    assert load_profile(str(path)) == parse_profile(micro_table())
+
+
+UNREADABLE = {
+    "damaged": (b"[data", "not readable as TOML"),
+    "nested without end": (b"a = " + b"[" * 100_000, "not readable as TOML"),
+    "UTF-16": (TEXT.encode("utf-16"), "is written in UTF-16, or no text at all; save it as UTF-8"),
+    "UTF-16 without mark": (TEXT.encode("utf-16-le"), "is written in UTF-16"),
+    "mark alone": (b"\xff\xfe", "is written in UTF-16"),
+    "Latin-1": (b'base = "digits"\nsummary = "gr\xf6\xdfer"\n', r"is not written in UTF-8 \(line 2\); save it as"),
+    "empty": (b"", 'is empty; begin it with base = "digits"'),
+    "blank": ("\ufeff \n".encode(), "is empty"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_an_unreadable_profile_is_one_line_that_names_the_file(tmp_path: Path, kind: str) -> None:
+    content, words = UNREADABLE[kind]
     path = tmp_path / "mine.toml"
     path.write_bytes(content)
-    with pytest.raises(ProfileError, match=r"mine\.toml|missing key"):
+    with pytest.raises(ProfileError, match=rf"mine\.toml: {words}") as caught:
         load_profile(str(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("named", ["here", "as base"])
+def test_a_file_that_is_not_there_is_no_unknown_profile(
+    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "lost.toml").symlink_to("nowhere.toml")
+    for name, words in (("none.toml", "no such file"), ("lost.toml", "no such file"), ("folder.toml", "is a folder")):
+        (tmp_path / "mine.toml").write_text(f'base = "{name}"\n', encoding="utf-8")
+        with pytest.raises(ProfileError, match=f"^profile {name}: {words}"):
+            load_profile(name if named == "here" else "mine.toml")
+
+
+def test_a_smaller_test_split_is_evaluated_whole(tmp_path: Path) -> None:
+    def counts(more: str) -> tuple[int, int]:
+        path = tmp_path / "mine.toml"
+        path.write_text(f'base = "digits"\n{more}', encoding="utf-8")
+        profile = load_profile(str(path))
+        return profile.evaluation.images, profile.stress.images
+
+    assert counts("") == (360, 36)
+    assert counts("[data]\ntest = 30\n") == (30, 30)
+    assert counts("[data]\ntest = 100\n[evaluation]\nsteps = 60\n") == (100, 36)
+    assert counts("[data]\ntest = 30\n[evaluation]\nimages = 50\n[stress]\nimages = 40\n") == (50, 40)  # as stated
+    assert counts("[data]\ntest = 0\n") == (360, 36)  # all there are
 
 
 @pytest.mark.parametrize("path", ["evaluation.eps", "threat.pgd_step", "evaluation.step"])

@@ -14,7 +14,7 @@ from paperlib.attacks.gradient import (
 )
 from paperlib.attacks.mixture import is_mixture, mixture_aims
 from paperlib.attacks.noise import random_noise
-from paperlib.attacks.objectives import AIMS, Aim, transferred
+from paperlib.attacks.objectives import AIMS, Aim, losses_for, transferred
 
 __all__ = [
     "AIMS",
@@ -29,6 +29,7 @@ __all__ = [
     "cross_entropy",
     "fgsm",
     "is_mixture",
+    "losses_for",
     "misclassified",
     "mixture_aims",
     "pgd",

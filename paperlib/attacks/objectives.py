@@ -48,6 +48,11 @@ def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
     return margin_loss(logits, y) / (largest[:, 0] - largest[:, 2]).clamp_min(1e-12)
 
 
+def losses_for(classes: int) -> tuple[str, ...]:
+    """The losses beside cross-entropy that a model of so many classes has; DLR divides by the third logit."""
+    return ("margin", "dlr") if classes >= 3 else ("margin",)
+
+
 def climbing(loss: Loss) -> Objective:
     """The objective that is a loss of the model's own answer."""
 

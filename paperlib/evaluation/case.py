@@ -18,6 +18,7 @@ from paperlib.attacks import (
     attack,
     cross_entropy,
     is_mixture,
+    losses_for,
     mixture_aims,
     pgd,
     transferred,
@@ -87,9 +88,7 @@ class Case:
     @functools.cached_property
     def aims(self) -> dict[str, Aim]:
         """What gradient attacks may climb on this model, by name: losses, its experts and gate, other networks."""
-        found = {name: AIMS[name] for name in ("cross-entropy", "margin", "dlr")}
-        if self.classes < 3:
-            del found["dlr"]
+        found = {name: AIMS[name] for name in ("cross-entropy", *losses_for(self.classes))}
         if self.mixture:
             found |= mixture_aims(self.model, self.x, self.benign)
         others = {f"transfer {name}": fold(other, self.x).network for name, other in self.transfer_from.items()}

@@ -111,11 +111,12 @@ def stressed(study: Study, system: str) -> dict[str, Tensor]:
 
 
 def autoattacked(study: Study, system: str) -> Tensor | None:
-    """Right (n,) under AutoAttack; None for a system that does not face it in this profile."""
+    """Right (n,) under AutoAttack; None for a system that does not face it in this profile, or on these data."""
     stored = stress_name(system)
     if stored not in facing(study.profile):
         return None
-    return study.get(f"autoattack:{stored}").arrays["correct"].bool()
+    correct = study.get(f"autoattack:{stored}").arrays.get("correct")  # absent where it could not be run
+    return None if correct is None else correct.bool()
 
 
 def worst_case(study: Study, system: str) -> Tensor:

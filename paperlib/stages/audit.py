@@ -116,8 +116,11 @@ def _audit(context: Context, config: AuditConfiguration) -> Result:
 def _known(context: Context, outcomes: Outcomes, images: int) -> dict[str, Any]:
     """What the records say of the first images, as arguments of `audit`."""
     known = {stage.split(":", 2)[2]: context.get(stage).arrays["correct"][:images] for stage in outcomes.evaluations}
+    known |= context.get(outcomes.stress).arrays
     auto = context.get(outcomes.autoattack)
-    known |= {**context.get(outcomes.stress).arrays, auto.record["result"]["name"]: auto.arrays["correct"]}
+    if "not_run" in auto.record["result"]:
+        return {"known": known}
+    known[auto.record["result"]["name"]] = auto.arrays["correct"]
     return {"known": known, "won_by": auto.arrays["first_success"]}
 
 
@@ -151,8 +154,8 @@ def _controls(context: Context, config: ControlsConfiguration) -> Result:
         how: dict[str, Any] = {"effort": config.planted}
         if control.name in honest:
             outcomes = honest[control.name]
-            # What an honest author would claim: what AutoAttack leaves.
-            claimed: float = context.get(outcomes.autoattack).record["result"]["accuracy"]
+            # What an honest author would claim: what AutoAttack leaves, or PGD where AutoAttack cannot be run.
+            claimed: float | None = context.get(outcomes.autoattack).record["result"].get("accuracy")
             how = {"effort": config.honest, "claimed": claimed, **_known(context, outcomes, config.images)}
         rows.append(_audit_control(context, control, test, how))
     return Result({"n": config.images, "eps": budget_text(config.eps), "rows": rows})

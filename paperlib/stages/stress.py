@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from paperlib.attacks import AIMS, STANDARD, Aim, mixture_aims, transferred
+from paperlib.attacks import AIMS, STANDARD, Aim, losses_for, mixture_aims, transferred
+from paperlib.attacks.autoattack import CLASSES
 from paperlib.evaluation import AttackSpec, autoattack_spec, evaluate, headline, noise_spec
 from paperlib.models import fold
 from paperlib.profiles import Profile
@@ -111,6 +112,9 @@ def _autoattack_stage(name: str, profile: Profile) -> Stage:
 
 def _autoattack(context: Context, config: AutoAttackConfiguration) -> Result:
     spec = config.attack
+    if (classes := len(context.data.classes)) < CLASSES:
+        why = f"its targeted losses need {CLASSES} classes or more, the data have {classes}"
+        return Result({"system": config.name, "name": spec.name, "attack": spec.table(), "not_run": why})
     outcome = evaluate(
         _model(context, config.candidates),
         context.data.test.first(config.images).to(context.device),
@@ -162,7 +166,7 @@ def _stress(context: Context, config: StressConfiguration) -> Result:
     split = context.data.test.first(config.images).to(context.device)
     model = _model(context, config.candidates)
     folded, surrogate = fold(model, split.images), fold(context.model(config.surrogate), split.images).network
-    aims = {name: AIMS[name] for name in ("margin", "dlr")}
+    aims = {name: AIMS[name] for name in losses_for(len(context.data.classes))}
     aims |= mixture_aims(model, split.images, config.benign)
     aims |= {f"transfer {config.surrogate.name}": Aim(transferred(surrogate))}
     specs = [*(replace(config.attack, aim=aim) for aim in aims), config.longer, config.noise]

@@ -1,24 +1,9 @@
-"""Data sets as tensors: read once, split once, kept in memory or on the device, pixels in [0, 1].
-
-| name      | what, and from where                                                                               |
-|-----------|----------------------------------------------------------------------------------------------------|
-| `digits`  | 1,797 real grey digits of 8x8 that ship with scikit-learn (UCI Optical Recognition of Digits)      |
-| `cifar10` | 60,000 colour images of 32x32: torchvision's files, or class-named images in a folder or archive   |
-| `svhn`    | 99,289 colour images of 32x32, house numbers: torchvision's files `{train,test}_32x32.mat`         |
-
-`PAPERLIB_DATA` names a folder or an archive; without it the files are looked for in, or downloaded into, `data/raw`.
-CIFAR-10 read from JPEG or PNG files is labelled `cifar10-jpeg` or `cifar10-png`, so that its results never mix with
-the original's. Nothing is ever extracted to disk. The original's files are pickles: torchvision opens them only after
-their MD5 has matched the known one, and nothing else is unpickled.
-"""
+"""A data set in three splits, loaded once a process, and the augmentation of its training images."""
 
 from __future__ import annotations
 
 import dataclasses
-import http.client
-import os
-import socket
-from collections.abc import Callable
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,19 +13,12 @@ from torch import Tensor
 
 from paperlib import paths
 from paperlib.checks import check_images, check_labels
+from paperlib.data.class_folders import Ints, digest_of, stamp_of
+from paperlib.data.sources import Source, checked_source, files_read, is_downloaded, read_source
 from paperlib.errors import DataError, InputError
 from paperlib.extension import load_extension
-from paperlib.image_files import CIFAR10_CLASSES, Arrays, Ints, digest_of, read_images
-from paperlib.image_files import HELP as HELP_IMAGES
 from paperlib.profiles import DataConfig, Profile, canonical
 from paperlib.progress import Say, say
-
-DIGIT_CLASSES = tuple("0123456789")
-BATCHES = "cifar-10-batches-py"  # the folder torchvision makes
-HELP_SVHN = (
-    "PAPERLIB_DATA may name a folder that holds train_32x32.mat and test_32x32.mat from "
-    "http://ufldl.stanford.edu/housenumbers; without it, they are downloaded"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,33 +67,6 @@ class Dataset:
         return dataclasses.replace(self, **splits)
 
 
-@dataclass(frozen=True)
-class Source:
-    """What a reader delivers, before it is split: bytes from 0 to ``white``.
-
-    Raises:
-        DataError: the arrays are not images (N, C, H, W) uint8 with labels (N,) int64.
-    """
-
-    label: str
-    classes: tuple[str, ...]
-    train: Arrays
-    test: Arrays | None = None  # None where there is no official test split
-    white: int = 255
-
-    def __post_init__(self) -> None:
-        for name, part in (("train", self.train), ("test", self.test)):
-            if part is not None and not (
-                part.images.dtype == np.uint8 and part.images.ndim == 4 and part.labels.shape == (len(part.images),)
-            ):
-                raise DataError(
-                    f"{self.label}: expected {name} images (N, C, H, W) uint8 and labels (N,), got "
-                    f"{part.images.shape} {part.images.dtype} and {part.labels.shape}"
-                )
-            if part is not None and part.labels.dtype != np.int64:
-                raise DataError(f"{self.label}: expected {name} labels int64, got {part.labels.dtype}")
-
-
 _loaded: dict[tuple[object, ...], Dataset] = {}  # the data set loaded last, so that a second notebook need not wait
 
 
@@ -130,29 +81,38 @@ def load_dataset(profile: Profile, device: torch.device | str = "cpu", say: Say 
         ProfileError: the profile's extension cannot be used.
     """
     config = dataclasses.replace(profile.data, crop=0, flip=False)
-    source = paths.data_source()
     extension = load_extension(profile.study.extension)
-    key = (config, *(() if config.name == "digits" else (source, _stamp(source), extension.digest)))
+    key: tuple[object, ...] = (config,)
+    source = Path()  # digits come from no file of the user's
+    if config.name != "digits":
+        source = checked_source(config.name)
+        key = (config, source, _stamp(config.name, source), extension.digest)
     if key not in _loaded:
         if config.name in extension.datasets:
             found = extension.call(extension.datasets[config.name], source)
             if not isinstance(found, Source):
                 raise DataError(f"{config.name}: expected a Source from {extension.name}, got {type(found).__name__}")
         else:
-            found = {"digits": _read_digits, "cifar10": _read_cifar10, "svhn": _read_svhn}[config.name](source, say)
+            found = read_source(config.name, source, say)
         dataset = _split(found, config)
         _loaded.clear()
         _loaded[key] = dataset
     return _loaded[key].to(device)
 
 
+def check_counts(profile: Profile, data: Dataset) -> None:
+    """Require that the test split holds as many images as the profile evaluates. Raises DataError by key."""
+    for key, asked in (("evaluation.images", profile.evaluation.images), ("stress.images", profile.stress.images)):
+        if asked > len(data.test):
+            raise DataError(
+                f"{key}={asked}: the test split of {data.label} holds {len(data.test)} images; "
+                f"set {key} to {len(data.test)} or fewer in profile {profile.name}"
+            )
+
+
 def is_here(profile: Profile) -> bool:
     """Whether the images of ``profile`` can be read without a download."""
-    name, source = profile.data.name, paths.data_source()
-    if name not in ("cifar10", "svhn") or source.is_file():
-        return True
-    signs = ("train_32x32.mat",) if name == "svhn" else (BATCHES, "train", "test")
-    return source.name == BATCHES or any((source / sign).exists() for sign in signs)
+    return is_downloaded(profile.data.name, paths.data_source())
 
 
 def make_dataset(label: str, classes: tuple[str, ...], train: Split, validation: Split, test: Split) -> Dataset:
@@ -170,6 +130,11 @@ def make_dataset(label: str, classes: tuple[str, ...], train: Split, validation:
     tensors = [tensor for split in splits.values() for tensor in (split.images, split.labels)]
     fingerprint = f"{label}:{digest_of(tensors, canonical([label, classes]))[:16]}"
     mean, std = _moments(train.images)
+    if 0 in std:
+        raise DataError(
+            f"{label}: channel {std.index(0)} has one value in all training images, and cannot be normalised; are the "
+            "images what they should be?"
+        )
     return Dataset(label, train, validation, test, classes, fingerprint, mean, std)
 
 
@@ -223,7 +188,9 @@ def _split(source: Source, config: DataConfig) -> Dataset:
 def _take(labels: Ints, pool: Ints, asked: int, name: str, rng: np.random.Generator) -> tuple[Ints, Ints]:
     """``asked`` indices of ``pool`` (0 means all) in class-balanced random order, and those left."""
     if asked > len(pool):
-        raise DataError(f"data.{name}={asked}: only {len(pool)} images are there to choose from")
+        raise DataError(
+            f"data.{name}={asked}: only {len(pool)} images are there to choose from; ask for fewer in the profile"
+        )
     order = pool[_balanced_order(labels[pool], rng)]
     count = asked or len(order)
     return order[:count], np.sort(order[count:])
@@ -243,10 +210,19 @@ def _balanced_order(labels: Ints, rng: np.random.Generator) -> Ints:
     return order[np.argsort(place, kind="stable")]
 
 
-def _stamp(source: Path) -> tuple[object, ...]:
-    """A cheap sign of change: sizes and times of a file, or of a folder's own entries."""
-    entries = [source, *(sorted(source.iterdir()) if source.is_dir() else ())]
-    return tuple((e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in entries if e.exists())
+def _stamp(name: str, source: Path) -> str:
+    """A cheap sign of change: a hash over the names, sizes and times of all files the data set is read from."""
+    digest = hashlib.sha256()
+    try:
+        files = files_read(name, source)
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from error
+    for path in files:
+        try:
+            digest.update(canonical([str(path), *stamp_of(path)]).encode())
+        except OSError:  # not there (yet): reading says so, if it matters
+            digest.update(canonical([str(path)]).encode())
+    return digest.hexdigest()
 
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -260,57 +236,3 @@ def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean, square = sums / (images.numel() / images.shape[1])
     std = (square - mean.square()).clamp(min=0).sqrt()
     return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) for v in std.tolist())
-
-
-def _read_digits(source: Path, say: Say) -> Source:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = bunch.images.astype(np.uint8)[:, None]
-    return Source("digits", DIGIT_CLASSES, Arrays(images, bunch.target.astype(np.int64)), None, white=16)
-
-
-def _read_cifar10(source: Path, say: Say) -> Source:
-    source = source.parent if source.name == BATCHES else source
-    if source.is_file() or (not (source / BATCHES).is_dir() and any((source / s).is_dir() for s in ("train", "test"))):
-        found = read_images(source, say)
-        return Source(found.label, CIFAR10_CLASSES, found.train, found.test)
-
-    def read(train: bool, download: bool) -> Arrays:
-        from torchvision.datasets import CIFAR10
-
-        data = CIFAR10(source, train=train, download=download)
-        return Arrays(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), np.asarray(data.targets, np.int64))
-
-    return _read_torchvision("cifar10", CIFAR10_CLASSES, source / BATCHES, read, HELP_IMAGES, say)
-
-
-def _read_svhn(source: Path, say: Say) -> Source:
-    def read(train: bool, download: bool) -> Arrays:
-        from torchvision.datasets import SVHN
-
-        data = SVHN(source, split="train" if train else "test", download=download)
-        return Arrays(np.ascontiguousarray(data.data), data.labels.reshape(-1))
-
-    return _read_torchvision("svhn", DIGIT_CLASSES, source / "train_32x32.mat", read, HELP_SVHN, say)
-
-
-def _read_torchvision(
-    name: str, classes: tuple[str, ...], sign: Path, read: Callable[[bool, bool], Arrays], advice: str, say: Say
-) -> Source:
-    """Both splits by ``read(train, download)``; a folder the user named is never downloaded into."""
-    own, where = bool(os.environ.get("PAPERLIB_DATA")), paths.shown(sign.parent)
-    if not sign.exists():
-        if own:
-            raise DataError(f"{name}: {sign.name} is not in {where}. {advice}")
-        say(f"{name}: downloading into {where}")
-    timeout = socket.getdefaulttimeout()
-    try:
-        socket.setdefaulttimeout(60)  # torchvision sets none, and a silent network would hang for ever
-        return Source(name, classes, read(True, not own), read(False, not own))
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        raise DataError(f"{name}: could not be {'read' if own else 'downloaded'}: {error}. {advice}") from error
-    except RuntimeError as error:  # torchvision's word for an MD5 that differs
-        raise DataError(f"{name}: files in {where} are missing or damaged (their MD5 differs). {advice}") from error
-    finally:
-        socket.setdefaulttimeout(timeout)

@@ -48,7 +48,9 @@ def as_images(images: Tensor, name: str = "images") -> Tensor:
         InputError: another type, shape or range. NotFiniteError: NaN or infinity.
     """
     if not isinstance(images, Tensor) or images.dtype not in FLOATS or images.layout != torch.strided:
-        hint = "divide bytes by 255" if isinstance(images, Tensor) else "make it one with torch.from_numpy or torch.stack"
+        hint = (
+            "divide bytes by 255" if isinstance(images, Tensor) else "make it one with torch.from_numpy or torch.stack"
+        )
         raise InputError(f"{name}: expected a float tensor with pixels in [0, 1], got {_kind(images)}; {hint}")
     if images.ndim != 4:
         raise InputError(f"{name}: expected shape (N, C, H, W), got {tuple(images.shape)}; add the missing axis")

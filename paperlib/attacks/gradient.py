@@ -410,4 +410,3 @@ def _checked_norm(norm: str) -> str:
     if norm not in ("linf", "l2"):
         raise InputError(f"norm={norm!r}: expected 'linf' or 'l2'")
     return norm
-

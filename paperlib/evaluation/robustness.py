@@ -180,7 +180,7 @@ def evaluate(
     """
     check_whole("batch_size", batch_size)
     check_weights(model.model if isinstance(model, Folded) else check_module(model, label), label)
-    gradient = spec.kind in ("fgsm", "pgd") and spec.aim == "cross-entropy" or spec.kind == "autoattack"
+    gradient = spec.kind == "autoattack" or (spec.kind in ("fgsm", "pgd") and spec.aim == "cross-entropy")
     folded, split = _admitted(model, split, label, gradient=gradient, float32=spec.kind in ("square", "autoattack"))
     x = split.images
     started = time.monotonic()

@@ -141,7 +141,7 @@ def _ask(model: nn.Module, x: Tensor, gradient: bool, name: str) -> Traits:
 
 def _check_answer(logits: object, model: nn.Module, x: Tensor, name: str) -> None:
     """Require a row of logits for one image; if it is none, find out whether it is one for several images."""
-    if not isinstance(logits, Tensor) or logits.ndim == 2 or len(x) == 1 and logits.ndim != 1:
+    if not isinstance(logits, Tensor) or logits.ndim == 2 or (len(x) == 1 and logits.ndim != 1):
         check_rows(logits, 1, name)
         return
     classes = logits.numel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
@@ -16,17 +16,35 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     A frozen TorchScript module has no mode, and an exported one cannot change the mode it was exported in: both are
     taken as they are.
     """
-    modes = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
-    if any(mode for _, mode in modes):
-        try:
-            model.eval()
-        except NotImplementedError:  # of a module made by torch.export
-            modes = []
+    modes = _modes(model)
     try:
+        if any(mode for _, mode in modes):
+            with suppress(NotImplementedError):  # of a module made by torch.export
+                model.eval()
         yield
     finally:
-        for module, mode in modes:
-            module.training = mode
+        _restore(modes)
+
+
+def has_modes(model: nn.Module) -> bool:
+    """Whether a model can change its mode: not so a frozen TorchScript module or one made by torch.export."""
+    modes = _modes(model)
+    try:
+        model.eval()
+    except NotImplementedError:
+        return False
+    finally:
+        _restore(modes)
+    return bool(modes)
+
+
+def _modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:
+    return [(module, module.training) for module in model.modules() if hasattr(module, "training")]
+
+
+def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
+    for module, mode in modes:
+        module.training = mode
 
 
 @contextmanager

@@ -48,9 +48,9 @@ def as_images(images: Tensor, name: str = "images") -> Tensor:
         InputError: another type, shape or range. NotFiniteError: NaN or infinity.
     """
     if not isinstance(images, Tensor) or images.dtype not in FLOATS or images.layout != torch.strided:
-        hint = (
-            "divide bytes by 255" if isinstance(images, Tensor) else "make it one with torch.from_numpy or torch.stack"
-        )
+        hint = "pass a tensor"
+        if isinstance(images, Tensor):
+            hint = "pass images.to_dense().float()" if images.is_floating_point() else "divide bytes by 255"
         raise InputError(f"{name}: expected a float tensor with pixels in [0, 1], got {_kind(images)}; {hint}")
     if images.ndim != 4:
         raise InputError(f"{name}: expected shape (N, C, H, W), got {tuple(images.shape)}; add the missing axis")
@@ -89,10 +89,11 @@ def check_labels(labels: Tensor, images: Tensor, name: str = "labels") -> None:
     as_labels(labels, images, name)
 
 
-def check_whole(name: str, value: object) -> None:
-    """Require a whole number of at least 1. Raises InputError."""
+def check_whole(name: str, value: object) -> int:
+    """Require a whole number of at least 1, of Python or numpy, and return it as an int. Raises InputError."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise InputError(f"{name}={value!r}: expected a whole number, at least 1; less is no attack")
+    return int(value)
 
 
 def outside_graph(tensor: Tensor) -> Tensor:

@@ -84,8 +84,10 @@ def autoattack(
         NotFiniteError: NaN or infinity in the model's answer. PaperlibError: pyautoattack is not installed.
     """
     eps = as_budget(eps)
-    for name, value in (("batch_size", batch_size), ("iterations", iterations), ("queries", queries)):
+    batch_size, iterations, queries = (
         check_whole(name, value)
+        for name, value in (("batch_size", batch_size), ("iterations", iterations), ("queries", queries))
+    )
     if unknown := [name for name in attacks if name not in STANDARD]:
         raise InputError(f"attacks: unknown {unknown[0]!r}; known: {', '.join(STANDARD)}")
     if len(set(attacks)) < len(attacks):

@@ -153,7 +153,7 @@ def attack(
     """
     budgets = _budgets(eps, step_size, steps=steps, restarts=restarts)
     if batch_size is not None:
-        check_whole("batch_size", batch_size)
+        batch_size = check_whole("batch_size", batch_size)
     given = admit(model, x, y, gradient=objective is cross_entropy)
     x, y = given.x, given.y
     how = _How(*budgets, steps, objective, max(len(x), 1) if batch_size is None else batch_size)
@@ -381,8 +381,8 @@ def _logits_and_values(found: object) -> tuple[Tensor, Tensor]:
     if isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found):
         return found
     raise InputError(
-        f"objective: returned a {type(found).__name__}; expected a pair of tensors, the model's logits (N, classes) and "
-        "one value per image (N,)"
+        f"objective: returned a {type(found).__name__}; expected a pair of tensors, the model's logits (N, classes) "
+        "and one value per image (N,)"
     )
 
 

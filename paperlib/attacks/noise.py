@@ -34,7 +34,7 @@ def random_noise(
     eps = as_budget(eps)
     check_whole("draws", draws)
     if batch_size is not None:
-        check_whole("batch_size", batch_size)
+        batch_size = check_whole("batch_size", batch_size)
     given = admit(model, x, y)
     x, y = given.x, given.y
     folded = given.model if isinstance(given.model, Folded) else fold(given.model, x)

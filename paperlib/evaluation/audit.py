@@ -148,7 +148,7 @@ def audit(
             finding here.
         images, labels: what it is judged on; (N, C, H, W) in [0, 1] of any float dtype and (N,) int64.
         eps: L-infinity budget, a float or text such as ``"8/255"``.
-        claimed: the accuracy claimed under attack, as a fraction, or a tensor of one number; by default what PGD leaves.
+        claimed: the accuracy claimed under attack, as a fraction or a tensor of one; by default what PGD leaves.
         adversarial: the adversarial images behind the claim, of any float dtype, if it is not our own PGD. Of half
             precision, what rounding moved out of the ball or of [0, 1] is moved back.
         transfer_from: other networks of the same classes to craft examples on, by name, or a single one.
@@ -161,7 +161,7 @@ def audit(
         InputError: images, labels or settings out of range; a model in training mode, or one that wants other pixels.
     """
     started = time.monotonic()
-    check_whole("batch_size", batch_size)
+    batch_size = check_whole("batch_size", batch_size)
     budget = as_fraction(eps)
     images = as_images(images).float().contiguous()
     split = Split(images, as_labels(labels, images))
@@ -335,14 +335,15 @@ def _admitted(model: nn.Module, split: Split, label: str, batch_size: int) -> tu
 
 def _copy_of(model: nn.Module, label: str) -> nn.Module:
     """A copy, so that nothing in the model handed in changes; one that has no mode to change is in evaluation mode."""
+    modes = has_modes(model)
+    if modes and model.training:
+        raise InputError(f"{label}: is in training mode, where answers depend on the batch; call model.eval() first")
     try:
         copied = copy.deepcopy(model)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{label}: cannot be copied ({type(error).__name__}: {reason})") from error
-    if getattr(model, "training", False) and has_modes(copied):
-        raise InputError(f"{label}: is in training mode, where answers depend on the batch; call model.eval() first")
-    if not has_modes(copied):
+    if not modes:
         for module in copied.modules():
             module.training = False
     return copied

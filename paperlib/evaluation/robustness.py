@@ -178,7 +178,7 @@ def evaluate(
     Raises:
         InputError: pixels or labels out of range. NotFiniteError: NaN or infinity in the model's weights or answers.
     """
-    check_whole("batch_size", batch_size)
+    batch_size = check_whole("batch_size", batch_size)
     check_weights(model.model if isinstance(model, Folded) else check_module(model, label), label)
     gradient = spec.kind == "autoattack" or (spec.kind in ("fgsm", "pgd") and spec.aim == "cross-entropy")
     folded, split = _admitted(model, split, label, gradient=gradient, float32=spec.kind in ("square", "autoattack"))
@@ -307,7 +307,7 @@ def worst_case(
 
     The result's ``first_success`` is that of the attack that won. Put the cheapest attack first.
     """
-    check_whole("batch_size", batch_size)
+    batch_size = check_whole("batch_size", batch_size)
     folded, split = _admitted(model, split, label)
     standing = torch.ones_like(split.labels, dtype=torch.bool)
     first = torch.full((len(split),), NEVER, dtype=torch.int16)

@@ -29,13 +29,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def has_modes(model: nn.Module) -> bool:
     """Whether a model can change its mode: not so a frozen TorchScript module or one made by torch.export."""
     modes = _modes(model)
+    if not modes:
+        return False
     try:
         model.eval()
     except NotImplementedError:
         return False
     finally:
         _restore(modes)
-    return bool(modes)
+    return True
 
 
 def _modes(model: nn.Module) -> list[tuple[nn.Module, bool]]:

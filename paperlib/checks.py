@@ -1,13 +1,17 @@
-"""What a model, an attack or an evaluation may be given, checked once at the door."""
+"""What each single value may be: budgets, images, labels, logits, weights. `paperlib.models.inputs` combines them."""
 
 from __future__ import annotations
 
 from fractions import Fraction
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
 from paperlib.errors import InputError, NotFiniteError
+
+SLACK = 1e-6  # how far outside [0, 1] resizing and arithmetic may leave a pixel
+FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def as_budget(value: float | str | Fraction, name: str = "eps") -> float:
@@ -35,49 +39,102 @@ def as_fraction(value: float | str | Fraction, name: str = "eps") -> Fraction:
     return Fraction(value) if isinstance(value, str | Fraction) else Fraction(float(value)).limit_denominator(10**6)
 
 
-def check_images(images: Tensor, name: str = "images") -> None:
-    """Require a float tensor (N, C, H, W) with pixels in [0, 1].
+def as_images(images: Tensor, name: str = "images") -> Tensor:
+    """Images (N, C, H, W) with pixels in [0, 1], detached and fit for autograd; what is given never changes.
+
+    Pixels outside by at most `SLACK`, as resizing leaves them, are clipped in a copy.
 
     Raises:
         InputError: another type, shape or range. NotFiniteError: NaN or infinity.
     """
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = f"a {images.dtype} tensor" if isinstance(images, Tensor) else f"a {type(images).__name__}"
-        raise InputError(f"{name}: expected a float tensor with pixels in [0, 1], got {kind}; divide bytes by 255")
+    if not isinstance(images, Tensor) or images.dtype not in FLOATS or images.layout != torch.strided:
+        hint = "pass a tensor"
+        if isinstance(images, Tensor):
+            hint = "pass images.to_dense().float()" if images.is_floating_point() else "divide bytes by 255"
+        raise InputError(f"{name}: expected a float tensor with pixels in [0, 1], got {_kind(images)}; {hint}")
     if images.ndim != 4:
         raise InputError(f"{name}: expected shape (N, C, H, W), got {tuple(images.shape)}; add the missing axis")
+    images = outside_graph(images)
     if images.numel() == 0:
-        return
-    low, high = (float(v) for v in torch.aminmax(images.detach()))
+        return images
+    low, high = (float(v) for v in torch.aminmax(images))
     if not (low > -torch.inf and high < torch.inf):
         raise NotFiniteError(f"{name}: holds NaN or infinity; find where it comes from before going on")
-    if low < 0 or high > 1:
+    if low < -SLACK or high > 1 + SLACK:
         hint = "divide by 255" if high > 2 else "models here normalise inside, so pass raw pixels"
-        raise InputError(f"{name}: pixels span [{low:g}, {high:g}] but must lie in [0, 1]; {hint}")
+        raise InputError(f"{name}: pixels span [{low:.8g}, {high:.8g}] but must lie in [0, 1]; {hint}")
+    return images.clamp(0, 1) if low < 0 or high > 1 else images
 
 
-def check_labels(labels: Tensor, images: Tensor, name: str = "labels") -> None:
-    """Require int64 class indices (N,), as many as there are images. Raises InputError."""
+def check_images(images: Tensor, name: str = "images") -> None:
+    """Require what `as_images` takes. Raises InputError or NotFiniteError."""
+    as_images(images, name)
+
+
+def as_labels(labels: Tensor, images: Tensor, name: str = "labels") -> Tensor:
+    """int64 class indices (N,), as many as there are images and on their device. Raises InputError."""
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        kind = f"a {labels.dtype} tensor" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
-        raise InputError(f"{name}: expected an int64 tensor of class indices, got {kind}")
+        raise InputError(f"{name}: expected an int64 tensor of class indices, got {_kind(labels)}")
     if labels.shape != images.shape[:1]:
         raise InputError(
             f"{name}: shape {tuple(labels.shape)} does not match {len(images)} images; expected ({len(images)},)"
         )
+    if labels.device != images.device:
+        raise InputError(f"{name}: on {labels.device}, but the images are on {images.device}; move one of them")
+    return outside_graph(labels)
+
+
+def check_labels(labels: Tensor, images: Tensor, name: str = "labels") -> None:
+    """Require what `as_labels` takes. Raises InputError."""
+    as_labels(labels, images, name)
+
+
+def check_whole(name: str, value: object) -> int:
+    """Require a whole number of at least 1, of Python or numpy, and return it as an int. Raises InputError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise InputError(f"{name}={value!r}: expected a whole number, at least 1; less is no attack")
+    return int(value)
+
+
+def outside_graph(tensor: Tensor) -> Tensor:
+    """The same values cut off from autograd's graph; a copy where ``torch.inference_mode`` made the tensor."""
+    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+
+
+def check_rows(logits: object, images: int, name: str = "model") -> None:
+    """Require a float tensor with a row of at least two logits per image; asks no device. Raises InputError."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise InputError(f"{name}: returned {_kind(logits)}; expected a float tensor of logits (N, classes)")
+    if logits.ndim != 2 or len(logits) != images:
+        raise InputError(f"{name}: returned shape {tuple(logits.shape)} for {images} images; expected (N, classes)")
+    if logits.shape[1] < 2:
+        raise InputError(
+            f"{name}: returned {logits.shape[1]} logit per image; expected one per class, so stack 0 and z for "
+            "a binary classifier of one logit z"
+        )
+
+
+def logits_of(model: nn.Module, x: Tensor, name: str = "model") -> Tensor:
+    """The model's answer to images (N, C, H, W), its type and shape checked. Raises InputError."""
+    logits: Tensor = model(x)
+    check_rows(logits, len(x), name)
+    return logits
 
 
 def check_logits(logits: Tensor, labels: Tensor, name: str = "model") -> None:
     """Require finite logits (N, classes) and labels inside that range. Raises InputError or NotFiniteError."""
-    if logits.ndim != 2 or len(logits) != len(labels):
-        raise InputError(
-            f"{name}: returned shape {tuple(logits.shape)} for {len(labels)} images; expected (N, classes)"
-        )
+    check_rows(logits, len(labels), name)
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         span = f"{int(labels.min())} to {int(labels.max())}"
         raise InputError(f"labels: {span} are out of range; the model knows classes 0 to {logits.shape[1] - 1}")
     if not bool(torch.isfinite(logits).all()):
         raise NotFiniteError(f"{name}: returned logits with NaN or infinity; no accuracy of it can be reported")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor" if value.layout == torch.strided else f"a {value.layout} tensor"
+    return f"a {type(value).__name__}"
 
 
 def check_weights(model: nn.Module, name: str = "model") -> None:

@@ -264,7 +264,7 @@ def test_each_image_keeps_its_target_and_start_when_memory_runs_out(linear: Line
     how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 2, "objective": towards, "start": start}
     cramped = Cramped(linear, 3, "cpu")
     found = pgd(cramped, x, y, **how, targets=wanted)
-    assert cramped.sizes[:3] == [10, 5, 2]
+    assert cramped.sizes[:4] == [1, 10, 5, 2]  # one image to see what the model is, then what did not fit
     assert torch.equal(found, pgd(linear, x, y, **how, targets=wanted))
 
 
@@ -507,7 +507,8 @@ def test_passes_are_counted_per_image(linear: Linear) -> None:
     asked = []
     linear.register_forward_hook(lambda module, args, out: asked.append(len(args[0])))
     done = attack(linear, x, y, eps=EPS, step_size=STEP, steps=3, restarts=2, generator=rng())
-    assert done.passes == sum(asked)
+    assert asked[0] == 1  # to see what the model is
+    assert done.passes == sum(asked[1:])
 
 
 def same_outcome(first: Attacked, second: Attacked) -> bool:
@@ -731,14 +732,18 @@ def test_fewer_images_are_tried_also_when_a_copy_is_made_on_the_way(toy: ToyNet,
     found = attack(cramped, x, y, **how)
     assert torch.equal(found.fooled, misclassified(toy, found.images, y))
     assert int((found.fooled != expected.fooled).sum()) <= 1
-    assert cramped.sizes[:5] == [2, 80, 40, 20, 10]  # the copy's example, and what did not fit
-    assert max(cramped.sizes[5:]) == 5
-    assert sum(cramped.sizes[5:]) <= 2 * 80  # at first and where the copy has won; the steps are the copy's work
+    assert cramped.sizes[:6] == [1, 2, 80, 40, 20, 10]  # one image, the copy's example, and what did not fit
+    assert max(cramped.sizes[6:]) == 5
+    assert sum(cramped.sizes[6:]) <= 2 * 80  # at first and where the copy has won; the steps are the copy's work
 
 
 def everything(model: nn.Module, x: Tensor, y: Tensor) -> list[Callable[[], object]]:
     how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 2}
-    return [lambda: pgd(model, x, y, **how), lambda: attack(model, x, y, **how), lambda: misclassified(model, x, y)]
+    return [
+        lambda: pgd(Folded(model, model), x, y, **how),
+        lambda: attack(Folded(model, model), x, y, **how),
+        lambda: misclassified(model, x, y),
+    ]
 
 
 @pytest.mark.parametrize(("kind", "message"), [("gpu", "CUDA out of memory"), ("cpu", "can't allocate memory")])

@@ -325,9 +325,6 @@ def test_a_file_for_a_report_that_cannot_be_written_is_told_before_the_audit(
 
 
 def test_a_run_ends_with_what_it_has_measured(profile: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paperlib.study.Study.model", lambda study, system: study.build(system).eval())
-    monkeypatch.setattr("paperlib.stages.weights_of", lambda recipe, profile: ())
-    monkeypatch.setattr("paperlib.stress.weights_of", lambda recipe, profile: ())
     monkeypatch.setenv("PAPERLIB_WORKERS", "1")
     command = ["run", "--profile", profile, "--stage", "data", "evaluate:plain:clean", "evaluate:plain:fgsm@0.1"]
     assert main([*command[:-1]]) == 0

@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import Budget, check_whole, misclassified, undisturbed
-from paperlib.checks import as_budget, check_images, check_labels
+from paperlib.attacks.gradient import Budget, misclassified, undisturbed
+from paperlib.checks import as_budget, check_whole, logits_of
 from paperlib.errors import InputError, NotFiniteError, PaperlibError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.models import Folded, fold
+from paperlib.models.inputs import admit, no_gradient
+from paperlib.models.modes import float32_by_default, outside_inference_mode
 from paperlib.paths import shown
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -48,6 +50,8 @@ class AutoAttacked:
         return self.by != STANDING
 
 
+@outside_inference_mode()
+@float32_by_default()  # the library names no dtype
 def autoattack(
     model: nn.Module | Folded,
     x: Tensor,
@@ -66,6 +70,7 @@ def autoattack(
 
     Args:
         model: pixels to logits, of at least four classes for ``apgd-t``; attacked in evaluation mode, left as it was.
+            As the library computes in float32, weights of another dtype are handed images of that dtype.
         x: images (N, C, H, W) in [0, 1]. y: labels (N,), int64. eps: a float or text such as ``"8/255"``.
         attacks: some of `STANDARD`, in this order; ``("square",)`` is the gradient-free control alone.
         iterations, queries: of APGD and FAB, and of Square. Fewer than the defaults are not the standard version.
@@ -79,21 +84,21 @@ def autoattack(
         NotFiniteError: NaN or infinity in the model's answer. PaperlibError: pyautoattack is not installed.
     """
     eps = as_budget(eps)
-    check_images(x)
-    check_labels(y, x)
-    for name, value in (("batch_size", batch_size), ("iterations", iterations), ("queries", queries)):
+    batch_size, iterations, queries = (
         check_whole(name, value)
+        for name, value in (("batch_size", batch_size), ("iterations", iterations), ("queries", queries))
+    )
     if unknown := [name for name in attacks if name not in STANDARD]:
         raise InputError(f"attacks: unknown {unknown[0]!r}; known: {', '.join(STANDARD)}")
     if len(set(attacks)) < len(attacks):
         raise InputError(f"attacks: {', '.join(attacks)}: each once, please")
-    if x.dtype != torch.float32:
-        raise InputError(f"images: {x.dtype}; the library computes in float32, so pass images.float()")
-    folded = model if isinstance(model, Folded) else fold(model, x)
+    given = admit(model, x, y, gradient=any(name != "square" for name in attacks), float32=True)
+    x, y = given.x, given.y
+    folded = given.model if isinstance(given.model, Folded) else fold(given.model, x)
     how = {"eps": eps, "seed": seed, "attacks": list(attacks), "iterations": iterations, "queries": queries}
     # The library seeds torch's global generator, and its FAB would leave gradients in the parameters.
     with undisturbed(folded.model), _without_gradients(folded), torch.random.fork_rng():
-        run = _Run(folded, x.detach(), y, how, batch_size, state, progress)
+        run = _Run(folded, x, y, how, batch_size, state, progress)
         for attack in attacks:
             for first in range(0, len(x), batch_size):
                 run.advance(attack, first)
@@ -204,7 +209,9 @@ class _Watched(nn.Module):
         if time.monotonic() - self.told > 1:
             self.told = time.monotonic()
             self.tell(min(0.99, self.passes / self.expected))
-        logits: Tensor = self.network(x)
+        logits = logits_of(self.network, x)
+        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            raise no_gradient()
         self.finite = torch.isfinite(logits.detach()).all() & self.finite
         return logits
 

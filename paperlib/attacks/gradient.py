@@ -6,18 +6,18 @@ Sources: FGSM, Goodfellow et al. 2015 (arXiv 1412.6572); PGD, Madry et al. 2018 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from paperlib.checks import as_budget, check_images, check_labels, check_logits
+from paperlib.checks import as_budget, check_logits, check_whole, logits_of, outside_graph
 from paperlib.errors import InputError, NotFiniteError
 from paperlib.models import Folded, fold
+from paperlib.models.inputs import admit
+from paperlib.models.modes import eval_mode, outside_inference_mode
 
 Budget = float | str | Fraction
 # An objective maps the model, the images (N, C, H, W) and the labels (N,), or other targets with a row per image, to
@@ -31,7 +31,7 @@ LOOK_EVERY = {"cpu": 1, "cuda": 4}
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The objective of FGSM and PGD: the loss the classifier is trained on."""
-    logits = model(x)
+    logits = logits_of(model, x)
     try:
         # Autocast may hand over bfloat16; the loss is computed in float32.
         return logits, nn.functional.cross_entropy(logits.float(), y, reduction="none")
@@ -50,18 +50,10 @@ class Attacked:
     passes: int  # forward passes, with or without a backward pass, counted per image
 
 
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of an attack; every module gets its own mode back, and no buffer changes."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+undisturbed = eval_mode
 
 
+@outside_inference_mode()
 def pgd(
     model: nn.Module | Folded,
     x: Tensor,
@@ -80,10 +72,10 @@ def pgd(
     """The last iterate of projected gradient descent: the inner maximisation of adversarial training.
 
     Args:
-        model: pixels to logits. Attacked in evaluation mode; its modes, buffers and parameter gradients are left
-            exactly as they were. Where it pays, a folded copy does the work (`paperlib.models.fold`); pass the copy
-            itself to use it again.
-        x: images (N, C, H, W), pixels in [0, 1].
+        model: a module, pixels to logits; see `paperlib.models.inputs` for what is taken and what is refused. Attacked
+            in evaluation mode; its modes, buffers and parameter gradients are left exactly as they were. Where it pays,
+            a folded copy does the work (`paperlib.models.fold`); pass the copy itself to use it again.
+        x: images (N, C, H, W), pixels in [0, 1], of any float dtype.
         y: labels (N,), int64.
         eps, step_size: budget and step in pixels of [0, 1]; floats or text such as ``"8/255"``.
         steps: iterations, at least 1.
@@ -95,16 +87,19 @@ def pgd(
         norm: ``"linf"``, steps along the gradient's sign; or ``"l2"``, steps along the gradient.
 
     Returns:
-        Images of x's shape, within eps of x and within [0, 1].
+        Images of x's shape, within eps of x and within [0, 1]: float32, or float64 if images and weights are.
 
     Raises:
-        InputError: pixels, labels or settings out of range. NotFiniteError: NaN or infinity in the model's answer.
+        InputError: a model, pixels, labels or settings that cannot be worked with. NotFiniteError: NaN or infinity
+            in the model's answer.
     """
-    how = _How(*_checked(x, y, eps, step_size, steps), steps, objective, max(len(x), 1), _checked_norm(norm))
-    x = x.detach()
-    start = how.start(x, random_start, generator) if start is None else how.project(x, start.detach())
-    wanted = y if targets is None else targets
-    folded = _prepared(model, x, steps)
+    budgets, norm = _budgets(eps, step_size, steps=steps), _checked_norm(norm)
+    given = admit(model, x, y, gradient=objective is cross_entropy, remember=True)
+    x, y = given.x, given.y
+    how = _How(*budgets, steps, objective, max(len(x), 1), norm)
+    start = how.start(x, random_start, generator) if start is None else how.project(x, _as_start(start, x))
+    wanted = y if targets is None else _as_targets(targets, x)
+    folded = _prepared(given.model, x, steps)
     images, done = torch.empty_like(start), 0
     with undisturbed(folded.model):
         while done < len(x):
@@ -128,6 +123,7 @@ def fgsm(
     return pgd(model, x, y, eps=eps, step_size=eps, steps=1, random_start=False, objective=objective)
 
 
+@outside_inference_mode()
 def attack(
     model: nn.Module | Folded,
     x: Tensor,
@@ -155,17 +151,22 @@ def attack(
         batch_size: images attacked at once, all if None; halved when memory does not suffice.
         progress: told the share of the work that is done, now and then.
     """
-    batch_size = max(len(x), 1) if batch_size is None else batch_size
-    how = _How(*_checked(x, y, eps, step_size, steps, restarts, batch_size), steps, objective, batch_size)
-    x, wanted = x.detach(), y if targets is None else targets
-    folded = _prepared(model, x, steps * restarts)
+    budgets = _budgets(eps, step_size, steps=steps, restarts=restarts)
+    if batch_size is not None:
+        batch_size = check_whole("batch_size", batch_size)
+    given = admit(model, x, y, gradient=objective is cross_entropy)
+    x, y = given.x, given.y
+    how = _How(*budgets, steps, objective, max(len(x), 1) if batch_size is None else batch_size)
+    wanted = y if targets is None else _as_targets(targets, x)
+    start = None if start is None else _as_start(start, x)
+    folded = _prepared(given.model, x, steps * restarts)
     with undisturbed(folded.model):
         fooled = misclassified(folded, x, y, how.batch_size)
         images, passes = x.clone(), len(x)
         first = torch.where(fooled, 0, NEVER)
         for restart in range(restarts):
             # Drawn for all images, so that the fate of one never changes the start of another.
-            begin = how.start(x, random_start, generator) if start is None else how.project(x, start.detach())
+            begin = how.start(x, random_start, generator) if start is None else how.project(x, start)
             left = (~fooled).nonzero().squeeze(1)
             share = functools.partial(_share, progress, restart, restarts)
             batch = _Batch(x[left], y[left], wanted[left], begin[left])
@@ -190,7 +191,7 @@ def misclassified(model: nn.Module | Folded, x: Tensor, y: Tensor, batch_size: i
         part = slice(done, done + min(room, folded.room or room))
         try:
             with torch.no_grad():
-                logits = folded.model(x[part])
+                logits = folded.model(x[part] if folded is model else x[part].clone())
         except RuntimeError as error:
             folded.room = _smaller_room(len(x[part]), error)
             continue
@@ -366,7 +367,7 @@ def _input_gradient(
 ) -> tuple[Tensor, Tensor]:
     with torch.set_grad_enabled(needed):
         x = x.detach().requires_grad_(needed)
-        logits, values = objective(model, x, y)
+        logits, values = _logits_and_values(objective(model, x, y))
         # autograd.grad, not backward: parameter gradients are neither computed nor touched.
         gradient: Tensor | None = x
         if needed:
@@ -376,22 +377,36 @@ def _input_gradient(
     return logits.detach(), gradient
 
 
-def _checked(
-    x: Tensor, y: Tensor, eps: Budget, step_size: Budget, steps: int, restarts: int = 1, batch_size: int = 1
-) -> tuple[float, float]:
-    check_images(x)
-    check_labels(y, x)
-    for name, value in (("steps", steps), ("restarts", restarts), ("batch_size", batch_size)):
+def _logits_and_values(found: object) -> tuple[Tensor, Tensor]:
+    if isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found):
+        return found
+    raise InputError(
+        f"objective: returned a {type(found).__name__}; expected a pair of tensors, the model's logits (N, classes) "
+        "and one value per image (N,)"
+    )
+
+
+def _budgets(eps: Budget, step_size: Budget, **counts: int) -> tuple[float, float]:
+    for name, value in counts.items():
         check_whole(name, value)
     return as_budget(eps, "eps"), as_budget(step_size, "step_size")
+
+
+def _as_start(start: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(start, Tensor) or start.shape != x.shape:
+        found = tuple(start.shape) if isinstance(start, Tensor) else f"a {type(start).__name__}"
+        raise InputError(f"start: expected images of shape {tuple(x.shape)}, got {found}")
+    return outside_graph(start).to(x)
+
+
+def _as_targets(targets: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(targets, Tensor) or targets.shape[:1] != x.shape[:1]:
+        found = tuple(targets.shape) if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
+        raise InputError(f"targets: expected a tensor with a row for each of {len(x)} images, got {found}")
+    return outside_graph(targets)
 
 
 def _checked_norm(norm: str) -> str:
     if norm not in ("linf", "l2"):
         raise InputError(f"norm={norm!r}: expected 'linf' or 'l2'")
     return norm
-
-
-def check_whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-        raise InputError(f"{name}={value!r}: expected a whole number, at least 1; less is no attack")

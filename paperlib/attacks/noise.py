@@ -7,11 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import NEVER, Attacked, Budget, check_whole, misclassified, undisturbed
-from paperlib.checks import as_budget, check_images, check_labels
+from paperlib.attacks.gradient import NEVER, Attacked, Budget, misclassified, undisturbed
+from paperlib.checks import as_budget, check_whole
 from paperlib.models import Folded, fold
+from paperlib.models.inputs import admit
+from paperlib.models.modes import outside_inference_mode
 
 
+@outside_inference_mode()
 def random_noise(
     model: nn.Module | Folded,
     x: Tensor,
@@ -29,10 +32,12 @@ def random_noise(
     image.
     """
     eps = as_budget(eps)
-    check_images(x)
-    check_labels(y, x)
     check_whole("draws", draws)
-    folded = model if isinstance(model, Folded) else fold(model, x)
+    if batch_size is not None:
+        batch_size = check_whole("batch_size", batch_size)
+    given = admit(model, x, y)
+    x, y = given.x, given.y
+    folded = given.model if isinstance(given.model, Folded) else fold(given.model, x)
     with undisturbed(folded.model):
         fooled = misclassified(folded, x, y, batch_size)
         images, first, passes = x.clone(), torch.where(fooled, 0, NEVER), len(x)

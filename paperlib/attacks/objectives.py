@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.gradient import Objective, cross_entropy, undisturbed
+from paperlib.checks import logits_of
 from paperlib.errors import InputError
+from paperlib.models.inputs import check_module
 
 # From logits (N, classes) and labels (N,) to one value per image (N,), the higher the worse for the model.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -57,27 +59,35 @@ def climbing(loss: Loss) -> Objective:
     """The objective that is a loss of the model's own answer."""
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        logits = model(x)
+        logits = logits_of(model, x)
         return logits, loss(logits, y)
 
     return objective
 
 
 def transferred(surrogate: nn.Module) -> Objective:
-    """Cross-entropy of another network: an attack that never asks the model for a gradient."""
+    """Cross-entropy of another network: an attack that never asks the model for a gradient.
+
+    Raises:
+        InputError: no module, or one of other classes than the model's; the latter from the objective.
+    """
+    check_module(surrogate, "surrogate")
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            logits = model(x)
+            logits = logits_of(model, x)
         with undisturbed(surrogate):
-            return logits, entropy_loss(surrogate(x), y)
+            others = logits_of(surrogate, x.clone(), "surrogate")  # a copy: it may edit its input in place
+        if others.shape != logits.shape:
+            raise InputError(f"surrogate: knows {others.shape[1]} classes, the model {logits.shape[1]}")
+        return logits, entropy_loss(others, y)
 
     return objective
 
 
 def divergence(model: nn.Module, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
     """KL(p(clean) || p(x)) per image: the inner maximisation of TRADES (Zhang et al. 2019, arXiv 1901.08573)."""
-    logits = model(x)
+    logits = logits_of(model, x)
     return logits, _divergence(clean, logits)
 
 

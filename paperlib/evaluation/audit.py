@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.gradient import Budget
-from paperlib.checks import as_fraction, check_images, check_labels, check_logits
+from paperlib.checks import as_fraction, as_images, as_labels, check_logits, check_whole, outside_graph
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
 from paperlib.evaluation.case import Case, Effort, interval, share
 from paperlib.evaluation.checklist import PITFALLS, Pitfall
 from paperlib.evaluation.pitfalls import FIRES, NOT_RUN, Answer
+from paperlib.models.adapted import ZeroGradient
+from paperlib.models.inputs import adapt, check_module, look, no_gradient
+from paperlib.models.modes import float32_by_default, has_modes, outside_inference_mode
 from paperlib.profiles import budget_text
 from paperlib.progress import Say, meter, say, silent
 
@@ -115,15 +118,17 @@ class Report:
         return "\n".join([*lines, self.sentence])
 
 
+@outside_inference_mode()
+@float32_by_default()
 def audit(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
     eps: Budget,
     *,
-    claimed: float | None = None,
+    claimed: float | Tensor | None = None,
     adversarial: Tensor | None = None,
-    transfer_from: Mapping[str, nn.Module] | None = None,
+    transfer_from: Mapping[str, nn.Module] | nn.Module | None = None,
     selected_on: Tensor | None = None,
     benign: int | None = None,
     effort: Effort = Effort(),  # noqa: B008 - frozen
@@ -139,11 +144,14 @@ def audit(
     Args:
         model: any module from pixels (N, C, H, W) in [0, 1] to logits (N, classes), in evaluation mode. Nothing in it
             changes. A mixture with a method ``evidence`` (see `paperlib.attacks.mixture`) is also attacked from inside.
-        images, labels: what it is judged on; (N, C, H, W) in [0, 1] and (N,) int64.
+            See `paperlib.models.inputs` for what is taken and what is refused; that logits have no gradient is a
+            finding here.
+        images, labels: what it is judged on; (N, C, H, W) in [0, 1] of any float dtype and (N,) int64.
         eps: L-infinity budget, a float or text such as ``"8/255"``.
-        claimed: the accuracy claimed under attack, as a fraction; by default what PGD leaves.
-        adversarial: the adversarial images behind the claim, if it is not our own PGD.
-        transfer_from: other networks to craft examples on, by name.
+        claimed: the accuracy claimed under attack, as a fraction or a tensor of one; by default what PGD leaves.
+        adversarial: the adversarial images behind the claim, of any float dtype, if it is not our own PGD. Of half
+            precision, what rounding moved out of the ball or of [0, 1] is moved back.
+        transfer_from: other networks of the same classes to craft examples on, by name, or a single one.
         selected_on: the images that chose the checkpoint.
         benign: which expert of a mixture was trained on clean images alone.
         effort: how hard to try.
@@ -153,17 +161,20 @@ def audit(
         InputError: images, labels or settings out of range; a model in training mode, or one that wants other pixels.
     """
     started = time.monotonic()
-    check_images(images)
-    check_labels(labels, images)
+    batch_size = check_whole("batch_size", batch_size)
     budget = as_fraction(eps)
+    images = as_images(images).float().contiguous()
+    split = Split(images, as_labels(labels, images))
     if len(images) == 0 or budget == 0:
         raise InputError("audit: needs at least one image and an eps above 0")
-    split = Split(images.detach().float(), labels)
-    _check_claims(split, claimed, adversarial, selected_on, known or {}, won_by)
+    claimed = _as_claim(claimed)
+    adversarial = _as_adversarial(adversarial, split, float(budget))
+    _check_claims(split, selected_on, known or {}, won_by)
     with torch.random.fork_rng():  # the model may draw numbers of its own
-        model = _checked(model, split, label, batch_size)
+        model, classes = _admitted(model, split, label, batch_size)
+        surrogates = _surrogates(transfer_from, images, classes)
         case = Case(
-            model, split, budget, effort, claimed, adversarial, dict(transfer_from or {}), selected_on, benign,
+            model, split, budget, effort, claimed, adversarial, surrogates, selected_on, benign,
             {name: kept.bool().to(images.device) for name, kept in (known or {}).items()}, won_by, seed, batch_size,
             label, silent,
         )  # fmt: skip
@@ -216,7 +227,7 @@ def _asked(pitfall: Pitfall, case: Case) -> tuple[Answer, Case]:
     except NotFiniteError as error:  # weights and clean answers are finite, but an attack met NaN on its way
         return Answer(FIRES, "", str(error)), case
     if pitfall.name == "logits" and answer.verdict == FIRES:
-        case = replace(case, model=_around(Logarithm(case.model)), known={}, won_by=None)
+        case = replace(case, model=Logarithm(case.model), known={}, won_by=None)
     return answer, case
 
 
@@ -230,79 +241,86 @@ class Logarithm(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         probabilities: Tensor = self.model(x)
         return probabilities.clamp_min(1e-12).log()
 
 
-class Careful(nn.Module):
-    """A model that changes its input in place, or whose answer hangs on no pixel by any gradient, made askable."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.model(x.clone())
-        return answer + 0 * x.flatten(1).sum(dim=1, keepdim=True)  # a gradient, of zero
-
-
-def _around(wrapper: nn.Module) -> nn.Module:
-    """A wrapper in evaluation mode; what is inside keeps its own."""
-    wrapper.training = False
-    return wrapper
+def _as_claim(claimed: float | Tensor | None) -> float | None:
+    if claimed is None:
+        return None
+    try:
+        if isinstance(claimed, str | bool):
+            raise TypeError
+        number = float(claimed)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"claimed={claimed!r}: expected one number, a fraction from 0 to 1") from error
+    if not 0 <= number <= 1:
+        raise InputError(f"claimed={number:g}: an accuracy is a fraction from 0 to 1; did you mean {number:g}/100?")
+    return number
 
 
-def _check_claims(
-    split: Split,
-    claimed: float | None,
-    adversarial: Tensor | None,
-    selected_on: Tensor | None,
-    known: Mapping[str, Tensor],
-    won_by: Tensor | None,
-) -> None:
-    """Require that what is claimed of the images fits them."""
-    if claimed is not None and (isinstance(claimed, str | bool) or not 0 <= claimed <= 1):
-        raise InputError(f"claimed={claimed!r}: an accuracy is a fraction from 0 to 1; did you mean {claimed}/100?")
-    shape, n = tuple(split.images.shape), len(split)
-    for name, given, wanted in (("adversarial", adversarial, shape), ("selected_on", selected_on, ("M", *shape[1:]))):
-        if given is None:
-            continue
-        found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        if not isinstance(given, Tensor) or found[1:] != shape[1:] or (name == "adversarial" and found != shape):
-            raise InputError(f"{name}: expected images of shape {wanted}, got {found}")
+def _as_adversarial(adversarial: Tensor | None, split: Split, eps: float) -> Tensor | None:
+    """The images behind the claim in float32; whether they keep to the ball is for a check to find."""
+    if adversarial is None:
+        return None
+    _check_shape("adversarial", adversarial, tuple(split.images.shape))
+    given, x = outside_graph(adversarial), split.images
+    rounding = torch.finfo(given.dtype).eps / 2  # of a pixel of 1
+    exact = given.to(x)
+    if given.dtype not in (torch.float16, torch.bfloat16):
+        return exact
+    inside = torch.minimum(torch.maximum(exact, x - eps), x + eps).clamp(0, 1)
+    return torch.where((inside - exact).abs() <= rounding, inside, exact)
+
+
+def _check_shape(name: str, given: object, wanted: tuple[int | str, ...]) -> None:
+    found = tuple(given.shape) if isinstance(given, Tensor) else f"a {type(given).__name__}"
+    fits = isinstance(given, Tensor) and len(found) == len(wanted)
+    if not fits or any(isinstance(size, int) and size != has for size, has in zip(wanted, found, strict=True)):
+        raise InputError(f"{name}: expected images of shape {wanted}, got {found}")
+    if not isinstance(given, Tensor) or not given.is_floating_point():
+        raise InputError(f"{name}: expected a float tensor with pixels in [0, 1]; divide bytes by 255")
+
+
+def _check_claims(split: Split, selected_on: Tensor | None, known: Mapping[str, Tensor], won_by: Tensor | None) -> None:
+    """Require that what is said of the images fits them."""
+    if selected_on is not None:
+        _check_shape("selected_on", selected_on, ("M", *split.images.shape[1:]))
     outcomes = known if won_by is None else {**known, "won_by": won_by}
     for name, kept in outcomes.items():
-        if not isinstance(kept, Tensor) or kept.shape != (n,):
-            raise InputError(f"known outcome {name!r}: expected a tensor ({n},), one value per image")
+        if not isinstance(kept, Tensor) or kept.shape != (len(split),):
+            raise InputError(f"known outcome {name!r}: expected a tensor ({len(split)},), one value per image")
 
 
-def _checked(model: nn.Module, split: Split, label: str, batch_size: int) -> nn.Module:
-    """A copy to be audited of a model in evaluation mode that answers pixels in [0, 1] with a row of logits each."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{label}: expected a torch.nn.Module, got a {type(model).__name__}")
-    if model.training:
-        raise InputError(f"{label}: is in training mode, where answers depend on the batch; call model.eval() first")
-    try:
-        model = copy.deepcopy(model)  # so that nothing in the model handed in changes
-    except Exception as error:
-        raise InputError(f"{label}: cannot be copied ({type(error).__name__}: {error})") from error
-    x, y = split.images, split.labels
-    asked = x[:2].clone().requires_grad_()
-    try:
-        with torch.enable_grad():
-            handed = asked.clone()
-            version = handed._version  # counts changes in place
-            answer = model(handed)
-    except Exception as error:
-        raise InputError(f"{label}: fails on images {tuple(x.shape)}: {type(error).__name__}: {error}") from error
-    if not isinstance(answer, Tensor):
-        raise InputError(f"{label}: returned a {type(answer).__name__}; expected a tensor of logits (N, classes)")
-    check = torch.autograd.grad(answer.sum(), asked, allow_unused=True)[0] if answer.requires_grad else None
-    if check is None or handed._version != version:
-        model = _around(Careful(model))
-    parts = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+def _surrogates(given: Mapping[str, nn.Module] | nn.Module | None, x: Tensor, classes: int) -> dict[str, nn.Module]:
+    """Other networks by name, each of as many classes as the model."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        check_module(given, "transfer_from")
+    found: dict[str, nn.Module] = {}
+    for name, model in (given if isinstance(given, Mapping) else {"another network": given}).items():
+        what = f"transfer_from {name!r}"
+        traits = look(check_module(model, what), x, gradient=True, name=what)
+        if not traits.has_gradient:
+            raise no_gradient(what)
+        if traits.classes != classes:
+            raise InputError(f"{what}: knows {traits.classes} classes, the model {classes}")
+        found[name] = adapt(model, traits)
+    return found
+
+
+def _admitted(model: nn.Module, split: Split, label: str, batch_size: int) -> tuple[nn.Module, int]:
+    """A copy to be audited of a model in evaluation mode that wants pixels in [0, 1], and its number of classes."""
+    model = _copy_of(check_module(model, label), label)
+    traits = look(model, split.images, gradient=True, name=label)
+    model = adapt(model, traits)
+    if not traits.has_gradient:
+        model = ZeroGradient(model)
+    parts = list(zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True))
     clean, scaled = _right(model, parts, 1.0, label), 0.0
     if clean is not None and clean < 0.5:
         with suppress(Exception):  # it may refuse such pixels
@@ -312,7 +330,23 @@ def _checked(model: nn.Module, split: Split, label: str, batch_size: int) -> nn.
                 f"{label}: is right on {clean:.1%} of the images and on {scaled:.1%} when pixels are multiplied by "
                 "255, so it wants 0..255; wrap it in a module that takes [0, 1] and multiplies by 255"
             )
-    return model
+    return model, traits.classes
+
+
+def _copy_of(model: nn.Module, label: str) -> nn.Module:
+    """A copy, so that nothing in the model handed in changes; one that has no mode to change is in evaluation mode."""
+    modes = has_modes(model)
+    if modes and model.training:
+        raise InputError(f"{label}: is in training mode, where answers depend on the batch; call model.eval() first")
+    try:
+        copied = copy.deepcopy(model)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{label}: cannot be copied ({type(error).__name__}: {reason})") from error
+    if not modes:
+        for module in copied.modules():
+            module.training = False
+    return copied
 
 
 def _right(model: nn.Module, parts: list[tuple[Tensor, Tensor]], factor: float, label: str) -> float | None:

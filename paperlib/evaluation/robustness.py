@@ -26,11 +26,13 @@ from paperlib.attacks import (
 )
 from paperlib.attacks.autoattack import ITERATIONS, QUERIES, WRONG
 from paperlib.attacks.gradient import Budget
-from paperlib.checks import as_fraction, check_images, check_labels, check_weights
+from paperlib.checks import as_fraction, check_weights, check_whole
 from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation.metrics import wilson
 from paperlib.models import Folded, fold
+from paperlib.models.inputs import admit, check_module
+from paperlib.models.modes import outside_inference_mode
 from paperlib.precision import tensor_float32
 from paperlib.profiles import EvaluationConfig, budget_text
 from paperlib.progress import Say, meter, say
@@ -151,6 +153,7 @@ class Outcome:
         return {"correct": self.correct, "first_success": self.first_success}
 
 
+@outside_inference_mode()
 def evaluate(
     model: nn.Module | Folded,
     split: Split,
@@ -175,10 +178,11 @@ def evaluate(
     Raises:
         InputError: pixels or labels out of range. NotFiniteError: NaN or infinity in the model's weights or answers.
     """
-    _check(split)
-    check_weights(model.model if isinstance(model, Folded) else model, label)
+    batch_size = check_whole("batch_size", batch_size)
+    check_weights(model.model if isinstance(model, Folded) else check_module(model, label), label)
+    gradient = spec.kind == "autoattack" or (spec.kind in ("fgsm", "pgd") and spec.aim == "cross-entropy")
+    folded, split = _admitted(model, split, label, gradient=gradient, float32=spec.kind in ("square", "autoattack"))
     x = split.images
-    folded = model if isinstance(model, Folded) else fold(model, x)
     started = time.monotonic()
     with meter(100, f"{label} under {spec.name}", say, unit="%") as reached, tensor_float32(False):
         work = _Work(folded, split, spec, seed, batch_size, aims, state, lambda share: reached(int(100 * share)))
@@ -288,6 +292,7 @@ ATTACKS: dict[str, Callable[[_Work], Found]] = {
 }
 
 
+@outside_inference_mode()
 def worst_case(
     model: nn.Module | Folded,
     split: Split,
@@ -302,8 +307,8 @@ def worst_case(
 
     The result's ``first_success`` is that of the attack that won. Put the cheapest attack first.
     """
-    _check(split)
-    folded = model if isinstance(model, Folded) else fold(model, split.images)
+    batch_size = check_whole("batch_size", batch_size)
+    folded, split = _admitted(model, split, label)
     standing = torch.ones_like(split.labels, dtype=torch.bool)
     first = torch.full((len(split),), NEVER, dtype=torch.int16)
     passes = seconds = 0.0
@@ -319,11 +324,15 @@ def worst_case(
     return Outcome(standing.cpu(), first, passes, seconds, batch_size)
 
 
-def _check(split: Split) -> None:
-    check_images(split.images)
-    check_labels(split.labels, split.images)
-    if len(split) == 0:
+def _admitted(model: nn.Module | Folded, split: Split, label: str, **needs: bool) -> tuple[Folded, Split]:
+    """A folded copy and the images it is judged on, as `paperlib.models.inputs` admits them."""
+    if not isinstance(split, Split):
+        raise InputError(f"{label}: expected images and labels as a Split, got a {type(split).__name__}")
+    given = admit(model, split.images, split.labels, name=label, **needs)
+    if len(given.x) == 0:
         raise InputError("evaluate: no images; an accuracy needs at least one")
+    folded = given.model if isinstance(given.model, Folded) else fold(given.model, given.x)
+    return folded, Split(given.x, given.y)
 
 
 def accuracy_by_step(first_success: Tensor, steps: list[int] | tuple[int, ...]) -> list[int]:

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperlib.models.adapted import Adapted
 from paperlib.models.advmoe import ADVMoE
 from paperlib.models.convolution import FoldedConvolution, FoldedLinear
 from paperlib.models.mixture import Apart, Experts
+from paperlib.models.modes import eval_mode
 
 # Pixels a side: from the first on a CPU wants the channels last, up to the second it wants experts side by side.
 LARGE_MAP, SIDE_BY_SIDE = 16, 16
@@ -44,6 +46,10 @@ class Folded:
             layer.refresh()
 
 
+class _EditsInput(Exception):
+    """The model edits its input in place, so it must be handed copies."""
+
+
 @dataclass(frozen=True)
 class _Seen:
     """What one pass of an example tells of a convolution."""
@@ -62,16 +68,14 @@ def fold(
         stacked: run the experts of a mixture as one grouped network. None decides by the size of the images and the
             device: it pays for small images on the CPU (see tests/benchmarks/ways.py).
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        return _fold(model, example[:2].detach(), dtype, stacked)
-    # Any module may be attacked, so copying one may fail in any way; it is then attacked as it is.
-    except Exception as error:
-        return Folded(model, model, reason=f"{type(error).__name__}: {error}")
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with eval_mode(model):
+        try:
+            return _fold(model, example[:2].detach().clone(), dtype, stacked)  # a model may edit its input in place
+        except _EditsInput:
+            return fold(Adapted(model), example, dtype=dtype, stacked=stacked)
+        # Any module may be attacked, so copying one may fail in any way; it is then attacked as it is.
+        except Exception as error:
+            return Folded(model, model, reason=f"{type(error).__name__}: {error}")
 
 
 def _fold(model: nn.Module, example: Tensor, dtype: torch.dtype, stacked: bool | None) -> Folded:
@@ -120,7 +124,11 @@ def _graph(model: nn.Module, example: Tensor) -> tuple[Tensor, Tensor, Counter[A
     """As `_answers`, with how often the result of each operation is used by others."""
     with torch.enable_grad():
         x = example.clone().requires_grad_()
-        logits = model(x)
+        given = x.clone()  # no leaf, which may not be edited in place
+        version = given._version
+        logits = model(given)
+        if given._version != version:
+            raise _EditsInput
         weights = torch.linspace(-1, 1, logits[0].numel(), device=x.device).view(logits.shape[1:])
         used: Counter[Any] = Counter()
         waiting = [logits.grad_fn]

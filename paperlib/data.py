@@ -34,6 +34,7 @@ from paperlib.image_files import CIFAR10_CLASSES, Arrays, Ints, digest_of, read_
 from paperlib.image_files import HELP as HELP_IMAGES
 from paperlib.profiles import DataConfig, Profile, canonical
 from paperlib.progress import Say, say
+from paperlib.seeds import integers
 
 DIGIT_CLASSES = tuple("0123456789")
 BATCHES = "cifar-10-batches-py"  # the folder torchvision makes
@@ -189,7 +190,7 @@ def augment(images: Tensor, *, crop: int, flip: bool, generator: torch.Generator
     count, _, height, width = images.shape
 
     def draw(high: int) -> Tensor:
-        return torch.randint(high, (count,), generator=generator, device=generator.device).to(images.device)
+        return integers(high, (count,), generator, images.device)
 
     if crop:
         # A view (N, C, 2 crop + 1, 2 crop + 1, H, W) of all windows; indexing copies one window of each image.

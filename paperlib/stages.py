@@ -22,10 +22,11 @@ from paperlib.errors import NotFiniteError
 from paperlib.evaluation import CLEAN, AttackSpec, battery, evaluate, headline, sweep, through_choices
 from paperlib.models import Mixture, backbone, operations, parameters
 from paperlib.profiles import Profile, budget_text, to_table
+from paperlib.seeds import cpu_generator, hash_seed, uniform
 from paperlib.stage import Context, Json, Result, Stage, weights_of
 from paperlib.stress import stress_stages
 from paperlib.training.recipes import COMPARED, Recipe, build, load_experts, recipes, unsafe_advmoe
-from paperlib.training.trainer import History, Validation, hash_seed, train
+from paperlib.training.trainer import History, Validation, train
 
 GATED = ("frozen", "dwf")  # their gates are watched over all eps, those of the next at the headline eps alone
 ROUTED = ("soe", "soe-own", "soe-moe", "advmoe", "advmoe-own", "more", "more-own")
@@ -184,8 +185,8 @@ def _control(profile: Profile) -> Stage:
         held = _refusal(lambda: _taught(mended, safe, context))
         split = context.data.test.first(n).to(context.device)
         refused = _refusal(lambda: evaluate(model, split, CLEAN, seed=0, label=recipe.system, say=context.say))
-        generator = torch.Generator(context.device).manual_seed(hash_seed(context.seed, recipe.system, "naive"))
-        noise = 2 * torch.rand(split.images.shape, generator=generator, device=context.device) - 1
+        generator = cpu_generator(hash_seed(context.seed, recipe.system, "naive"))
+        noise = 2 * uniform(split.images.shape, generator, split.images) - 1
         # What a careless evaluation prints: argmax of NaN is pathway 0, and a step along the sign of a NaN gradient
         # that is taken for zero goes nowhere, so only the attack's random start is left.
         left = [split.images, (split.images + eps * noise).clamp(0, 1)]
@@ -254,7 +255,7 @@ def _trace(recipe: Recipe, profile: Profile) -> Stage:
             accuracies.append(float((logits.argmax(dim=1) == y).float().mean()))
             return logits, values
 
-        generator = torch.Generator(context.device).manual_seed(hash_seed(context.seed, "trace"))
+        generator = cpu_generator(hash_seed(context.seed, "trace"))
         model = context.model(recipe.system)
         # One step more than asked: the objective sees iterates 0 to ``steps``.
         pgd(
@@ -333,7 +334,7 @@ def _strike(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: int
         return split.images
     if kind == "fgsm":
         return fgsm(model, *_pair(split), eps=eps)
-    generator = torch.Generator(split.images.device).manual_seed(seed)
+    generator = cpu_generator(seed)
     return pgd(model, *_pair(split), eps=eps, step_size=eps / 4, steps=steps, generator=generator)
 
 

@@ -26,9 +26,9 @@ from paperlib.evaluation import (
 from paperlib.evaluation.controls import Control, Ground, controls
 from paperlib.models import Folded, fold
 from paperlib.profiles import Profile, budget_text, to_table
+from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Json, Result, Stage, weights_of
 from paperlib.training.recipes import EXPERTS, Recipe, recipes
-from paperlib.training.trainer import hash_seed
 
 AUDITED = ("plain", "pgd-at", "dwf", "soe", "advmoe")
 # Who faces AutoAttack where it cannot be everyone: DWF, those it is compared with first, and other mixtures.

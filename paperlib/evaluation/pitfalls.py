@@ -23,6 +23,7 @@ from paperlib.evaluation.case import CURVE, TAIL, Case, interval, share
 from paperlib.evaluation.robustness import AttackSpec, evaluate, fgsm_spec, noise_spec, square_spec
 from paperlib.models.mixture import mixed_probabilities
 from paperlib.profiles import budget_text
+from paperlib.seeds import cpu_generator, uniform
 
 PASSES, FIRES, NOTED, NOT_RUN, NOT_APPLICABLE = "passes", "FIRES", "noted", "not run", "not applicable"
 # Between PGD and AutoAttack on sound, adversarially trained networks lie 2 to 5 points (RobustBench's entries).
@@ -154,8 +155,7 @@ def gradients(case: Case) -> Answer:
 
 def smooth(case: Case) -> Answer:
     x = case.last
-    generator = torch.Generator(x.device).manual_seed(case.seed)
-    noise = torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1
+    noise = uniform(x.shape, cpu_generator(case.seed), x) * 2 - 1
     near = (x + noise * float(case.eps) / 100).clamp(0, 1)
     with undisturbed(case.model):
         here, there = (entropy_loss(case.logits(images), case.y) for images in (x, near))
@@ -272,8 +272,7 @@ def noise(case: Case) -> Answer:
 
 def one_step(case: Case) -> Answer:
     one, many, clean = case.accuracy(fgsm_spec(case.eps)), case.accuracy(case.pgd), share(case.clean)
-    generator = torch.Generator(case.x.device).manual_seed(case.seed)
-    noise = (torch.rand(case.x.shape, generator=generator, device=case.x.device) * 2 - 1) * float(case.eps)
+    noise = (uniform(case.x.shape, cpu_generator(case.seed), case.x) * 2 - 1) * float(case.eps)
     here, there = (case.gradient(x, entropy_loss).flatten(1) for x in (case.x, (case.x + noise).clamp(0, 1)))
     aligned = float(nn.functional.cosine_similarity(here, there, dim=1).mean())
     told = f"clean {_percent(clean)}, FGSM {_percent(one)}, PGD {_percent(many)}; gradients aligned {aligned:.2f}"

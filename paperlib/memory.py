@@ -54,7 +54,7 @@ class BatchLimit(Protocol):
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Whether ``error``, or one that it was raised from, says that the memory of the CPU or of a GPU did not suffice."""
+    """Whether ``error``, or one that it was raised from, says that the memory of the CPU or GPU did not suffice."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:

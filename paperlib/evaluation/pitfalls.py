@@ -21,7 +21,7 @@ from paperlib.attacks.objectives import dlr_loss, entropy_loss
 from paperlib.errors import InputError
 from paperlib.evaluation.case import CURVE, TAIL, Case, interval, share
 from paperlib.evaluation.robustness import AttackSpec, evaluate, fgsm_spec, noise_spec, square_spec
-from paperlib.models.mixture import mixed_probabilities
+from paperlib.models.mixture import mixed
 from paperlib.profiles import budget_text
 from paperlib.seeds import cpu_generator, uniform
 
@@ -386,7 +386,7 @@ class _Other(nn.Module):
         seen = self.model.evidence(x)  # type: ignore[operator]
         scores = torch.zeros_like(seen.scores) if self.without is None else seen.scores
         kept = [i for i in range(scores.shape[1]) if i != self.without]
-        return mixed_probabilities(seen.expert_logits[:, kept], torch.log_softmax(scores[:, kept], dim=1))
+        return mixed(self.model, seen.expert_logits[:, kept], torch.log_softmax(scores[:, kept], dim=1))
 
 
 def _kept(case: Case, model: nn.Module, spec: AttackSpec) -> float:

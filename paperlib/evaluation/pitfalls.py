@@ -21,6 +21,8 @@ from paperlib.attacks.objectives import dlr_loss, entropy_loss
 from paperlib.errors import InputError
 from paperlib.evaluation.case import CURVE, TAIL, Case, interval, share
 from paperlib.evaluation.robustness import AttackSpec, evaluate, fgsm_spec, noise_spec, square_spec
+from paperlib.evaluation.training_mode import SAME_ANSWER, difference_in_training_mode
+from paperlib.memory import in_batches
 from paperlib.models.mixture import mixed
 from paperlib.profiles import budget_text
 from paperlib.seeds import cpu_generator, uniform
@@ -99,36 +101,29 @@ def alone(case: Case) -> Answer:
         return Answer(
             FIRES, f"{apart:.1e} of the largest logit", "its answer to an image depends on the images beside it"
         )
-    if (moved := _mode_reader(case, together, size)) > 1e-4:
+    moved, of = max(_in_training_mode(case, case.x[:some], together, size))
+    if moved > SAME_ANSWER:
         why = "its own code reads the training flag: an attack run in the other mode meets another network"
-        return Answer(FIRES, f"{moved:.1e} of the largest logit", why)
-    with torch.enable_grad():
-        watched: Tensor = case.model(case.x[:some].clone().requires_grad_()).detach()
+        return Answer(FIRES, f"{moved:.1e} of the largest {of}", why)
+
+    def when_a_gradient_is_asked_for(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            answer: Tensor = case.model(x.clone().requires_grad_())
+            return answer.detach()
+
+    watched = case.over(when_a_gradient_is_asked_for, case.x[:some])
     peeks = float((watched - together).abs().max()) / size
     why = "its answer changes when a gradient is asked for: it notices that it is attacked"
     return _judged(peeks > 1e-4, f"{max(apart, moved, peeks):.1e} of the largest logit", why)
 
 
-def _mode_reader(case: Case, together: Tensor, size: float) -> float:
-    """How far answers move when every part but torch's own layers is told that it is in training mode."""
-    own = [module for module in case.model.modules() if not _of_torch(module)]
-    with undisturbed(case.model):
-        for module in own:
-            module.training = True
-        try:
-            told = case.logits(case.x[: len(together)])
-        except Exception:  # any module may be audited, and some cannot be asked in a mode they are not in
-            return 0.0
-    if not isinstance(told, Tensor) or told.shape != together.shape:
-        return 0.0  # other outputs while training, such as auxiliary heads
-    return float((told - together).abs().max()) / size
+def _in_training_mode(case: Case, x: Tensor, together: Tensor, size: float) -> list[tuple[float, str]]:
+    """`difference_in_training_mode` of each batch."""
 
+    def of(rows: slice) -> tuple[float, str]:
+        return difference_in_training_mode(case.model, x[rows], together[rows], size)
 
-def _of_torch(module: nn.Module) -> bool:
-    """Whether a module is one of torch's layers, or made of one; containers have no forward of their own to trust."""
-    plain = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    layers = [kind for kind in type(module).__mro__ if kind not in plain]
-    return any(kind.__module__.startswith(("torch.nn.", "torchvision.ops")) for kind in layers)
+    return [found for _, found in in_batches(len(x), case.batch_size, case.asked, of)]
 
 
 def logits(case: Case) -> Answer:

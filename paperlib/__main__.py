@@ -101,8 +101,8 @@ def evaluate(options: argparse.Namespace) -> None:
     from paperlib.evaluation import CLEAN, autoattack_spec, evaluate, fgsm_spec, pgd_spec, square_spec
     from paperlib.profiles import budget_text
     from paperlib.report.tables import percent
+    from paperlib.seeds import hash_seed
     from paperlib.study import Study, load_system
-    from paperlib.training.trainer import hash_seed
 
     profile = load_profile(options.profile)
     check_home(write=False)

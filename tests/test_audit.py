@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from fractions import Fraction
@@ -28,7 +29,7 @@ from paperlib.evaluation.audit import REQUIRED
 from paperlib.evaluation.case import CURVE, Case
 from paperlib.evaluation.checklist import PITFALLS
 from paperlib.evaluation.controls import Control, Ground, Neighbours, Probabilities, Quantised, Random, Scaled, controls
-from paperlib.evaluation.pitfalls import FIRES, NOT_APPLICABLE, NOT_RUN, NOTED, PASSES
+from paperlib.evaluation.pitfalls import FIRES, NOT_APPLICABLE, NOT_RUN, NOTED, PASSES, _Other
 from paperlib.evaluation.robustness import autoattack_spec
 from paperlib.models import Evidence, Gate, Mixture, UniformGate
 from paperlib.profiles import budget_text
@@ -812,6 +813,20 @@ def test_a_weak_benign_expert_is_noted_and_does_not_fire(toy: ToyNet, hardened: 
 def test_a_gate_that_adds_nothing_is_noted_and_does_not_fire(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
     even, wise = (Mixture([toy, hardened], gate).eval() for gate in (UniformGate(2), Fixed(-3.0, 3.0)))
     assert [verdict("compared", on(model, digits)) for model in (even, wise)] == [NOTED, PASSES]
+
+
+@pytest.mark.parametrize("mixing", ["probabilities", "logits"])
+def test_a_plain_average_mixes_as_the_model_mixes(mixing: str, toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
+    x = digits.test.images
+    even = Mixture([toy, hardened], UniformGate(2), mixing).eval()
+    gated = Mixture([toy, hardened], Fixed(-3.0, 3.0), mixing).eval()
+    with torch.no_grad():
+        assert torch.equal(_Other(even, None)(x), even(x))
+        assert torch.equal(_Other(gated, None)(x), even(x))
+        assert torch.allclose(_Other(gated, 0)(x).softmax(dim=1), hardened(x).softmax(dim=1), atol=1e-6)
+    value = CHECKS["compared"](on(even, digits)).value
+    ours, average = re.findall(r"([\d.]+) %", value)
+    assert ours == average
 
 
 def test_examples_of_other_networks_are_tried_where_one_is_given(

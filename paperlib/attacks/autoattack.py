@@ -24,10 +24,12 @@ from paperlib.attacks.gradient import Budget, misclassified, undisturbed
 from paperlib.checks import as_budget, check_whole, logits_of
 from paperlib.errors import InputError, NotFiniteError, PaperlibError
 from paperlib.files import read_tensors, write_tensors
+from paperlib.memory import in_batches
 from paperlib.models import Folded, fold
 from paperlib.models.inputs import admit, no_gradient
 from paperlib.models.modes import float32_by_default, outside_inference_mode
 from paperlib.paths import shown
+from paperlib.precision import tensor_float32
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 QUERIES, ITERATIONS, TARGETS = 5000, 100, 9  # of the standard version
@@ -52,6 +54,7 @@ class AutoAttacked:
 
 @outside_inference_mode()
 @float32_by_default()  # the library names no dtype
+@tensor_float32(False)
 def autoattack(
     model: nn.Module | Folded,
     x: Tensor,
@@ -68,13 +71,17 @@ def autoattack(
 ) -> AutoAttacked:
     """Run the standard version of AutoAttack on the L-infinity ball, and say which attack fooled which image.
 
+    Nothing is computed in TensorFloat-32. The library seeds torch's global generators and draws from the CPU's for
+    every attack of this version, so a seed means the same on every device, rounding apart.
+
     Args:
         model: pixels to logits, of at least four classes for ``apgd-t``; attacked in evaluation mode, left as it was.
             As the library computes in float32, weights of another dtype are handed images of that dtype.
         x: images (N, C, H, W) in [0, 1]. y: labels (N,), int64. eps: a float or text such as ``"8/255"``.
         attacks: some of `STANDARD`, in this order; ``("square",)`` is the gradient-free control alone.
         iterations, queries: of APGD and FAB, and of Square. Fewer than the defaults are not the standard version.
-        batch_size: images attacked at once; part of the outcome, because a batch shares its random numbers.
+        batch_size: images attacked at once; part of the outcome, because a batch shares its random numbers. Where
+            memory does not suffice, half as many are attacked at once, each part from ``seed`` like a batch of its own.
         state: a file that holds what is done after each attack on each batch. A run that finds it goes on, and ends
             with the outcomes of an uninterrupted one; delete it when done.
         progress: told the share of the work that is done, as far as it can be foreseen.
@@ -156,14 +163,23 @@ class _Run:
         left = part[self.by[part] == STANDING]
         if len(left):
             # The copy first; those it lost and the model did not, rounding apart, once more on the model itself.
-            doubtful = self._attempt(self.folded.network, attack, left)
+            doubtful = self._attempt_in_batches(self.folded.network, attack, left)
             if len(doubtful) and self.folded.network is not self.folded.model:
-                self._attempt(self.folded.model, attack, doubtful)
+                self._attempt_in_batches(self.folded.model, attack, doubtful)
         self.done[unit] = True
         self._tell(0.0)
         if self.state is not None:
             tensors = {"by": self.by, "done": self.done}
             write_tensors(self.state, tensors, {"key": self.key})
+
+    def _attempt_in_batches(self, network: nn.Module, attack: str, left: Tensor) -> Tensor:
+        """`_attempt` on as many of the images as memory allows at once."""
+
+        def attempt(part: slice) -> Tensor:
+            return self._attempt(network, attack, left[part])
+
+        found = in_batches(len(left), self.batch_size, self.folded, attempt)
+        return torch.cat([left[:0], *(doubtful for _, doubtful in found)])
 
     def _attempt(self, network: nn.Module, attack: str, left: Tensor) -> Tensor:
         """Attack images by index; returns those that fooled ``network`` but not the model."""

@@ -15,9 +15,12 @@ from torch import Tensor, nn
 
 from paperlib.checks import as_budget, check_logits, check_whole, logits_of, outside_graph
 from paperlib.errors import InputError, NotFiniteError
+from paperlib.memory import in_batches, smaller_batch
 from paperlib.models import Folded, fold
 from paperlib.models.inputs import admit
 from paperlib.models.modes import eval_mode, outside_inference_mode
+from paperlib.precision import tensor_float32
+from paperlib.seeds import normal, uniform
 
 Budget = float | str | Fraction
 # An objective maps the model, the images (N, C, H, W) and the labels (N,), or other targets with a row per image, to
@@ -71,6 +74,8 @@ def pgd(
 ) -> Tensor:
     """The last iterate of projected gradient descent: the inner maximisation of adversarial training.
 
+    TensorFloat-32 is as the caller has it, because training may use it; `attack`, which counts, computes without.
+
     Args:
         model: a module, pixels to logits; see `paperlib.models.inputs` for what is taken and what is refused. Attacked
             in evaluation mode; its modes, buffers and parameter gradients are left exactly as they were. Where it pays,
@@ -79,8 +84,10 @@ def pgd(
         y: labels (N,), int64.
         eps, step_size: budget and step in pixels of [0, 1]; floats or text such as ``"8/255"``.
         steps: iterations, at least 1.
-        random_start: begin at a draw from the ball, from ``generator`` (torch's global one if None): each pixel
-            uniform for ``linf``, direction and length uniform for ``l2``.
+        random_start: begin at a draw from the ball: each pixel uniform for ``linf``, direction and length uniform for
+            ``l2``.
+        generator: of the random start, drawn where the generator lives and moved to the images, so that a seed of a
+            CPU generator means the same on every device; None for torch's global generator of the CPU.
         objective: what to climb, per image.
         targets: what the objective is given in place of the labels, a row per image.
         start: images to begin at instead, moved into the ball and into [0, 1].
@@ -100,16 +107,14 @@ def pgd(
     start = how.start(x, random_start, generator) if start is None else how.project(x, _as_start(start, x))
     wanted = y if targets is None else _as_targets(targets, x)
     folded = _prepared(given.model, x, steps)
-    images, done = torch.empty_like(start), 0
+
+    def every_step(part: slice) -> Tensor:
+        return _every_step(folded.network, x[part], y[part], wanted[part], start[part], how)
+
+    images = torch.empty_like(start)
     with undisturbed(folded.model):
-        while done < len(x):
-            part = slice(done, done + how.room(folded))
-            try:
-                images[part] = _every_step(folded.network, x[part], y[part], wanted[part], start[part], how)
-            except RuntimeError as error:
-                folded.room = _smaller_room(len(x[part]), error)
-            else:
-                done += len(x[part])
+        for part, found in in_batches(len(x), how.batch_size, folded, every_step):
+            images[part] = found
     return images
 
 
@@ -124,6 +129,7 @@ def fgsm(
 
 
 @outside_inference_mode()
+@tensor_float32(False)
 def attack(
     model: nn.Module | Folded,
     x: Tensor,
@@ -146,6 +152,8 @@ def attack(
     An image already fooled needs no further step, so it leaves the batch and one that waits takes its place; this
     changes no outcome. A folded copy finds the adversarial images, and the model itself confirms each. Further
     arguments and errors as in `pgd`; with ``start`` every restart begins there, so one is enough.
+
+    What is counted is computed without TensorFloat-32.
 
     Args:
         batch_size: images attacked at once, all if None; halved when memory does not suffice.
@@ -181,23 +189,25 @@ def _share(progress: Callable[[float], None], before: int, runs: int, share: flo
     progress((before + share) / runs)
 
 
+@tensor_float32(False)
 def misclassified(model: nn.Module | Folded, x: Tensor, y: Tensor, batch_size: int | None = None) -> Tensor:
-    """Which images (N,) the model gets wrong, asked in the mode it is in. Batches are halved when memory runs out."""
+    """Which images (N,) the model gets wrong, asked in the mode it is in and without TensorFloat-32.
+
+    Batches are halved when memory runs out.
+    """
     folded = model if isinstance(model, Folded) else Folded(model, model)
     wrong = torch.zeros_like(y, dtype=torch.bool)
-    done, room = 0, max(len(x), 1) if batch_size is None else batch_size
-    check_whole("batch_size", room)
-    while done < len(x):
-        part = slice(done, done + min(room, folded.room or room))
-        try:
-            with torch.no_grad():
-                logits = folded.model(x[part] if folded is model else x[part].clone())
-        except RuntimeError as error:
-            folded.room = _smaller_room(len(x[part]), error)
-            continue
+    batch_size = max(len(x), 1) if batch_size is None else batch_size
+    check_whole("batch_size", batch_size)
+
+    def answer(part: slice) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = folded.model(x[part] if folded is model else x[part].clone())
+            return logits
+
+    for part, logits in in_batches(len(x), batch_size, folded, answer):
         check_logits(logits, y[part])
         wrong[part] = logits.argmax(dim=1) != y[part]
-        done += len(x[part])
     return wrong
 
 
@@ -218,13 +228,10 @@ class _How:
     def start(self, x: Tensor, random: bool, generator: torch.Generator | None) -> Tensor:
         if not random:
             return x
-        # Drawn where the generator lives, so a seed means the same on every device it is used from.
-        device = generator.device if generator is not None else x.device
         if self.norm == "linf":
-            noise = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-            return (x + (2 * noise - 1) * self.eps).clamp(0, 1)
-        noise = torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-        length = torch.rand(len(x), generator=generator, device=device, dtype=x.dtype).to(x.device).view(-1, 1, 1, 1)
+            return (x + (2 * uniform(x.shape, generator, x) - 1) * self.eps).clamp(0, 1)
+        noise = normal(x.shape, generator, x)
+        length = uniform((len(x), 1, 1, 1), generator, x)
         return (x + noise / _lengths(noise) * length * self.eps).clamp(0, 1)
 
     def advance(self, x: Tensor, current: Tensor, gradient: Tensor) -> Tensor:
@@ -314,8 +321,8 @@ def _drop_fooled(
             further = bool((step < how.steps).any())
         try:
             logits, gradient = _input_gradient(network, images, batch.targets[active], how.objective, needed=further)
-        except RuntimeError as error:
-            folded.room = _smaller_room(len(active), error)
+        except Exception as error:
+            folded.room = smaller_batch(len(active), error)
             continue
         passes += len(active)
         if looking:
@@ -344,15 +351,6 @@ def _prepared(model: nn.Module | Folded, x: Tensor, steps: int) -> Folded:
     if steps * len(x) < FOLD_FROM:
         return Folded(model, model, reason="too little work for a copy to pay")
     return fold(model, x)
-
-
-def _smaller_room(images: int, error: RuntimeError) -> int:
-    """Half as many images, if ``error`` says that memory ran out; else the error is raised again."""
-    words = ("can't allocate memory", "not enough memory")  # of the CPU's allocator
-    full = isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-    if not full or images == 1:
-        raise error
-    return images // 2
 
 
 def _check_gradient(steepest: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 A mixture is any module with a method ``evidence(x)`` that returns an answer together with ``logits`` (N, classes),
 ``expert_logits`` (N, experts, classes) and the gate's ``scores`` (N, experts), as `paperlib.models.Evidence` has them.
+One that mixes logits instead of probabilities says so by an attribute ``mixing = "logits"``.
 Whether an image fooled the model is always read off the model's own answer.
 
 Sources: attacks on the experts (RA-E) and on the router (RA-R), Zhang et al. 2025 (arXiv 2502.06832) and J-TLGA (arXiv
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks.gradient import Objective, undisturbed
 from paperlib.attacks.objectives import Aim, Loss, entropy_loss, margin_loss
-from paperlib.models.mixture import Evidence, mixed_probabilities
+from paperlib.models.mixture import Evidence, mixed
 
 LAMBDAS = (0.1, 1.0, 10.0)  # what a gate weighs beside the loss, in a joint attack
 TINY = torch.finfo(torch.float32).tiny  # in place of a weight of zero
@@ -144,10 +145,7 @@ def _heard(seen: Evidence, y: Tensor, expert: int) -> Tensor:
 
 
 def _mixed(model: nn.Module, seen: Evidence, scores: Tensor) -> Tensor:
-    log_weights = torch.log_softmax(scores, dim=1)
-    if getattr(model, "mixing", "probabilities") == "logits":
-        return (log_weights.exp().unsqueeze(2) * seen.expert_logits).sum(dim=1)
-    return mixed_probabilities(seen.expert_logits, log_weights)
+    return mixed(model, seen.expert_logits, torch.log_softmax(scores, dim=1))
 
 
 def _label_and_log_weights(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -12,9 +12,12 @@ from paperlib.checks import as_budget, check_whole
 from paperlib.models import Folded, fold
 from paperlib.models.inputs import admit
 from paperlib.models.modes import outside_inference_mode
+from paperlib.precision import tensor_float32
+from paperlib.seeds import uniform
 
 
 @outside_inference_mode()
+@tensor_float32(False)
 def random_noise(
     model: nn.Module | Folded,
     x: Tensor,
@@ -41,19 +44,19 @@ def random_noise(
     with undisturbed(folded.model):
         fooled = misclassified(folded, x, y, batch_size)
         images, first, passes = x.clone(), torch.where(fooled, 0, NEVER), len(x)
-        asked = Folded(folded.network, folded.network)  # a copy finds, the model confirms
+        # A copy finds, the model confirms.
+        asked = Folded(folded.network, folded.network, room=folded.room)
         for draw in range(1, draws + 1):
             left = (~fooled).nonzero().squeeze(1)
             if len(left) == 0:
                 break
             # Drawn for all images, so that the fate of one never changes the noise of another.
-            device = generator.device if generator is not None else x.device
-            noise = torch.rand(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
-            tried = (x + (2 * noise - 1) * eps).clamp(0, 1)
+            tried = (x + (2 * uniform(x.shape, generator, x) - 1) * eps).clamp(0, 1)
             won = left[misclassified(asked, tried[left], y[left], batch_size)]
             passes += len(left) + len(won)
             if len(won):
                 won = won[misclassified(folded, tried[won], y[won], batch_size)]
             images[won], fooled[won], first[won] = tried[won], True, draw
             progress(draw / draws)
+    folded.room = min((room for room in (asked.room, folded.room) if room is not None), default=None)
     return Attacked(images, fooled, first, passes)

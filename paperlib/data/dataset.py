@@ -19,6 +19,7 @@ from paperlib.errors import DataError, InputError
 from paperlib.extension import load_extension
 from paperlib.profiles import DataConfig, Profile, canonical
 from paperlib.progress import Say, say
+from paperlib.seeds import integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +155,7 @@ def augment(images: Tensor, *, crop: int, flip: bool, generator: torch.Generator
     count, _, height, width = images.shape
 
     def draw(high: int) -> Tensor:
-        return torch.randint(high, (count,), generator=generator, device=generator.device).to(images.device)
+        return integers(high, (count,), generator, images.device)
 
     if crop:
         # A view (N, C, 2 crop + 1, 2 crop + 1, H, W) of all windows; indexing copies one window of each image.

@@ -29,9 +29,11 @@ from paperlib.attacks.objectives import Loss
 from paperlib.data import Split
 from paperlib.evaluation.metrics import wilson
 from paperlib.evaluation.robustness import CLEAN, AttackSpec, autoattack_spec, evaluate, pgd_spec
+from paperlib.memory import in_batches
 from paperlib.models import Folded, fold
 from paperlib.profiles import budget_text
 from paperlib.progress import Say, say
+from paperlib.seeds import cpu_generator
 
 CURVE = tuple(Fraction(k, 255) for k in (2, 4, 8, 16, 32, 64, 128))  # budgets of the accuracy curve
 TAIL = 10  # last iterations over which an attack's loss should have settled
@@ -110,9 +112,17 @@ class Case:
     # -- answers ---------------------------------------------------------------------------------------------------
 
     def over(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """A function of batches of images, and of what belongs to each, over all of them."""
-        parts = zip(*(tensor.split(self.batch_size) for tensor in tensors), strict=True)
-        return torch.cat([function(*part) for part in parts])
+        """A function of batches of images, and of what belongs to each, over all of them; fewer where memory ends."""
+
+        def of(rows: slice) -> Tensor:
+            return function(*(tensor[rows] for tensor in tensors))
+
+        return torch.cat([found for _, found in in_batches(len(tensors[0]), self.batch_size, self.asked, of)])
+
+    @functools.cached_property
+    def asked(self) -> Folded:
+        """The model itself, with how many images of it fit in memory."""
+        return Folded(self.model, self.model)
 
     def logits(self, x: Tensor | None = None) -> Tensor:
         """The model's answer, asked as it stands: in whatever mode its parts are."""
@@ -192,17 +202,20 @@ class Case:
         return self.over(lambda x, y: pgd(self.folded, x, y, **how), self.x, self.y)
 
     def losses(self, among: Tensor) -> list[float]:
-        """Mean loss after each iteration of the attack of the claim on the images ``among``."""
-        told: list[float] = []
+        """Mean loss after each iteration of the attack of the claim on the first batch of the images ``among``."""
+        x, y = self.x[among][: self.batch_size], self.y[among][: self.batch_size]
+        seen: dict[int, list[Tensor]] = {}  # every loss of a part of the batch, by its first row
 
-        def watched(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            logits, values = cross_entropy(model, x, y)
-            told.append(float(values.detach().mean()))
+        def watched(model: nn.Module, images: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            logits, values = cross_entropy(model, images, y[rows])
+            seen.setdefault(int(rows[0]), []).append(values.detach())
             return logits, values
 
-        x, y = self.x[among][: self.batch_size], self.y[among][: self.batch_size]
-        pgd(self.folded, x, y, **self._how, objective=watched)
-        return told
+        steps = self.pgd.steps
+        pgd(self.folded, x, y, **self._how, objective=watched, targets=torch.arange(len(x), device=x.device))
+        # Where memory did not suffice, a part was begun again with fewer images: its last ``steps`` losses count.
+        parts = [seen[first][-steps:] for first in sorted(seen)]
+        return [float(torch.cat(values).mean()) for values in zip(*parts, strict=True)]
 
     @functools.cached_property
     def by(self) -> Tensor | None:
@@ -233,9 +246,9 @@ class Case:
 
     @property
     def _how(self) -> dict[str, Any]:
-        generator = torch.Generator(self.x.device).manual_seed(self.seed)
         spec = self.pgd
-        return {"eps": spec.eps, "step_size": spec.step, "steps": spec.steps, "generator": generator}
+        how = {"eps": spec.eps, "step_size": spec.step, "steps": spec.steps}
+        return {**how, "generator": cpu_generator(self.seed)}
 
 
 def share(right: Tensor) -> float:

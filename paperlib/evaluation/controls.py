@@ -17,6 +17,7 @@ from paperlib.attacks.gradient import Budget
 from paperlib.checks import as_budget
 from paperlib.data import Split
 from paperlib.models import Gate, Mixture
+from paperlib.seeds import cpu_generator, normal, permutation
 
 COLLAPSE = 0.3  # eps at which training on one step alone goes wrong on small images
 
@@ -84,7 +85,7 @@ class Random(nn.Module):
         self.model, self.strength = model, strength
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model((x + self.strength * torch.randn_like(x)).clamp(0, 1))
+        return self.model((x + self.strength * normal(x.shape, None, x)).clamp(0, 1))
 
 
 class Neighbours(nn.Module):
@@ -115,7 +116,7 @@ def controls(ground: Ground) -> list[Control]:
     x, y = ground.test.images, ground.test.labels
     eps, plain, defended = as_budget(ground.eps), ground.plain, ground.defended
     how: dict[str, Any] = {"eps": eps, "step_size": eps / 4, "steps": 20}
-    crafted = pgd(defended, x, y, **how, generator=torch.Generator(x.device).manual_seed(0))
+    crafted = pgd(defended, x, y, **how, generator=cpu_generator(0))
 
     def one(name: str, what: str, expected: str, model: nn.Module, **claim: Any) -> Control:
         given = {"model": model.eval(), "eps": eps, "selected_on": ground.validation.images, **claim}
@@ -154,7 +155,7 @@ def overfitted(ground: Ground, images: int = 240, epochs: int = 150, width: int 
         model.to(part.images.device)
         optimiser = torch.optim.Adam(model.parameters(), lr=0.003)
         for _ in range(epochs):
-            for index in torch.randperm(len(part)).to(part.images.device).split(60):
+            for index in permutation(len(part), None, part.images.device).split(60):
                 x, y = part.images[index], part.labels[index]
                 loss = nn.functional.cross_entropy(model(fgsm(model, x, y, eps=COLLAPSE)), y)
                 optimiser.zero_grad()

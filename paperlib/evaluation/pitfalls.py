@@ -21,8 +21,11 @@ from paperlib.attacks.objectives import dlr_loss, entropy_loss
 from paperlib.errors import InputError
 from paperlib.evaluation.case import CURVE, TAIL, Case, interval, share
 from paperlib.evaluation.robustness import AttackSpec, evaluate, fgsm_spec, noise_spec, square_spec
-from paperlib.models.mixture import mixed_probabilities
+from paperlib.evaluation.training_mode import SAME_ANSWER, difference_in_training_mode
+from paperlib.memory import in_batches
+from paperlib.models.mixture import mixed
 from paperlib.profiles import budget_text
+from paperlib.seeds import cpu_generator, uniform
 
 PASSES, FIRES, NOTED, NOT_RUN, NOT_APPLICABLE = "passes", "FIRES", "noted", "not run", "not applicable"
 # Between PGD and AutoAttack on sound, adversarially trained networks lie 2 to 5 points (RobustBench's entries).
@@ -98,38 +101,29 @@ def alone(case: Case) -> Answer:
         return Answer(
             FIRES, f"{apart:.1e} of the largest logit", "its answer to an image depends on the images beside it"
         )
-    if (moved := _mode_reader(case, together, size)) > 1e-4:
+    moved, of = max(_in_training_mode(case, case.x[:some], together, size))
+    if moved > SAME_ANSWER:
         why = "its own code reads the training flag: an attack run in the other mode meets another network"
-        return Answer(FIRES, f"{moved:.1e} of the largest logit", why)
-    with torch.enable_grad():
-        watched: Tensor = case.model(case.x[:some].clone().requires_grad_()).detach()
+        return Answer(FIRES, f"{moved:.1e} of the largest {of}", why)
+
+    def when_a_gradient_is_asked_for(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            answer: Tensor = case.model(x.clone().requires_grad_())
+            return answer.detach()
+
+    watched = case.over(when_a_gradient_is_asked_for, case.x[:some])
     peeks = float((watched - together).abs().max()) / size
     why = "its answer changes when a gradient is asked for: it notices that it is attacked"
     return _judged(peeks > 1e-4, f"{max(apart, moved, peeks):.1e} of the largest logit", why)
 
 
-def _mode_reader(case: Case, together: Tensor, size: float) -> float:
-    """How far answers move when every part but torch's own layers is told that it is in training mode."""
-    own = [module for module in case.model.modules() if not _of_torch(module)]
-    with undisturbed(case.model):
-        for module in own:
-            module.training = True
-        try:
-            told = case.logits(case.x[: len(together)])
-        except Exception:  # any module may be audited, and some cannot be asked in a mode they are not in
-            return 0.0
-    if not isinstance(told, Tensor) or told.shape != together.shape:
-        return 0.0  # other outputs while training, such as auxiliary heads
-    return float((told - together).abs().max()) / size
+def _in_training_mode(case: Case, x: Tensor, together: Tensor, size: float) -> list[tuple[float, str]]:
+    """`difference_in_training_mode` of each batch."""
 
+    def of(rows: slice) -> tuple[float, str]:
+        return difference_in_training_mode(case.model, x[rows], together[rows], size)
 
-def _of_torch(module: nn.Module) -> bool:
-    """Whether a module is one of torch's layers, or made of one; containers have no forward of their own to trust."""
-    if isinstance(module, torch.jit.ScriptModule):  # its class is TorchScript's own, whatever it was made of
-        return hasattr(nn, module.original_name)
-    plain = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    layers = [kind for kind in type(module).__mro__ if kind not in plain]
-    return any(kind.__module__.startswith(("torch.nn.", "torchvision.ops")) for kind in layers)
+    return [found for _, found in in_batches(len(x), case.batch_size, case.asked, of)]
 
 
 def logits(case: Case) -> Answer:
@@ -156,8 +150,7 @@ def gradients(case: Case) -> Answer:
 
 def smooth(case: Case) -> Answer:
     x = case.last
-    generator = torch.Generator(x.device).manual_seed(case.seed)
-    noise = torch.rand(x.shape, generator=generator, device=x.device) * 2 - 1
+    noise = uniform(x.shape, cpu_generator(case.seed), x) * 2 - 1
     near = (x + noise * float(case.eps) / 100).clamp(0, 1)
     with undisturbed(case.model):
         here, there = (entropy_loss(case.logits(images), case.y) for images in (x, near))
@@ -274,8 +267,7 @@ def noise(case: Case) -> Answer:
 
 def one_step(case: Case) -> Answer:
     one, many, clean = case.accuracy(fgsm_spec(case.eps)), case.accuracy(case.pgd), share(case.clean)
-    generator = torch.Generator(case.x.device).manual_seed(case.seed)
-    noise = (torch.rand(case.x.shape, generator=generator, device=case.x.device) * 2 - 1) * float(case.eps)
+    noise = (uniform(case.x.shape, cpu_generator(case.seed), case.x) * 2 - 1) * float(case.eps)
     here, there = (case.gradient(x, entropy_loss).flatten(1) for x in (case.x, (case.x + noise).clamp(0, 1)))
     aligned = float(nn.functional.cosine_similarity(here, there, dim=1).mean())
     told = f"clean {_percent(clean)}, FGSM {_percent(one)}, PGD {_percent(many)}; gradients aligned {aligned:.2f}"
@@ -389,7 +381,7 @@ class _Other(nn.Module):
         seen = self.model.evidence(x)  # type: ignore[operator]
         scores = torch.zeros_like(seen.scores) if self.without is None else seen.scores
         kept = [i for i in range(scores.shape[1]) if i != self.without]
-        return mixed_probabilities(seen.expert_logits[:, kept], torch.log_softmax(scores[:, kept], dim=1))
+        return mixed(self.model, seen.expert_logits[:, kept], torch.log_softmax(scores[:, kept], dim=1))
 
 
 def _kept(case: Case, model: nn.Module, spec: AttackSpec) -> float:

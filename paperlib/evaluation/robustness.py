@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,12 +31,14 @@ from paperlib.checks import as_fraction, check_weights, check_whole
 from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation.metrics import wilson
+from paperlib.memory import in_batches
 from paperlib.models import Folded, fold
 from paperlib.models.inputs import admit, check_module
 from paperlib.models.modes import outside_inference_mode
 from paperlib.precision import tensor_float32
 from paperlib.profiles import EvaluationConfig, budget_text
 from paperlib.progress import Say, meter, say
+from paperlib.seeds import cpu_generator
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Outcome:
     first_success: Tensor  # (N,) int16: the step at which the attack won in its first restart, or NEVER
     passes: float  # network passes per image
     seconds: float
-    batch_size: int  # images attacked at once
+    batch_size: int  # images attacked at once: fewer than asked for where memory did not suffice
 
     def record(self) -> dict[str, Any]:
         """n, correct, accuracy and its Wilson 95 % interval, with what it cost."""
@@ -154,6 +157,7 @@ class Outcome:
 
 
 @outside_inference_mode()
+@tensor_float32(False)
 def evaluate(
     model: nn.Module | Folded,
     split: Split,
@@ -169,7 +173,7 @@ def evaluate(
     """Attack every image of ``split``; an image counts as right only if no iterate of any restart was misclassified.
 
     The batch size, halved where memory does not suffice, changes no outcome but for rounding; that of AutoAttack and
-    Square decides which images share random numbers.
+    Square decides which images share random numbers. The outcome holds the one that was used.
 
     Args:
         aims: what a gradient attack may climb, by the name ``spec.aim`` gives; see `paperlib.attacks.mixture_aims`.
@@ -184,7 +188,7 @@ def evaluate(
     folded, split = _admitted(model, split, label, gradient=gradient, float32=spec.kind in ("square", "autoattack"))
     x = split.images
     started = time.monotonic()
-    with meter(100, f"{label} under {spec.name}", say, unit="%") as reached, tensor_float32(False):
+    with meter(100, f"{label} under {spec.name}", say, unit="%") as reached:
         work = _Work(folded, split, spec, seed, batch_size, aims, state, lambda share: reached(int(100 * share)))
         correct, first, passes = ATTACKS[spec.kind](work)
     seconds = time.monotonic() - started
@@ -207,7 +211,7 @@ class _Work:
 
     @property
     def generator(self) -> torch.Generator:
-        return torch.Generator(self.split.images.device).manual_seed(self.seed)
+        return cpu_generator(self.seed)
 
 
 Found = tuple[Tensor, Tensor, float]  # correct (N,), first success (N,), passes in all
@@ -230,8 +234,8 @@ def _gradient(work: _Work) -> Found:
     how: dict[str, Any] = {"eps": spec.eps, "step_size": spec.step, "steps": spec.steps}
     if aim.targets is not None:
         with undisturbed(work.folded.model):
-            parts = zip(x.split(work.batch_size), y.split(work.batch_size), strict=True)
-            targets = torch.cat([aim.targets(work.folded.network, *part) for part in parts])
+            found = in_batches(len(x), work.batch_size, work.folded, functools.partial(_targets, work, aim.targets))
+            targets = torch.cat([part for _, part in found])
         spent += len(x)
     if aim.first is not None:
         begin: dict[str, Any] = {"random_start": spec.random_start, "generator": generator}
@@ -252,6 +256,10 @@ def _gradient(work: _Work) -> Found:
         progress=work.progress,
     )
     return ~done.fooled, done.first_success, done.passes + spent
+
+
+def _targets(work: _Work, targets: Callable[[nn.Module, Tensor, Tensor], Tensor], rows: slice) -> Tensor:
+    return targets(work.folded.network, work.split.images[rows], work.split.labels[rows])
 
 
 def _noise(work: _Work) -> Found:

@@ -16,6 +16,7 @@ from torch import Tensor
 from paperlib.explore.scene import FGSM, NONE, PGD, Question, Source
 from paperlib.explore.views import DPI, WIDTH, eyes, nine, picture, sentence
 from paperlib.profiles import budget_text
+from paperlib.seeds import cpu_generator, integers
 
 Shown = tuple[bytes, str]  # a picture, and the sentence that says the same
 KEPT = 512  # pictures remembered
@@ -95,7 +96,7 @@ def eps_explorer(
 ) -> Explorer:
     """What an eps looks like to a person: every pixel moved by eps up or down at random, or all the same way."""
     ways = ("at random", "up", "down")
-    signs = 2 * torch.randint(0, 2, images.shape, generator=torch.Generator().manual_seed(0)) - 1
+    signs = 2 * integers(2, images.shape, cpu_generator(0), images.device) - 1
 
     def show(image: int, eps: Fraction, moved: str) -> Shown:
         sign = {"at random": signs[image], "up": torch.ones_like(signs[image]), "down": -torch.ones_like(signs[image])}

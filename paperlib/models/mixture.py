@@ -101,13 +101,18 @@ class Mixture(nn.Module):
         # w(x) = softmax(g(x)): "fractional activation", no expert is ever switched off.
         scores = self.gate(x)
         log_weights = torch.log_softmax(scores, dim=1)
-        weights = log_weights.exp()
-        if self.mixing == "logits":
-            # z(x) = sum_i w_i(x) z_i(x)
-            logits = (weights.unsqueeze(2) * expert_logits).sum(dim=1)
-        else:
-            logits = mixed_probabilities(expert_logits, log_weights)
-        return Evidence(logits, expert_logits, weights, scores)
+        return Evidence(mixed(self, expert_logits, log_weights), expert_logits, log_weights.exp(), scores)
+
+
+def mixed(model: nn.Module, expert_logits: Tensor, log_weights: Tensor) -> Tensor:
+    """Logits (N, classes) mixed as ``model`` mixes them, from (N, experts, classes) and (N, experts).
+
+    A model says how by ``mixing``, ``"probabilities"`` or ``"logits"``; one that says nothing mixes probabilities.
+    """
+    if getattr(model, "mixing", "probabilities") == "logits":
+        # z(x) = sum_i w_i(x) z_i(x)
+        return (log_weights.exp().unsqueeze(2) * expert_logits).sum(dim=1)
+    return mixed_probabilities(expert_logits, log_weights)
 
 
 def mixed_probabilities(expert_logits: Tensor, log_weights: Tensor) -> Tensor:

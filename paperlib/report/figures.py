@@ -10,7 +10,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -37,6 +36,7 @@ from paperlib.report.style import (
     shared_legend,
     tint,
 )
+from paperlib.seeds import cpu_generator, integers
 from paperlib.training.recipes import EXPERT_KINDS
 
 _EXPERTS = "expert: 0 benign, 1 to 4 FGSM, 5 to 8 PGD"
@@ -118,8 +118,8 @@ def _grid(rows: Sequence[Tensor], row_titles: Sequence[str], column_titles: Sequ
 
 def random_signs(images: Tensor, budgets: Sequence[Fraction], seed: int) -> list[Tensor]:
     """``images`` (K, C, H, W) with every pixel moved by exactly eps, up or down at random, once per budget."""
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, images.shape, generator=generator) * 2 - 1
+    generator = cpu_generator(seed)
+    signs = integers(2, images.shape, generator, images.device) * 2 - 1
     return [(images + float(eps) * signs).clamp(0, 1) for eps in budgets]
 
 

@@ -12,11 +12,11 @@ from paperlib.data import Split
 from paperlib.evaluation import CLEAN, Effort, audit, fgsm_spec, headline
 from paperlib.evaluation.controls import Control, Ground, controls
 from paperlib.profiles import Profile, budget_text
+from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.stages.stress import benign_of
 from paperlib.training.build import System, system_of
 from paperlib.training.recipes import Recipe, recipes
-from paperlib.training.trainer import hash_seed
 
 AUDITED = ("plain", "pgd-at", "dwf", "soe", "advmoe")
 CONTROLS = "audit:controls"

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import cross_entropy, pgd
 from paperlib.evaluation import AttackSpec, battery, evaluate, headline, sweep, through_choices
 from paperlib.profiles import Profile
+from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.stage import Context, Result, Stage
 from paperlib.training.build import System, system_of
 from paperlib.training.recipes import COMPARED, Recipe
-from paperlib.training.trainer import hash_seed
 
 TRACED_IMAGES = 256
 
@@ -111,7 +110,7 @@ def _trace(context: Context, config: TraceConfiguration) -> Result:
         eps=spec.eps,
         step_size=spec.step,
         steps=spec.steps + 1,
-        generator=torch.Generator(context.device).manual_seed(hash_seed(context.seed, "trace")),
+        generator=cpu_generator(hash_seed(context.seed, "trace")),
         objective=recorded,
     )
     table = {"system": config.system.name, "attack": spec.table(), "n": config.images}

@@ -13,10 +13,10 @@ from paperlib.attacks import fgsm, pgd, undisturbed
 from paperlib.data import Split
 from paperlib.models import Mixture
 from paperlib.profiles import Profile, budget_text
+from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.training.build import System, system_of
 from paperlib.training.recipes import Recipe
-from paperlib.training.trainer import hash_seed
 
 GATE_BATCH = 500  # images whose gate weights are computed at once
 
@@ -108,7 +108,7 @@ def _attacked(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: i
         return split.images
     if kind == "fgsm":
         return fgsm(model, split.images, split.labels, eps=eps)
-    generator = torch.Generator(split.images.device).manual_seed(seed)
+    generator = cpu_generator(seed)
     how = {"eps": eps, "step_size": eps / 4, "steps": steps}
     return pgd(model, split.images, split.labels, **how, generator=generator)  # type: ignore[arg-type]
 

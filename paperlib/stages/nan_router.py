@@ -14,10 +14,10 @@ from paperlib.attacks import undisturbed
 from paperlib.errors import NotFiniteError
 from paperlib.evaluation import CLEAN, evaluate
 from paperlib.profiles import Profile, budget_text
+from paperlib.seeds import cpu_generator, hash_seed, uniform
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.stages.train import TrainConfiguration, configuration, draw_network, train_network
 from paperlib.training.recipes import unsafe_advmoe
-from paperlib.training.trainer import hash_seed
 
 REPORTED_GAP = 320.0  # between router scores, when published ADVMoE code turned NaN
 
@@ -59,8 +59,8 @@ def _nan_router(context: Context, config: NanRouterConfiguration) -> Result:
     held = _refusal(lambda: train_network(mended, context, config.safe))
     split = context.data.test.first(config.images).to(context.device)
     refused = _refusal(lambda: evaluate(model, split, CLEAN, seed=0, label=name, say=context.say))
-    generator = torch.Generator(context.device).manual_seed(hash_seed(context.seed, name, "naive"))
-    noise = 2 * torch.rand(split.images.shape, generator=generator, device=context.device) - 1
+    generator = cpu_generator(hash_seed(context.seed, name, "naive"))
+    noise = 2 * uniform(split.images.shape, generator, split.images) - 1
     # What a careless evaluation prints: argmax of NaN is pathway 0, and a step along the sign of a NaN gradient
     # that is taken for zero goes nowhere, so only the attack's random start is left.
     left = [split.images, (split.images + eps * noise).clamp(0, 1)]

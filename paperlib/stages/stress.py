@@ -11,10 +11,10 @@ from paperlib.attacks.autoattack import CLASSES
 from paperlib.evaluation import AttackSpec, autoattack_spec, evaluate, headline, noise_spec
 from paperlib.models import fold
 from paperlib.profiles import Profile
+from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Result, Stage
 from paperlib.training.build import System, system_of
 from paperlib.training.recipes import EXPERTS, Recipe, recipes
-from paperlib.training.trainer import hash_seed
 
 # Who faces AutoAttack where it cannot be everyone: DWF, those it is compared with first, and other mixtures.
 FACING = ("plain", "pgd-at", "trades", "pgd-at-ensemble", "dwf", "soe", "advmoe", "best-expert")

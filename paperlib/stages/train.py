@@ -11,10 +11,11 @@ from torch import nn
 from paperlib.data import Dataset
 from paperlib.models import backbone, operations, parameters
 from paperlib.profiles import Profile, TrainConfig
+from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Result, Stage
 from paperlib.training.build import Architecture, architecture_of, load_experts
 from paperlib.training.recipes import Recipe
-from paperlib.training.trainer import Augmentation, History, Turn, Validation, hash_seed, train
+from paperlib.training.trainer import Augmentation, History, Turn, Validation, train
 
 
 @dataclass(frozen=True)

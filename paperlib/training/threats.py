@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import AIMS, pgd, undisturbed
 from paperlib.models import Folded
+from paperlib.seeds import integers, normal
 
 T = TypeVar("T")
 
@@ -50,7 +51,7 @@ class Strike:
             with undisturbed(folded.model):
                 targets = aim.targets(folded.network, x, y)
         if self.noise:
-            start = x + self.noise * torch.randn(x.shape, generator=generator, device=x.device)
+            start = x + self.noise * normal(x.shape, generator, x)
         return pgd(
             model,
             x,
@@ -164,4 +165,4 @@ class Mixture:
 
 
 def _choice(options: Sequence[T], generator: torch.Generator) -> T:
-    return options[int(torch.randint(len(options), (), generator=generator, device=generator.device))]
+    return options[int(integers(len(options), (), generator, generator.device))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -24,6 +23,7 @@ from paperlib.models import Folded, fold
 from paperlib.precision import tensor_float32
 from paperlib.profiles import DataConfig, TrainConfig
 from paperlib.progress import Say, say, track
+from paperlib.seeds import cpu_generator, hash_seed, permutation
 from paperlib.training.losses import CrossEntropy, Loss
 from paperlib.training.threats import Threat
 
@@ -156,9 +156,8 @@ def train(
     single_steps = all(0 < turn.threat.mean_steps() <= 1 for turn in turns)
     for epoch in range(len(history.epochs), config.epochs):
         # All of an epoch's randomness follows from (seed, epoch), so an interrupted run needs no generator state.
-        generator = torch.Generator(device).manual_seed(hash_seed(seed, epoch))
-        # Strikes are drawn on the host: asking the device which attack comes next would hold it up at every batch.
-        strikes = torch.Generator().manual_seed(hash_seed(seed, epoch, "strikes"))
+        generator = cpu_generator(hash_seed(seed, epoch))
+        strikes = cpu_generator(hash_seed(seed, epoch, "strikes"))
         started, loss_sum, step_sum = time.monotonic(), torch.zeros((), device=device), 0
         # What is attacked: a folded copy, brought up to date before each attack. Made anew in each epoch, because its
         # check tells little on a fresh network, whose batch norm does nothing yet.
@@ -166,7 +165,7 @@ def train(
         attacked = fold(model, data.train.images[:2], dtype=torch.bfloat16) if bf16 else exact
         if len(players) == 1:
             _training_mode(model, players[0].chosen)
-        order = torch.randperm(len(data.train), generator=generator, device=device)
+        order = permutation(len(data.train), generator, device)
         place = f"{label}: epoch {epoch + 1:>3}/{config.epochs}"
         for i, index in enumerate(track(order.split(config.batch_size), batches, place, say, every=20)):
             rate = config.lr * schedule(config.schedule, (epoch * batches + i) / total)
@@ -218,7 +217,7 @@ def validate(
     model: nn.Module | Folded, split: Split, how: Validation, *, seed: int
 ) -> tuple[float, float, float, bool]:
     """Clean, FGSM and PGD accuracy on a split, and whether the last two lie so far apart as after an FGSM collapse."""
-    generator = torch.Generator(split.images.device).manual_seed(seed)
+    generator = cpu_generator(seed)
     x, y = split.images, split.labels
     one = attack(model, x, y, eps=how.eps, step_size=how.eps, steps=1, random_start=False, batch_size=VALIDATION_BATCH)
     many = attack(
@@ -246,12 +245,6 @@ def schedule(name: str, progress: float) -> float:
     if name == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     return 1.0
-
-
-def hash_seed(*parts: int | str) -> int:
-    """A 63-bit seed from a few numbers or words: neighbouring seeds and epochs share no stream."""
-    text = json.dumps(parts).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 @contextmanager

@@ -1,0 +1,153 @@
+"""A device that is not the CPU, for tests on machines that have no other.
+
+Within `simulated_device()` the device ``meta`` behaves as a GPU does: its tensors hold a CPU tensor inside and compute
+with it, refuse to meet tensors of the CPU, cannot become NumPy arrays, and take no generator of the CPU. Draws without
+a generator come from a stream of the device's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+DEVICE = torch.device("meta")
+_aten = torch.ops.aten
+# What copies between devices, and what a GPU lets take indices of the CPU.
+_COPIES = (_aten.copy_.default, _aten._to_copy.default)
+_INDEXED = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
+
+
+class SimulatedTensor(Tensor):
+    """A tensor of the simulated device; ``inner`` holds its numbers."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> SimulatedTensor:
+        made: SimulatedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            inner.size(),
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            layout=inner.layout,
+            device=DEVICE,
+        )
+        made.inner = inner
+        return made
+
+    def __repr__(self, **_: Any) -> str:
+        return f"SimulatedTensor({self.inner!r})"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.inner, spec)
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert a tensor of the simulated device to numpy; use Tensor.cpu() first")
+
+    __array__ = numpy  # type: ignore[assignment]
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _compute(func, args, kwargs or {})
+
+
+def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Run an operation of the simulated device with the tensors inside."""
+    flat, shape = tree_flatten((args, kwargs))
+    wrapped = {id(value.inner): value for value in flat if isinstance(value, SimulatedTensor)}
+    indices = {id(index) for index in args[1]} if func in _INDEXED else set()
+    strangers = [value for value in flat if _of_cpu(value) and id(value) not in indices]
+    if strangers and func not in _COPIES:
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found two, simulated and cpu! ({func})")
+    inside = [value.inner if isinstance(value, SimulatedTensor) else value for value in flat]
+    args, kwargs = tree_unflatten(inside, shape)
+    target = kwargs.get("device")
+    if target is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    with _own_stream(func, kwargs):
+        found = func(*args, **kwargs)
+    if func is _aten._to_copy.default and target is not None and torch.device(target).type == "cpu":
+        return found
+    if func is _aten.copy_.default and not isinstance(flat[0], SimulatedTensor):
+        return flat[0]  # from the device into a tensor of the CPU
+
+    def wrap(value: Tensor) -> Tensor:
+        return wrapped[id(value)] if id(value) in wrapped else SimulatedTensor(value)  # itself, if changed in place
+
+    return tree_map_only(Tensor, wrap, found)
+
+
+def _of_cpu(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, SimulatedTensor) and value.ndim > 0
+
+
+_stream: list[Tensor] = []  # the state of the device's own generator
+
+
+@contextlib.contextmanager
+def _own_stream(func: Any, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Draws of the device leave the CPU's generator alone, and are no draws of its seed."""
+    if kwargs.get("generator") is not None:
+        raise RuntimeError("Expected a 'simulated' device type for generator but found 'cpu'")
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        yield
+        return
+    before = torch.get_rng_state()
+    if not _stream:
+        _stream.append(torch.Generator().manual_seed(987_654_321).get_state())
+    torch.set_rng_state(_stream[0])
+    try:
+        yield
+    finally:
+        _stream[0] = torch.get_rng_state()
+        torch.set_rng_state(before)
+
+
+class _Factories(TorchDispatchMode):
+    """What is made on, or moved to, the simulated device becomes one of its tensors."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if device is None or torch.device(device).type != DEVICE.type:
+            return func(*args, **kwargs)
+        return _compute(func, args, kwargs)
+
+
+class _Literals(TorchFunctionMode):
+    """`torch.tensor` and `torch.as_tensor` make their tensor below every other hook."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
+            device = torch.device(kwargs.pop("device"))
+            return func(*args, **kwargs).to(device)
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def simulated_device() -> Iterator[torch.device]:
+    """The simulated device, for the time of the block; autocast on it does nothing."""
+    _stream.clear()
+    autocast: Callable[..., Any] = torch.autocast
+
+    def tolerant(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return contextlib.nullcontext() if device_type == DEVICE.type else autocast(device_type, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patched, _Factories(), _Literals():
+        patched.setattr(torch, "autocast", tolerant)
+        yield DEVICE

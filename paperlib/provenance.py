@@ -18,6 +18,8 @@ from paperlib.paths import ROOT
 # The rooms whose code decides a number; the rest only stores, draws or tells.
 ROOMS = (
     "checks.py",
+    "precision.py",
+    "seeds.py",
     "data",
     "models",
     "attacks",

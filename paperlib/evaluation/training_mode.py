@@ -119,6 +119,8 @@ def _own_code_in_training_mode(model: nn.Module) -> Iterator[None]:
 
 def _of_torch(module: nn.Module) -> bool:
     """Whether a module is one of torch's layers, or made of one; containers have no forward of their own to trust."""
+    if isinstance(module, torch.jit.ScriptModule):  # its class is TorchScript's own, whatever it was made of
+        return hasattr(nn, module.original_name)
     plain = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
     layers = [kind for kind in type(module).__mro__ if kind not in plain]
     return any(kind.__module__.startswith(("torch.nn.", "torchvision.ops")) for kind in layers)

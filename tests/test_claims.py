@@ -434,6 +434,35 @@ def test_a_pair_that_turns_over_refutes_the_ranking(left: float, verdict: str) -
     assert ranked({"plain": 0.26, "pgd-at": 0.4}, {"plain": 0.1, "pgd-at": left}).verdict == verdict
 
 
+NEAR, FAR = over(-0.21, -0.01), over(-0.3, -0.1)  # below zero: alone, and whatever the number of comparisons
+OPEN = over(-0.1, 0.1)
+
+
+def turned(value: OverSeeds) -> OverSeeds:
+    return over(-value.high, -value.low)
+
+
+@pytest.mark.parametrize(
+    ("pgd", "worst", "readings"),
+    [
+        ([NEAR], [], []),  # one of seven below zero is luck: no ranking to lose
+        ([FAR], [NEAR], [SUPPORTED]),
+        ([FAR], [turned(NEAR)], [REFUTED]),
+        ([FAR, FAR], [FAR, turned(NEAR)], [SUPPORTED, REFUTED]),
+        ([FAR] * 3, [OPEN, OPEN, turned(NEAR)], [UNDECIDED] * 3),  # one of three that turns over may be luck
+        ([FAR] * 3, [OPEN, OPEN, turned(FAR)], [UNDECIDED, UNDECIDED, REFUTED]),
+    ],
+)
+def test_a_ranking_is_corrected_for_the_number_of_its_systems(
+    pgd: list[OverSeeds], worst: list[OverSeeds], readings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = len(RANKING.named(Records())) - 1  # type: ignore[arg-type]
+    values = iter([*pgd, *[OPEN] * (others - len(pgd)), *worst])
+    monkeypatch.setattr(claims, "over_seeds", lambda first, second: next(values))
+    assert [item.reading for item in RANKING.read(series())] == readings
+    assert next(values, None) is None
+
+
 def test_systems_that_pgd_does_not_separate_have_no_ranking_to_lose() -> None:
     found = ranked({"plain": 0.26, "trades": 0.5}, {"plain": 0.1, "trades": 0.9})
     assert found.verdict == SUPPORTED

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest, norm, t, ttest_1samp
 from torch import Tensor, nn
 from toys import Linear, ToyNet
 
@@ -114,6 +114,22 @@ def test_a_paired_comparison_turns_over_with_its_systems(both: int, b: int, c: i
     assert 0 < one.p_value <= 1
     assert (one.difference, one.p_value) == (-other.difference, other.p_value)
     assert (one.low, one.high) == pytest.approx((-other.high, -other.low))
+
+
+def test_a_paired_interval_is_the_normal_one_of_the_differences_with_two_images_more() -> None:
+    # Half an image for each of the four cells, so in units of half images each cell counts twice and once more.
+    both, b, c, neither = 50, 12, 5, 33
+    d = np.repeat([0, 1, -1, 0], [2 * both + 1, 2 * b + 1, 2 * c + 1, 2 * neither + 1])
+    expected = norm.interval(0.95, loc=d.mean(), scale=d.std() / math.sqrt(both + b + c + neither + 2))
+    found = paired(*outcomes(both, b, c, neither))
+    assert (found.low, found.high) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_paired_interval_of_many_images_is_that_of_the_t_test() -> None:
+    first, second = outcomes(both=30_000, only_first=8_000, only_second=7_500, neither=20_000)
+    expected = ttest_1samp(first.numpy().astype(float) - second.numpy(), 0).confidence_interval(0.95)
+    found = paired(first, second)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_a_paired_comparison_needs_the_same_images() -> None:

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
+from prose_numbers import NOTEBOOK_FACTS, README_FACTS, README_OTHERS, Fact, told
 
 from paperlib import Study, paths
 from paperlib.__main__ import main
 from paperlib.profiles import profile_names
-from paperlib.report import claims, cost, stress, tables
+from paperlib.report import claims, cost, scales, stress, tables
 from paperlib.series import discover
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,11 +38,41 @@ def test_its_tables_are_those_of_the_published_records(tmp_path: Path, monkeypat
     controls = stress.controls_verdicts(studies[0]).drop(columns=["n"])
     assert block("controls") == tables.markdown(controls)
     lite = Study("cifar10_lite", local=False)
+    assert block("scales") == tables.markdown(scales.scales([studies, [lite]]))
     table = tables.main_table(lite, tables.everyone(lite)).drop(columns=["what it is", "n", "attacks", "seed"])
     assert block("lite_table") == tables.markdown(table)
     shown = ("clean", "PGD-50", "basic worst", "worst case")
     assert block("lite_differences") == tables.markdown(tables.worst_differences([lite], tables.everyone, "dwf", shown))
     assert block("verdicts") == tables.markdown(claims.side_by_side(claims.published_runs()))
+
+
+def prose() -> str:
+    """The README without its generated blocks and without code."""
+    return re.sub(r"<!-- (\w+): begin -->.*?<!-- \1: end -->|```.*?```", "", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("fact", README_FACTS, ids=lambda fact: fact[0][:40])
+def test_a_number_in_its_prose_is_that_of_the_records_or_the_profile(fact: Fact) -> None:
+    assert told(fact) in prose()
+
+
+def test_every_percentage_in_its_prose_is_checked_or_says_whence_it_is() -> None:
+    text, covered = prose(), set[int]()
+    for sentence in (*map(told, README_FACTS), *README_OTHERS):
+        assert sentence in text, sentence
+        covered |= {place for found in re.finditer(re.escape(sentence), text) for place in range(*found.span())}
+    # "95 %" is the level of the intervals
+    numbers = re.finditer(r"\d[\d.,]*(?= (%|points\b))|\[-?\d[\d.]*, -?\d[\d.]*\]", text)
+    bare = [text[max(0, n.start() - 40) : n.end() + 10] for n in numbers if n[0] != "95" and n.start() not in covered]
+    assert bare == []
+
+
+@pytest.mark.parametrize("name", NOTEBOOK_FACTS)
+def test_a_number_in_the_prose_of_a_notebook_is_that_of_the_code_or_the_profile(name: str) -> None:
+    cells = nbformat.read(paths.notebooks_dir() / f"{name}.ipynb", 4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    for fact in NOTEBOOK_FACTS[name]:
+        assert told(fact) in text
 
 
 def test_its_table_of_speed_is_that_of_the_published_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from paperlib.evaluation import CLEAN, over_seeds
 from paperlib.evaluation.checklist import PITFALLS
 from paperlib.profiles import budget_text
 from paperlib.report import claims, tables
-from paperlib.stages import REPORTED_GAP
+from paperlib.stages.nan_router import REPORTED_GAP
 from paperlib.training.trainer import COLLAPSE_GAP
 
 PGD, BASIC, WORST = "PGD-50", tables.BASIC, tables.WORST
@@ -33,7 +33,7 @@ class Records:
 
     @cached_property
     def studies(self) -> list[Study]:
-        return tables.published_studies(Study(self.profile, local=False))
+        return Study(self.profile, local=False).runs
 
     @property
     def slow(self) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from toys import changed, micro_table, toml_text
 
 from paperlib import Study, load_profile, load_system, paths
@@ -146,10 +147,15 @@ def test_a_system_is_trained_and_evaluated_from_the_command_line(profile: str, c
     assert int(found[1]) == int(torch.sum(right))
 
 
+def untrained(study: Study, system: str) -> nn.Module:
+    """In place of `Study.load`."""
+    return study.build(study.system(system).architecture).eval()
+
+
 def test_an_untold_system_is_audited_and_told_in_a_file(
     profile: str, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paperlib.study.Study.model", lambda study, system: study.build(system).eval())
+    monkeypatch.setattr("paperlib.study.Study.load", untrained)
     written = home / "report.json"
     assert main(["audit", "plain", "--profile", profile, "--images", "8", "--json", str(written)]) == 0
     said = capsys.readouterr().out
@@ -162,7 +168,7 @@ def test_an_untold_system_is_audited_and_told_in_a_file(
 
 def test_the_audit_of_the_records_is_replayed(home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PAPERLIB_PUBLISHED")
-    monkeypatch.setattr("paperlib.study.Study.model", None)  # no network is asked
+    monkeypatch.setattr("paperlib.study.Study.load", None)  # no network is asked
     assert main(["audit", "advmoe", "--profile", "digits"]) == 0
     said = capsys.readouterr().out
     assert "(published); --fresh asks again" in said
@@ -175,7 +181,7 @@ def test_the_audit_of_the_records_is_replayed(home: Path, capsys: Capture, monke
 def test_slow_attacks_see_the_images_of_the_stress_tests(
     profile: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, attack: str, told: str
 ) -> None:
-    monkeypatch.setattr("paperlib.study.Study.model", lambda study, system: study.build(system).eval())
+    monkeypatch.setattr("paperlib.study.Study.load", untrained)
     assert main(["evaluate", "plain", "--profile", profile, "--attack", *attack.split()]) == 0
     said = capsys.readouterr().out
     assert told in said

@@ -145,7 +145,7 @@ def test_a_network_of_the_file_must_be_one(home: Path) -> None:
     code = system(network='Network("own", "net")') + "NETWORKS = {'net': lambda classes, shape, mean, std: shape}\n"
     study = Study(load_profile(written(home, code)), replay=False, workers=1)
     with pytest.raises(ProfileError, match=r"net: expected a torch.nn.Module, got \(1, 8, 8\)"):
-        study.build("mine")
+        study.build(study.system("mine").architecture)
 
 
 def test_a_network_of_the_file_is_told_the_shape_of_the_data(home: Path) -> None:
@@ -154,7 +154,7 @@ def test_a_network_of_the_file_is_told_the_shape_of_the_data(home: Path) -> None
     code += "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(shape[1] * shape[2], classes))\n"
     code += "NETWORKS = {'net': net}\n"
     study = Study(load_profile(written(home, code)), replay=False, workers=1)
-    layer = list(study.build("mine").children())[1]
+    layer = list(study.build(study.system("mine").architecture).children())[1]
     assert isinstance(layer, nn.Linear) and (layer.in_features, layer.out_features) == (64, 10)
 
 

@@ -29,6 +29,7 @@ from paperlib.progress import silent
 from paperlib.stages import stages
 from paperlib.training import recipes as recipes_module
 from paperlib.training import trainer
+from paperlib.training.build import DataFacts, architecture_of, build_network, load_experts
 from paperlib.training.losses import Collaboration, CrossEntropy, Loss, Routing, Trades
 from paperlib.training.recipes import (
     BACKBONES,
@@ -37,9 +38,6 @@ from paperlib.training.recipes import (
     EXPERTS,
     Network,
     Recipe,
-    build,
-    build_network,
-    load_experts,
     recipe_for,
     recipes,
 )
@@ -977,6 +975,11 @@ def test_what_a_recipe_starts_from_exists_and_fits(digits_profile: Profile) -> N
         assert recipe.turns or recipe.starts_from or recipe.weights_of, name
 
 
+def build(recipe: Recipe, profile: Profile, data: Dataset) -> nn.Module:
+    """The untrained network of a recipe."""
+    return build_network(architecture_of(recipe, profile.model), DataFacts.of(data))
+
+
 def test_every_recipe_is_built_and_answers(micro: Profile, digits: Dataset) -> None:
     x = digits.test.images[:3]
     different: dict[Network, str] = {}  # what is built follows from the network alone
@@ -993,10 +996,12 @@ def test_every_recipe_is_built_and_answers(micro: Profile, digits: Dataset) -> N
 
 @pytest.mark.parametrize(("name", "side", "channels"), [("digits", 8, 1), ("cifar10", 32, 3)])
 def test_the_wide_network_is_as_large_as_dwf(name: str, side: int, channels: int) -> None:
-    profile, facts = load_profile(name), (10, side, (0.5,) * channels, (0.25,) * channels)
+    profile = load_profile(name)
+    facts = DataFacts(10, (channels, side, side), (0.5,) * channels, (0.25,) * channels)
     with torch.device("meta"):
         wide, dwf = (
-            parameters(build_network(recipe_for(system, profile), profile, *facts)) for system in ("pgd-at-wide", "dwf")
+            parameters(build_network(architecture_of(recipe_for(system, profile), profile.model), facts))
+            for system in ("pgd-at-wide", "dwf")
         )
     assert wide == pytest.approx(dwf, rel=0.05)
 
@@ -1006,7 +1011,7 @@ def test_soe_begins_as_its_experts_undecided(micro: Profile, digits: Dataset) ->
     experts = [build(recipe_for(name, micro), micro, digits).eval() for name in EXPERTS]
     soe = build(recipe_for("soe", micro), micro, digits).eval()
     assert isinstance(soe, SoE)
-    load_experts(soe, experts)
+    load_experts(soe, [expert.state_dict() for expert in experts])
     for own, expert in zip(soe.experts, experts, strict=True):
         state, found = own.state_dict(), expert.state_dict()
         for name in ("head.weight", "head.bias"):

@@ -199,7 +199,7 @@ def _raise_for(outcomes: Sequence[Outcome], profile: str) -> None:
     if failed:
         lines = [f"{len(failed)} of {len(outcomes)} notebooks failed at profile {profile}:"]
         for outcome in failed:
-            left = paths.location(outcome.executed) if outcome.executed.exists() else "no notebook"
+            left = outcome.executed if outcome.executed.exists() else "no notebook"
             lines.append(f"  {outcome.notebook.name}: {outcome.failure} (it left {left})")
         raise SeriesError("\n".join(lines))
 

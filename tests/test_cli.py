@@ -423,3 +423,14 @@ def test_a_missing_package_is_told_with_what_to_do(tmp_path: Path, home: Path, m
             "error: No module named torch; activate the environment with `. .venv/bin/activate`, or use `make`, which "
             "sets it up\n"
         )
+
+
+def test_a_file_system_that_refuses_is_one_clear_line(
+    profile: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **kw: object) -> None:
+        raise PermissionError(13, "Permission denied", "some/file")
+
+    monkeypatch.setattr(Study, "compute", refused)
+    assert main(["run", "--profile", profile]) == 1
+    assert capsys.readouterr().err == "error: [Errno 13] Permission denied: 'some/file'\n"

@@ -89,10 +89,13 @@ def run(options: argparse.Namespace) -> None:
         if options.fresh:
             study.forget(names)
         missing = study.missing(names)
-        study.compute(names)
-        for line in measured(study, names, missing):
-            say(line)
-        say(f"seed {seed}: {len(names)} stages are there")
+        try:
+            study.compute(names)
+        finally:  # what was measured is told even where another stage failed
+            there = [name for name in names if study.find(name)]
+            for line in measured(study, there, missing):
+                say(line)
+            say(f"seed {seed}: {len(there)} of {len(names)} stages are there")
 
 
 def evaluate(options: argparse.Namespace) -> None:

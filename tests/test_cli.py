@@ -113,7 +113,7 @@ def test_stages_are_computed_listed_and_computed_again_when_asked(profile: str, 
     assert main([*chosen[:-1]]) == 0
     said = capsys.readouterr().out
     assert "[1/1] data" in said
-    assert said.endswith("seed 0: 1 stages are there\n")
+    assert said.endswith("seed 0: 1 of 1 stages are there\n")
     made = Study(load_profile(profile), replay=False).get("data").record["provenance"]["created"]
     assert main([*chosen, "--list"]) == 0
     listed = capsys.readouterr().out.splitlines()
@@ -346,7 +346,7 @@ def test_a_run_ends_with_what_it_has_measured(profile: str, capsys: Capture, mon
         assert list(shown.groups()[:3]) == expected
     assert fgsm.endswith("computed now")
     assert clean.endswith("computed " + study.get("evaluate:plain:clean").record["provenance"]["created"])
-    assert (others, last) == ("without an accuracy: 1 data", "seed 0: 3 stages are there")
+    assert (others, last) == ("without an accuracy: 1 data", "seed 0: 3 of 3 stages are there")
 
 
 def test_the_rows_of_a_stress_test_are_among_what_was_measured(home: Path) -> None:

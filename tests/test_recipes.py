@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_model
 from toys import changed, micro_table, toml_text
 
@@ -67,7 +68,7 @@ def test_change_one_thing(desk: Path) -> None:
     said = run(desk, "python -m paperlib reproduce --profile logits.toml --only 04")
     assert "04_dwf: done" in said
     [trained] = [r for r in records(desk) if r["provenance"]["stage"] == "train:dwf"]
-    assert trained["config"]["model"]["mixing"] == "logits" and trained["provenance"]["profile"] == "logits"
+    assert trained["config"]["architecture"]["mixing"] == "logits" and trained["provenance"]["profile"] == "logits"
     assert (desk / "home" / "figures" / "logits" / "04_curves.png").is_file()
 
 
@@ -101,6 +102,20 @@ def test_bring_a_network_with_its_weights(desk: Path) -> None:
     assert (record["result"]["correct"], record["result"]["n"]) == (right, 30)
     [trained] = [r for r in records(desk) if r["provenance"]["stage"] == "train:mine"]
     assert trained["result"]["training_units"] is None  # what it cost is not ours to know
+
+
+def test_use_images_of_my_own(desk: Path) -> None:
+    assert "pets.toml" in FILES
+    rng = np.random.default_rng(1)
+    for name, brightness in (("cats", 60), ("dogs", 120), ("owls", 180)):
+        (desk / "pets" / name).mkdir(parents=True)
+        for i in range(45):
+            pixels = rng.normal(brightness, 20, (8, 8)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(desk / "pets" / name / f"{i}.png")
+    run(desk, "PAPERLIB_DATA=pets python -m paperlib run --profile pets.toml --stage audit:plain")
+    said = run(desk, "PAPERLIB_DATA=pets python -m paperlib audit --profile pets.toml plain")
+    assert "Not to be believed" in said and "autoattack" in said
+    assert any(r["provenance"]["data"].startswith("images") for r in records(desk))
 
 
 def test_add_a_data_set(desk: Path) -> None:

@@ -20,9 +20,12 @@ from paperlib.errors import InputError, NotFiniteError
 from paperlib.evaluation.case import Case, Effort, interval, share
 from paperlib.evaluation.checklist import PITFALLS, Pitfall
 from paperlib.evaluation.pitfalls import FIRES, NOT_RUN, Answer
+from paperlib.memory import in_batches
+from paperlib.models import Folded
 from paperlib.models.adapted import ZeroGradient
 from paperlib.models.inputs import adapt, check_module, look, no_gradient
 from paperlib.models.modes import float32_by_default, has_modes, outside_inference_mode
+from paperlib.precision import tensor_float32
 from paperlib.profiles import budget_text
 from paperlib.progress import Say, meter, say, silent
 
@@ -120,6 +123,7 @@ class Report:
 
 @outside_inference_mode()
 @float32_by_default()
+@tensor_float32(False)
 def audit(
     model: nn.Module,
     images: Tensor,
@@ -140,6 +144,9 @@ def audit(
     say: Say = say,
 ) -> Report:
     """Ask every check of `paperlib.evaluation.pitfalls` of a network, and say whether its robustness can be believed.
+
+    Nothing is computed in TensorFloat-32. Where memory does not suffice, fewer images are asked at once than
+    ``batch_size``.
 
     Args:
         model: any module from pixels (N, C, H, W) in [0, 1] to logits (N, classes), in evaluation mode. Nothing in it
@@ -349,12 +356,22 @@ def _copy_of(model: nn.Module, label: str) -> nn.Module:
     return copied
 
 
+def _answer(model: nn.Module, x: Tensor) -> Tensor:
+    """What the model answers to a batch; asked of fewer images at once where memory does not suffice."""
+
+    def of(rows: slice) -> Tensor:
+        with torch.no_grad():
+            answer: Tensor = model(x[rows])
+            return answer
+
+    return torch.cat([found for _, found in in_batches(len(x), len(x), Folded(model, model), of)])
+
+
 def _right(model: nn.Module, parts: list[tuple[Tensor, Tensor]], factor: float, label: str) -> float | None:
     """How many answers are right, as a fraction; None where some are not finite, which is a finding and no error."""
     correct = total = 0
     for x, y in parts:
-        with torch.no_grad():
-            answer = model(x * factor)
+        answer = _answer(model, x * factor)
         try:
             check_logits(answer, y, label)
         except NotFiniteError:

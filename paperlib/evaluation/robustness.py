@@ -137,7 +137,7 @@ class Outcome:
     first_success: Tensor  # (N,) int16: the step at which the attack won in its first restart, or NEVER
     passes: float  # network passes per image
     seconds: float
-    batch_size: int  # images attacked at once: fewer than asked for where memory did not suffice
+    batch_size: int  # images attacked at once, in the end: fewer than asked for where memory did not suffice
 
     def record(self) -> dict[str, Any]:
         """n, correct, accuracy and its Wilson 95 % interval, with what it cost."""
@@ -301,6 +301,7 @@ ATTACKS: dict[str, Callable[[_Work], Found]] = {
 
 
 @outside_inference_mode()
+@tensor_float32(False)
 def worst_case(
     model: nn.Module | Folded,
     split: Split,

@@ -99,7 +99,10 @@ def test_what_a_gpu_takes_of_the_cpu_is_taken(device: torch.device) -> None:
     here = torch.rand(3, 3)
     there = here.to(device)
     assert torch.equal((there + torch.tensor(2.0)).cpu(), here + 2)  # numbers
-    assert torch.equal(there[torch.tensor([2, 0])].cpu(), here[[2, 0]])  # indices
+    for index in (torch.tensor([2, 0]), [2, 0], (slice(None), [0, 1]), [True, False, True], (Ellipsis, None), 1):
+        assert torch.equal(there[index].cpu(), here[index])  # type: ignore[index]
+    there[:, [1]], here[:, [1]] = 0.5, 0.5
+    assert torch.equal(there.cpu(), here)
     assert torch.equal(there.copy_(here + 1).cpu(), here + 1) and torch.equal(here.copy_(there), there.cpu())
 
 

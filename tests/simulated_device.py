@@ -68,6 +68,7 @@ class SimulatedTensor(Tensor):
 def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operation of the simulated device with the tensors inside."""
     flat, shape = tree_flatten((args, kwargs))
+    assert not any(type(value) is Tensor and value.is_meta for value in flat), f"{func}: a meta tensor without numbers"
     wrapped = {id(value.inner): value for value in flat if isinstance(value, SimulatedTensor)}
     indices = {id(index) for index in args[1]} if func in _INDEXED else set()
     strangers = [value for value in flat if _of_cpu(value) and id(value) not in indices]
@@ -129,14 +130,22 @@ class _Factories(TorchDispatchMode):
 
 
 class _Literals(TorchFunctionMode):
-    """`torch.tensor` and `torch.as_tensor` make their tensor below every other hook."""
+    """Numbers of Python become tensors of the device below every other hook: in `torch.tensor` and in indices."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
             device = torch.device(kwargs.pop("device"))
             return func(*args, **kwargs).to(device)
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], SimulatedTensor):
+            args = (args[0], _as_indices(args[1]), *args[2:])
         return func(*args, **kwargs)
+
+
+def _as_indices(index: Any) -> Any:
+    if isinstance(index, tuple):
+        return tuple(map(_as_indices, index))
+    return torch.tensor(index) if isinstance(index, list) else index
 
 
 @contextlib.contextmanager

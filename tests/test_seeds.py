@@ -11,7 +11,7 @@ from simulated_device import simulated_device
 from torch import Tensor
 
 from paperlib import paths
-from paperlib.seeds import cpu_generator, hash_seed, integers, normal, permutation, uniform
+from paperlib.seeds import cpu_generator, integers, normal, permutation, uniform
 
 CPU = torch.device("cpu")
 Draw = Callable[[torch.Generator | None, torch.device], Tensor]
@@ -51,11 +51,6 @@ def test_a_generator_lives_on_the_cpu_whatever_the_default_device() -> None:
     with torch.device("meta"):
         assert cpu_generator(3).device == CPU
         assert cpu_generator(3).initial_seed() == 3
-
-
-def test_seeds_of_names_and_numbers_are_apart() -> None:
-    seeds = {hash_seed(*parts) for parts in ((1,), (1, 2), (12,), ("1",), ("a", 1), ("a1",))}
-    assert len(seeds) == 6 and all(0 <= seed < 2**63 for seed in seeds)
 
 
 # What draws, or makes what draws. Initial weights are drawn on the CPU before a network is moved.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from toys import ToyNet
 
 from paperlib import Dataset
-from paperlib.models import Evidence, Gate, Mixture, Normalize, ResNet, UniformGate, parameters, resnet18
+from paperlib.models import Evidence, Gate, Mixture, Normalize, ResNet, UniformGate, fold, parameters, resnet18
+from paperlib.models.resnet import Shortcut
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)
 # As counted for the usual CIFAR ResNet-18 (kuangliu/pytorch-cifar), whose stem is one 3x3 convolution.
@@ -198,3 +199,30 @@ def test_equal_experts_mixed_are_one_expert(toy: ToyNet, digits: Dataset) -> Non
 def test_an_unknown_mixing_is_refused() -> None:
     with pytest.raises(ValueError, match="'logit': expected 'probabilities' or 'logits'"):
         Mixture([], UniformGate(0), "logit")
+
+
+# -- shortcuts of few channels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 4, 8])
+def test_a_shortcut_is_a_strided_convolution_in_every_memory_format(channels: int) -> None:
+    """Without the detour, the weight gradient of few channels corrupts memory on CPUs that have AVX2 at best."""
+    torch.manual_seed(0)
+    shortcut = Shortcut(channels, 2 * channels, 1, stride=2, bias=False)
+    plain = torch.nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False)
+    plain.load_state_dict(shortcut.state_dict())
+    x = torch.rand(6, channels, 8, 8)
+    for memory in (torch.contiguous_format, torch.channels_last):
+        found = shortcut.to(memory_format=memory)(x.contiguous(memory_format=memory))
+        (gradient,) = torch.autograd.grad(found.square().sum(), shortcut.weight)
+        expected = plain(x.contiguous())
+        (wanted,) = torch.autograd.grad(expected.square().sum(), plain.weight)
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert torch.allclose(gradient, wanted, rtol=1e-4)
+
+
+def test_every_shortcut_that_changes_size_is_one(digits: Dataset) -> None:
+    model = ResNet(10, 2, (2, 2), (0.5,), (0.25,))
+    strided = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert strided and all(type(m) is Shortcut for m in strided)
+    assert fold(model.eval(), digits.test.images[:2]).reason == ""  # folded like any other convolution

@@ -32,7 +32,7 @@ from paperlib.paths import ROOT, published_dir, store_dir
 from paperlib.profiles import parse_profile
 from paperlib.progress import silent
 from paperlib.stage import Stage
-from paperlib.stages import stages
+from paperlib.stages import BEST, stages
 from paperlib.study import publish
 from paperlib.training.recipes import COMPARED, EXPERTS
 
@@ -704,16 +704,20 @@ def test_other_numbers_under_the_same_version_are_found(micro: Profile, full: Pa
     artefact = here.get("train:plain")
     before = micro_numbers.numbers_of(artefact, 3)
     assert list(micro_numbers.differences(before, before, exact=exact)) == []
-    artefact.record["result"]["history"]["epochs"][0]["loss"] += 1e-7 if exact else 5.0
+    artefact.record["result"]["history"]["epochs"][0]["loss"] *= 1 + 1e-7 if exact else 100
     (found,) = micro_numbers.differences(micro_numbers.numbers_of(artefact, 3), before, exact=exact)
     assert "raise" in found
     (found,) = micro_numbers.differences(micro_numbers.numbers_of(artefact, 4), before, exact=exact)
     assert found == "version 3 is now 4: renew the file"
 
 
-# Held and not read, for a reason: the version of the user's file; the steps of the attack that picks the checkpoint,
-# which `Validation` holds too; settings of an attack that only its record shows.
-UNREAD = (r"(.*\.)?code", r"run\.schedule\.validation_steps", r"(un)?safe\.run\.schedule\.validation_steps")
+# Held and not read here, each for a reason.
+UNREAD = (
+    r"(.*\.)?name",  # a label
+    r".*schedule\.validation_steps",  # `Validation` holds it too
+    r"run\.turns\.\d+\.threat\.threats\..*",  # drawn at random: with few batches, some attacks never are
+    r"unsafe\.(reference_width|run\.validation\..*)",  # this training stops before it has an epoch to judge
+)
 
 
 def test_a_configuration_holds_nothing_that_its_computation_does_not_read(
@@ -725,6 +729,7 @@ def test_a_configuration_holds_nothing_that_its_computation_does_not_read(
         for name, stage in stages(micro).items()
         for path, default in fields_of(stage.config)
         if path not in reads[name] and not default and not any(re.fullmatch(p, path) for p in UNREAD)
+        if not (name.endswith(BEST) and path.startswith("candidates."))  # one of nine is loaded
     }
     assert unread == set()
     assert sum(len(found) for found in reads.values()) > 5000

@@ -28,6 +28,7 @@ from paperlib.models.modes import float32_by_default, has_modes, outside_inferen
 from paperlib.precision import tensor_float32
 from paperlib.profiles import budget_text
 from paperlib.progress import Say, meter, say, silent
+from paperlib.seeds import hash_seed
 
 REQUIRED = ("autoattack",)  # a number that has not faced it is not believed yet
 
@@ -177,7 +178,8 @@ def audit(
     claimed = _as_claim(claimed)
     adversarial = _as_adversarial(adversarial, split, float(budget))
     _check_claims(split, selected_on, known or {}, won_by)
-    with torch.random.fork_rng():  # the model may draw numbers of its own
+    with torch.random.fork_rng():  # the model may draw numbers of its own, the same ones in every audit of this seed
+        torch.manual_seed(hash_seed(seed, "before the checks"))
         model, classes = _admitted(model, split, label, batch_size)
         surrogates = _surrogates(transfer_from, images, classes)
         case = Case(
@@ -229,6 +231,7 @@ def _report(case: Case, started: float, say: Say) -> Report:
 
 def _asked(pitfall: Pitfall, case: Case) -> tuple[Answer, Case]:
     """The answer of one check, and the case to go on with: logits in place of probabilities."""
+    torch.manual_seed(hash_seed(case.seed, pitfall.name))  # whatever the checks before it made the model draw
     try:
         answer = pitfall.check(case)
     except NotFiniteError as error:  # weights and clean answers are finite, but an attack met NaN on its way

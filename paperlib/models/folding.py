@@ -22,6 +22,7 @@ from paperlib.models.advmoe import ADVMoE
 from paperlib.models.convolution import FoldedConvolution, FoldedLinear
 from paperlib.models.mixture import Apart, Experts
 from paperlib.models.modes import eval_mode
+from paperlib.models.resnet import Shortcut
 
 # Pixels a side: from the first on a CPU wants the channels last, up to the second it wants experts side by side.
 LARGE_MAP, SIDE_BY_SIDE = 16, 16
@@ -163,7 +164,7 @@ def _observe(model: nn.Module, example: Tensor) -> tuple[tuple[Tensor, Tensor], 
     with ExitStack() as hooks:
         for module in model.modules():
             # Exact types: a subclass, a parametrised layer or one with hooks may compute something else.
-            plain = type(module) in (nn.Conv2d, nn.BatchNorm2d) and not _hooked(module)
+            plain = type(module) in (nn.Conv2d, Shortcut, nn.BatchNorm2d) and not _hooked(module)
             if plain and getattr(module, "padding_mode", "zeros") == "zeros":
                 hooks.callback(module.register_forward_hook(after).remove)
         logits, gradient, used = _graph(model, example)

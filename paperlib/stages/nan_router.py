@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -16,7 +16,7 @@ from paperlib.evaluation import CLEAN, evaluate
 from paperlib.profiles import Profile, budget_text
 from paperlib.seeds import cpu_generator, hash_seed, uniform
 from paperlib.stage import Context, Json, Result, Stage
-from paperlib.stages.train import TrainConfiguration, configuration, draw_network, train_network
+from paperlib.stages.train import TrainConfiguration, TrainingRun, configuration, draw_network, train_network
 from paperlib.training.recipes import unsafe_advmoe
 
 REPORTED_GAP = 320.0  # between router scores, when published ADVMoE code turned NaN
@@ -24,10 +24,10 @@ REPORTED_GAP = 320.0  # between router scores, when published ADVMoE code turned
 
 @dataclass(frozen=True)
 class NanRouterConfiguration:
-    """Two trainings that differ in the router's loss alone, and what is evaluated after them."""
+    """Two trainings of one network that differ in the router's loss alone, and what is evaluated after them."""
 
     unsafe: TrainConfiguration
-    safe: TrainConfiguration
+    safe: TrainingRun
     gap: float  # between the router's scores at the start
     images: int
     eps: Fraction
@@ -41,7 +41,8 @@ def nan_router(profile: Profile) -> Stage:
     """
     unsafe, safe = (configuration(recipe, profile) for recipe in unsafe_advmoe(profile))
     settings = profile.evaluation
-    config = NanRouterConfiguration(unsafe, safe, REPORTED_GAP, settings.images, settings.eps)
+    assert safe.run is not None
+    config = NanRouterConfiguration(unsafe, safe.run, REPORTED_GAP, settings.images, settings.eps)
     return Stage(f"control:{unsafe.system}", 2, config, (), _nan_router, profile.run.threads, 1e6)
 
 
@@ -56,7 +57,7 @@ def _nan_router(context: Context, config: NanRouterConfiguration) -> Result:
             parameter.mul_(factor)
     mended = copy.deepcopy(model)
     stopped = _refusal(lambda: train_network(model, context, config.unsafe))
-    held = _refusal(lambda: train_network(mended, context, config.safe))
+    held = _refusal(lambda: train_network(mended, context, replace(config.unsafe, run=config.safe)))
     split = context.data.test.first(config.images).to(context.device)
     refused = _refusal(lambda: evaluate(model, split, CLEAN, seed=0, label=name, say=context.say))
     generator = cpu_generator(hash_seed(context.seed, name, "naive"))

@@ -37,10 +37,10 @@ class TrainConfiguration:
 
     system: str
     architecture: Architecture
-    starts_from: tuple[str, ...]  # training stages of its experts, in order
     seed_group: str  # systems of one group share initial weights, batches and attacks
     reference_width: int  # of the ResNet-18 in whose operations costs are counted
-    run: TrainingRun | None  # None for a network that comes with its weights
+    starts_from: tuple[str, ...] = ()  # training stages of its experts, in order
+    run: TrainingRun | None = None  # None for a network that comes with its weights
 
 
 def training(recipe: Recipe, profile: Profile) -> Stage:

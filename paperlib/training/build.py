@@ -13,7 +13,7 @@ from paperlib.errors import ProfileError
 from paperlib.extension import load_extension
 from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, backbone
 from paperlib.profiles import ModelConfig, Profile
-from paperlib.training.recipes import Network, Recipe, recipes
+from paperlib.training.recipes import Recipe, recipes
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Architecture:
     """
 
     kind: str  # "single", "mixture", "soe", "advmoe" or "own"
-    member: str  # the backbone, "small", or of "own" the name among the extension's NETWORKS
+    member: str = ""  # the backbone, "small", or of "own" the name among the extension's NETWORKS
     experts: int = 1
     width: int = 0  # channels of a backbone's first stage
     small_width: int = 0  # channels of a "small" network or of ADVMoE's router
@@ -76,11 +76,8 @@ def architecture_of(recipe: Recipe, size: ModelConfig) -> Architecture:
             fields |= {"gate_width": round(size.gate_width * network.gate_width), "blocks": size.gate_blocks}
         elif network.gate == "resnet18":
             fields["width"] = max(1, round(size.width * network.width))
-    return Architecture(network.kind, _member(network), **fields)  # type: ignore[arg-type]
-
-
-def _member(network: Network) -> str:
-    return "resnet18" if network.kind == "advmoe" else network.member
+    member = "" if network.kind == "advmoe" else network.member  # always a ResNet-18
+    return Architecture(network.kind, member, **fields)  # type: ignore[arg-type]
 
 
 def system_of(recipe: Recipe, profile: Profile) -> System:

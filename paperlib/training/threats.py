@@ -7,7 +7,7 @@ The paper randomises its adversary: FGSM experts draw eps per batch, PGD experts
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -31,7 +31,8 @@ class Strike:
     noise: float = 0.0  # above 0: begin at the image plus normal noise of this standard deviation
     aim: str = "cross-entropy"  # what the attack climbs, a key of `paperlib.attacks.AIMS`
     norm: str = "linf"
-    values: int = 0  # above 0: eps and step size are those for images of so many values, see `resized`
+    # Above 0: eps and step size are those for images of so many values, see `resized`.
+    values: int = field(default=0, repr=False)
 
     @property
     def passes(self) -> int:

@@ -138,8 +138,7 @@ def _controls_stage(known: dict[str, Recipe], profile: Profile) -> Stage:
     outcomes = [stage for found in config.outcomes for stage in found.stages]
     inputs = (*config.undefended.weights, *config.defended.weights, *outcomes)
     cost = images * profile.evaluation.steps * 200
-    # 3: since what a network draws at test time follows from the check, not from how often it was asked before
-    return Stage(CONTROLS, 3, config, inputs, _controls, profile.run.threads, cost)
+    return Stage(CONTROLS, 2, config, inputs, _controls, profile.run.threads, cost)
 
 
 def _controls(context: Context, config: ControlsConfiguration) -> Result:

@@ -314,8 +314,8 @@ class Study:
             commits = ", ".join(sorted({facts["commit"] for facts in others}))
             again = "; --fresh computes them again" if source == "computed" else ""
             self.say(
-                f"note: {len(others)} {source} records were made by other code (commit {commits}), whose results the "
-                f"tests compare with those of this code{again}"
+                f"note: {len(others)} of {len(found)} {source} records were made by other code (commit {commits}); the "
+                f"tests check that this code computes the same numbers{again}"
             )
 
     def forget(self, names: Sequence[str] | None = None) -> int:

@@ -75,27 +75,28 @@ def reproduce(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """The same computations without notebooks or Jupyter."""
     from paperlib.report.measured import measured
-    from paperlib.study import Study
+    from paperlib.study import Study, compute_runs
 
     profile = load_profile(options.profile)
     check_home(write=not options.list)
-    for seed in _seeds(options.seeds, profile.run.seeds[:1]):
-        study = Study(options.profile, seed, replay=False)
-        names = study.matching(*options.stage)
-        if options.list:
-            for name in names:
-                say(f"{'done   ' if study.find(name) else 'missing'} {name}")
-            continue
-        if options.fresh:
-            study.forget(names)
-        missing = study.missing(names)
-        try:
-            study.compute(names)
-        finally:  # what was measured is told even where another stage failed
-            there = [name for name in names if study.find(name)]
-            for line in measured(study, there, missing):
-                say(line)
-            say(f"seed {seed}: {len(there)} of {len(names)} stages are there")
+    runs = [Study(options.profile, seed, replay=False) for seed in _seeds(options.seeds, profile.run.seeds[:1])]
+    names = runs[0].matching(*options.stage)
+    for study in runs if options.list else ():
+        for name in names:
+            say(f"{'done   ' if study.find(name) else 'missing'} {name}")
+    if options.list:
+        return
+    for study in runs if options.fresh else ():
+        study.forget(names)
+    missing = {study.seed: study.missing(names) for study in runs}
+
+    def report(study: Study) -> None:
+        available = [name for name in names if study.find(name)]
+        for line in measured(study, available, missing[study.seed]):
+            say(line)
+        say(f"seed {study.seed}: {len(available)} of {len(names)} stages are there")
+
+    compute_runs(runs, names, report)
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -112,8 +112,22 @@ def replacing_folder(path: Path, beside: Path | None = None) -> Iterator[Path]:
 
 def set_aside(path: Path, beside: Path) -> Path | None:
     """The old folder that a process left when it was killed while it replaced ``path``, if there is one."""
-    left = sorted(beside.glob(f".{glob.escape(path.name)}.*{ASIDE}"))
+    left = [found for found in leftovers(path, beside) if found.suffix == ASIDE]
     return left[0] if left and not path.exists() else None
+
+
+def leftovers(path: Path, beside: Path) -> list[Path]:
+    """The temporary folders that processes left when they were killed while they replaced ``path``."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.(tmp|old)")
+    return sorted(found for found in beside.glob(".*") if pattern.fullmatch(found.name)) if beside.is_dir() else []
+
+
+def clear_up(path: Path, beside: Path) -> None:
+    """Put the old folder of a killed process back, and remove what else it left. Call it under the lock of ``path``."""
+    if old := set_aside(path, beside):
+        old.rename(path)
+    for found in leftovers(path, beside):
+        shutil.rmtree(found, ignore_errors=True)
 
 
 def temporary_for(path: Path) -> Path:

@@ -15,11 +15,15 @@ import torch
 
 from paperlib.paths import ROOT
 
-# The rooms whose code decides a number; the rest only stores, draws or tells.
-ROOMS = (
+# The code that decides numbers; the rest only stores, draws or reports them.
+NUMERICAL_CODE = (
     "checks.py",
+    "extension.py",
+    "memory.py",
     "precision.py",
+    "profiles.py",
     "seeds.py",
+    "study.py",
     "data",
     "models",
     "attacks",
@@ -82,7 +86,7 @@ def commit() -> str:
         if not _is_checkout():
             return "unknown"
         revision = _git("rev-parse", "--short=12", "HEAD")
-        changed = _git("status", "--porcelain", "--", *(f"paperlib/{room}" for room in ROOMS))
+        changed = _git("status", "--porcelain", "--", *(f"paperlib/{part}" for part in NUMERICAL_CODE))
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return revision + ("+" if changed else "")
@@ -92,8 +96,8 @@ def commit() -> str:
 def source_digest() -> str:
     """A hash of the code that decides numbers, for checkouts without git (12 hex digits)."""
     digest = hashlib.sha256()
-    for room in ROOMS:
-        path = ROOT / "paperlib" / room
+    for part in NUMERICAL_CODE:
+        path = ROOT / "paperlib" / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:12]

@@ -8,7 +8,6 @@ of one seed by stage name; ``arrays-seed-S.safetensors`` their per-example outco
 from __future__ import annotations
 
 import functools
-import glob
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from torch import Tensor
 from paperlib.errors import StoreError
 from paperlib.files import (
     checksum,
+    clear_up,
     make_folder,
     read_json,
     read_tensors,
@@ -57,6 +57,13 @@ class Published:
         if not isinstance(index, dict) or not all(isinstance(index.get(key), kind) for key, kind in kinds.items()):
             raise StoreError(f"{shown(path)}: changed since it was published; restore it from git")
         return index
+
+    @classmethod
+    def none(cls, folder: Path) -> Published:
+        """No published records, whatever lies in the folder: nothing there is opened."""
+        empty = cls(folder)
+        empty.index = {}
+        return empty
 
     @property
     def seeds(self) -> list[int]:
@@ -123,7 +130,7 @@ def write_published(
         StoreError: seeds that would stay stem from another configuration, other data or other code; or the folder
             cannot be written.
     """
-    with _alone(folder):
+    with _locked(folder):
         earlier = Published(folder)
         kept = [] if replace else [seed for seed in earlier.seeds if seed not in records]
         if why := _differences(earlier, kept, description, keys):
@@ -187,7 +194,7 @@ def _leaves(table: Json, above: str = "") -> Json:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Keep other publishers of ``folder`` waiting, and clear up after one that was killed. Raises StoreError."""
     scratch = folder.parent / SCRATCH
     make_folder(scratch)
@@ -197,10 +204,7 @@ def _alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreError(f"{shown(scratch)}: cannot write there ({error.strerror})") from error
     try:
-        if left := set_aside(folder, scratch):
-            left.rename(folder)
-        for litter in scratch.glob(f".{glob.escape(folder.name)}.*"):
-            shutil.rmtree(litter, ignore_errors=True)
+        clear_up(folder, scratch)
         yield
     finally:
         lock.release()

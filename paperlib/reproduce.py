@@ -12,7 +12,7 @@ from paperlib.files import make_folder
 from paperlib.progress import Say, say
 from paperlib.reading_copy import reading_copy
 from paperlib.series import discover, run_series, select
-from paperlib.study import Study
+from paperlib.study import Study, compute_runs
 
 
 def reproduce(
@@ -40,11 +40,10 @@ def reproduce(
     for folder in (paths.figures_dir(profile), paths.build_dir(profile) / "notebooks"):
         make_folder(folder)  # one that cannot be written is told before the computing too
     runs = Study(profile, seeds[0], replay=False, seeds=seeds, say=say).runs
-    for run in runs:
-        if fresh:
-            say(f"forgot {run.forget()} results of profile {profile}, seed {run.seed}")
-        if not only:
-            run.compute()
+    for run in runs if fresh else ():
+        say(f"forgot {run.forget()} results of profile {profile}, seed {run.seed}")
+    if not only:
+        compute_runs(runs)
     computed = time.monotonic()
     run_series(
         profile,

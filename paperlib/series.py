@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -145,8 +145,13 @@ def run_series(
     """
     if profile.endswith(".toml"):  # a notebook runs in another folder
         profile = str(Path(profile).resolve())
-    notebooks = _showing(select(discover(paths.notebooks_dir()), only), profile, say)
-    parameters = {"profile": profile, "seed": seed, "replay": replay, "seeds": list(seeds)}
+    chosen = select(discover(paths.notebooks_dir()), only)
+    notebooks = _showing(chosen, profile, say)
+    if not replay:  # what an earlier or a published run left would pass for this one's
+        _discard(set(chosen) - set(notebooks), profile)
+    parameters: dict[str, Any] = {"profile": profile, "seed": seed, "replay": replay}
+    if len(seeds) > 1:
+        parameters["seeds"] = list(seeds)
     places = {notebook.name: _check_parameters(notebook, parameters) for notebook in notebooks}
 
     def execute(notebook: Notebook) -> Outcome:
@@ -178,6 +183,14 @@ def _showing(notebooks: Sequence[Notebook], profile: str, say: Say) -> list[Note
         else:
             showing.append(notebook)
     return showing
+
+
+def _discard(notebooks: Collection[Notebook], profile: str) -> None:
+    """Remove the promised files of notebooks that are not run, and the SVG beside each figure."""
+    for promise in (promise for notebook in notebooks for promise in notebook.promises):
+        path = paths.figures_dir(profile) / promise
+        for file in (path, path.with_suffix(".svg")) if path.suffix == ".png" else (path,):
+            file.unlink(missing_ok=True)
 
 
 def _check_parameters(notebook: Notebook, wanted: dict[str, Any]) -> int:
@@ -286,7 +299,7 @@ def refresh(
             its cells say; one failed; or one was edited while it ran.
     """
     notebooks = select(discover(paths.notebooks_dir()), only)
-    wanted = {"profile": profile, "seed": seed, "replay": True, "seeds": []}
+    wanted = {"profile": profile, "seed": seed, "replay": True}
     for notebook in notebooks:
         own = notebook_files.parameters(notebook_files.read(notebook.path), notebook.name)
         differing = [f"{key} = {own.get(key)!r}, not {wanted[key]!r}" for key in wanted if own.get(key) != wanted[key]]

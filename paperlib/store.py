@@ -18,7 +18,16 @@ from filelock import FileLock
 from torch import Tensor
 
 from paperlib.errors import StoreError
-from paperlib.files import checksum, make_folder, read_json, read_tensors, replacing_folder, write_json, write_tensors
+from paperlib.files import (
+    checksum,
+    clear_up,
+    make_folder,
+    read_json,
+    read_tensors,
+    replacing_folder,
+    write_json,
+    write_tensors,
+)
 from paperlib.paths import shown
 from paperlib.profiles import canonical
 
@@ -109,6 +118,7 @@ class Store:
         except OSError as error:
             raise StoreError(f"{shown(self.root)}: cannot write there ({error.strerror})") from error
         try:
+            clear_up(self.folder(name, key), self.root)
             yield
         finally:
             lock.release()

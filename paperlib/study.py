@@ -19,6 +19,7 @@ from paperlib.data import Dataset, check_counts, load_dataset
 from paperlib.errors import DataError, MissingError, PaperlibError
 from paperlib.evaluation import AttackSpec
 from paperlib.executors import Progress, run_in_turn, run_side_by_side
+from paperlib.extension import load_extension
 from paperlib.files import read_tensors
 from paperlib.memory import keep_memory
 from paperlib.paths import location, published_dir, store_dir
@@ -77,12 +78,19 @@ class Study:
         # A profile built on another shares its results: equal keys mean equal numbers.
         base = self.profile.base or self.profile.name
         self.store = Store(store_dir() / base)
-        published = Published(published_dir(self.profile.name))
-        self.published = published if published.index else Published(published_dir(base))
+        self.extension = load_extension(self.profile.study.extension)  # one version for as long as the study lives
         self.stages = stages(self.profile)
         self.workers = workers or _default_workers(self.device, self.profile.run.threads)
         self._read_before: dict[str, Artefact] = {}
         self.used: dict[str, Artefact] = {}  # what this study has handed out, for the provenance table
+
+    @functools.cached_property
+    def published(self) -> Published:
+        """The published records; in replay alone, else none, and no published file is opened."""
+        own = Published(published_dir(self.profile.name))
+        if not self.replay:
+            return Published.none(own.folder)
+        return own if own.index else Published(published_dir(self.profile.base or self.profile.name))
 
     # -- data and models -------------------------------------------------------------------------------------------
 
@@ -100,7 +108,7 @@ class Study:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Which data the results belong to: those of the published records in replay, else those found here."""
-        if self.replay and self.published.index:
+        if self.published.index:
             return str(self.published.index["fingerprint"])
         data = load_dataset(self.profile, device=self.device, say=self.say)
         check_counts(self.profile, data)  # before anything is trained
@@ -115,14 +123,14 @@ class Study:
     @functools.cached_property
     def facts(self) -> DataFacts:
         """What networks must know of the data; in replay the published facts, so that no images are needed."""
-        found = self.published.index.get("data") if self.replay else None
+        found = self.published.index.get("data")
         if found is None:
             return DataFacts.of(self.data)
         return DataFacts(len(found["classes"]), tuple(found["shape"]), tuple(found["mean"]), tuple(found["std"]))
 
     def build(self, architecture: Architecture) -> nn.Module:
         """An untrained network, drawn from torch's global generator."""
-        return build_network(architecture, self.facts, self.profile.study.extension)
+        return build_network(architecture, self.facts, self.extension)
 
     def system(self, name: str) -> System:
         """Raises MissingError for a system that the profile does not have."""
@@ -159,7 +167,7 @@ class Study:
         try:
             return self.weights(stage)
         except MissingError:
-            published = self.published.weights(stage.removeprefix("train:"), self.seed) if self.replay else None
+            published = self.published.weights(stage.removeprefix("train:"), self.seed)
             if published is None or self.find(stage) is None:  # none, or of another configuration
                 raise
         return {name: value.float() if value.is_floating_point() else value for name, value in published.items()}
@@ -298,8 +306,7 @@ class Study:
     def prepare(self, *patterns: str) -> None:
         """What a notebook does first: find or compute its records, and say which it was."""
         names = self.matching(*patterns)
-        for run in [self] if self.replay else self.runs:
-            run.compute(names)
+        compute_runs([self] if self.replay else self.runs, names)
         found = [artefact for name in names if (artefact := self.find(name))]
         counts = Counter(artefact.source for artefact in found)
         sources = ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
@@ -367,6 +374,30 @@ class Study:
             record = {"result": dict(result.record), "config": as_json(stage.config), "provenance": facts}
             self.store.write(name, key, record, result.arrays, result.weights)
             self.checkpoint(name).unlink(missing_ok=True)
+
+
+def compute_runs(
+    runs: Sequence[Study], names: Sequence[str] | None = None, report: Callable[[Study], None] = lambda run: None
+) -> None:
+    """`Study.compute` for several runs. One that fails does not keep the others from being computed.
+
+    Args:
+        report: called with each run when it has ended, well or not.
+
+    Raises:
+        PaperlibError: at the end, if any failed.
+    """
+    failed: dict[int, PaperlibError] = {}
+    for run in runs:
+        try:
+            run.compute(names)
+        except PaperlibError as error:
+            failed[run.seed] = error
+        report(run)
+    if len(failed) == 1:
+        raise next(iter(failed.values()))
+    if failed:
+        raise PaperlibError("\n".join(f"seed {seed}: {error}" for seed, error in failed.items()))
 
 
 def load_system(system: str, profile: Profile | str, seed: int = 0) -> nn.Module:

@@ -650,7 +650,7 @@ def test_a_story_tells_rule_numbers_and_verdict(found: list[Verdict]) -> None:
         assert lines[-1].startswith(f"  VERDICT  {v.verdict}")
         assert v.why in lines[-1]
     (single,) = (decide(PAIR, series(1)),)
-    assert claims.story(single).endswith(f"VERDICT  undecided ({single.why})")
+    assert claims.story(single).endswith(f"VERDICT  undecided (1 seed) ({single.why})")
 
 
 def test_the_figures_frame_holds_the_differences_and_nothing_else(found: list[Verdict]) -> None:

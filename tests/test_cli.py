@@ -43,7 +43,7 @@ def profile(home: Path) -> str:
     ("arguments", "word"),
     [
         ("run --profile digit", "unknown profile 'digit'; did you mean 'digits'"),
-        ("run --profile nowhere.toml", "unknown profile 'nowhere.toml'"),
+        ("run --profile nowhere.toml", "profile nowhere.toml: no such file"),
         ("run --profile smoke --stage train:dfw", "no stage matches 'train:dfw'"),
         ("run --profile smoke --seeds 0,x", "--seeds 0,x"),
         ("run --profile smoke --seeds -1 --list", "seed=-1"),
@@ -200,7 +200,7 @@ def test_slow_attacks_see_the_images_of_the_stress_tests(
 def test_settings_that_are_no_attack_are_refused(
     profile: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, options: str, word: str
 ) -> None:
-    monkeypatch.setattr("paperlib.study.Study.model", Study.build)  # an untrained network will do
+    monkeypatch.setattr("paperlib.study.Study.load", untrained)
     assert main(["evaluate", "plain", "--profile", profile, *options.split()]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")

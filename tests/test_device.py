@@ -44,7 +44,8 @@ from paperlib.evaluation import (
 from paperlib.models import Folded, Gate, Mixture
 from paperlib.progress import silent
 from paperlib.seeds import cpu_generator, hash_seed
-from paperlib.training.recipes import build, recipes
+from paperlib.training.build import DataFacts, architecture_of, build_network
+from paperlib.training.recipes import recipes
 from paperlib.training.trainer import Validation, train
 
 EPS, STEP = "0.1", "0.03"
@@ -316,7 +317,7 @@ def test_a_recipe_trains_the_same_network_on_every_device(
     small = Dataset(**{**vars(digits), "train": digits.train.first(20), "validation": digits.validation.first(6)})
     for where in (torch.device("cpu"), device):
         torch.manual_seed(hash_seed(1, system))
-        model = build(recipe, micro, small).to(where)
+        model = build_network(architecture_of(recipe, micro.model), DataFacts.of(small)).to(where)
         history = train(
             model,
             small.to(where),

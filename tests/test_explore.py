@@ -26,7 +26,6 @@ from paperlib.explore import (
     experts_explorer,
     experts_of,
     gate_explorer,
-    scene,
     source_of,
 )
 from paperlib.explore.scene import FGSM, IMAGES, NONE, PGD, Source, budgets_of
@@ -182,7 +181,7 @@ def test_without_weights_the_gallery_is_shown_and_says_why(monkeypatch: pytest.M
     def gone(*args: object) -> nn.Module:
         raise MissingError("dwf: no weights here")
 
-    monkeypatch.setattr(scene, "load_system", gone)
+    monkeypatch.setattr(Study, "load", gone)
     found = source_of(Study("digits", local=False, say=silent))
     assert isinstance(found, Recorded) and found.note == "recorded, no live attack: dwf: no weights here"
     assert found.labels == list(range(10)) and found.scene(Question(3, PGD, Fraction(3, 20), found.steps[0])).label == 3

@@ -158,6 +158,23 @@ def test_a_network_of_the_file_is_told_the_shape_of_the_data(home: Path) -> None
     assert isinstance(layer, nn.Linear) and (layer.in_features, layer.out_features) == (64, 10)
 
 
+def test_a_study_keeps_the_version_of_the_file_it_was_opened_with(home: Path) -> None:
+    code = "import torch\n" + system(network='Network("own", "net")')
+    code += "def net(classes, shape, mean, std):\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    code += "NETWORKS = {'net': net}\n"
+    path = written(home, code)
+    study = Study(load_profile(path), replay=False, workers=1)
+    before = study.system("mine").architecture
+    extension = Path(load_profile(path).study.extension)
+    extension.write_text(extension.read_text().replace("Linear(64, 10)", "Linear(64, 10, bias=False)"))
+    newer = Study(load_profile(path), replay=False, workers=1)
+    assert len(list(study.build(before).parameters())) == 2
+    assert len(list(newer.build(newer.system("mine").architecture).parameters())) == 1
+    for other, architecture in ((study, newer.system("mine").architecture), (newer, before)):
+        with pytest.raises(ProfileError, match="has changed since this study was opened"):
+            other.build(architecture)
+
+
 def test_an_unknown_data_set_is_an_error_that_names_those_there_are(tmp_path: Path) -> None:
     path = written(tmp_path, system(), "[data]", 'name = "faces"')
     with pytest.raises(ProfileError, match=r"data.name: 'faces' is not one of digits, cifar10, cifar100, svhn"):

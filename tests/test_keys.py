@@ -195,6 +195,18 @@ def test_what_an_input_depends_on_reaches_the_stages_that_need_it(home: Path) ->
     assert same == {"data"}  # everything else rests on a network of phase 1
 
 
+def test_mixing_retrains_the_mixtures_that_mix_by_the_profile_and_nothing_else(home: Path) -> None:
+    before, after = (
+        Study(parse_profile(table), workers=1, say=silent)
+        for table in (micro_table(), changed(micro_table(), "model.mixing", "logits"))
+    )
+    names = [name for name in before.stages if name.startswith("train:")]
+    again = {name for name in names if before.key(before.stages[name]) != after.key(after.stages[name])}
+    mixtures = {r.system for r in recipes(before.profile).values() if r.network.kind == "mixture" and r.turns}
+    assert again == {f"train:{system}" for system in mixtures - {"soe-moe", "more-own"}}  # these two always mix logits
+    assert (len(again), len(names)) == (16, 81)
+
+
 # -- a computation sees its configuration and nothing else -----------------------------------------------------------
 
 

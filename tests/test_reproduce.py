@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from paperlib import Study, paths
 from paperlib.errors import StoreError
+from paperlib.files import checksum, read_json, read_tensors, write_json, write_tensors
+from paperlib.progress import silent
 from paperlib.reading_copy import network_loads
 from paperlib.report import cost, tables
 from paperlib.reproduce import reproduce
@@ -55,6 +60,62 @@ def test_nothing_published_was_read(smoke: tuple[Path, str], monkeypatch: pytest
     with pytest.raises(StoreError, match=r"peers\.json"):
         cost.benchmark("peers")
     assert cost.benchmark("peers", published=False) is None
+
+
+def test_published_records_with_altered_numbers_reach_nothing(
+    smoke: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Valid records of the same keys, all outcomes turned round, and their figures, lie beside a run."""
+    home, _ = smoke
+    shutil.copytree(home, tmp_path / "run", ignore=shutil.ignore_patterns("published"))
+    with monkeypatch.context() as patched:
+        patched.setenv("PAPERLIB_HOME", str(home))
+        patched.setenv("PAPERLIB_PUBLISHED", str(tmp_path / "run" / "published"))
+        publish("smoke", say=silent)
+    turn_round(tmp_path / "run" / "published" / "smoke")
+    figures = tmp_path / "run" / "figures" / "smoke"
+    before = {path.name: path.read_bytes() for path in figures.iterdir()}
+    for name in ("11_peers.png", "11_growth.svg", "06_main.png", "main_table.csv"):
+        (figures / name).write_text("altered", encoding="utf-8")
+    said = paperlib(tmp_path / "run", "reproduce", "--profile", "smoke")
+    assert "computing" not in said.split("00_start_here")[0]
+    assert {path.name: path.read_bytes() for path in figures.iterdir()} == before
+    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path / "empty"))
+    monkeypatch.setenv("PAPERLIB_PUBLISHED", str(tmp_path / "run" / "published"))
+    altered = tables.main_table(Study("smoke"))  # they can be read, and would have been seen
+    shown = pd.read_csv(figures / "main_table.csv", dtype=str, keep_default_na=False).set_index("system")
+    assert altered.loc["plain", "clean"] != shown.loc["plain", "clean"]
+
+
+def turn_round(folder: Path) -> None:
+    """Turn every outcome of published records round, with checksums that fit."""
+    index = read_json(folder / "index.json")
+    records = read_json(folder / "records-seed-0.json")
+    for entry in records.values():
+        result = entry["record"]["result"]
+        if "correct" in result:
+            result["correct"] = result["n"] - result["correct"]
+            result["accuracy"] = result["correct"] / result["n"]
+    write_json(folder / "records-seed-0.json", records)
+    arrays, _ = read_tensors(folder / "arrays-seed-0.safetensors")
+    write_tensors(
+        folder / "arrays-seed-0.safetensors",
+        {name: ~value if value.dtype == torch.bool else value for name, value in arrays.items()},
+    )
+    index["files"] |= {name: checksum(folder / name) for name in ("records-seed-0.json", "arrays-seed-0.safetensors")}
+    write_json(folder / "index.json", index)
+
+
+def test_every_seed_is_computed_and_handed_to_the_notebooks(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[int] = []
+    handed: list[Any] = []
+    monkeypatch.setattr(Study, "compute", lambda run, names=None, **how: computed.append(run.seed))
+    monkeypatch.setattr("paperlib.reproduce.run_series", lambda profile, **how: handed.append(how))
+    monkeypatch.setattr("paperlib.reproduce.reading_copy", lambda profile, **how: home / "index.html")
+    reproduce("smoke", seeds=[2, 0, 1], say=silent)
+    assert computed == [2, 0, 1]
+    assert (handed[0]["seed"], list(handed[0]["seeds"])) == (2, [2, 0, 1])
+    assert not handed[0].get("replay", False)
 
 
 def test_tables_over_seeds_say_that_one_was_computed(smoke: tuple[Path, str]) -> None:

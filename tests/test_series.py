@@ -17,7 +17,7 @@ from paperlib.errors import MissingError, SeriesError
 from paperlib.training.recipes import COMPARED
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-PARAMETERS = 'profile = "tiny"\nseed = 0\nreplay = True'
+PARAMETERS = 'profile = "tiny"\nseed = 0\nreplay = True\nseeds = []'
 HANGS = "import os, time\nprint('asleep', os.getpid())\ntime.sleep(600)"
 STORY = """# The *good* one, $x^2$
 

@@ -193,9 +193,9 @@ def test_a_worker_that_is_killed_is_one_clear_error(
 
 
 def test_an_error_in_a_worker_is_told_as_it_is(micro: Profile, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paperlib.study._work", fail)
+    monkeypatch.setattr("paperlib.study._work", fail_plain)
     with pytest.raises(NotFiniteError, match=r"^train:plain: the loss is nan$"):
-        study(micro, workers=2).compute(["train:plain"])
+        study(micro, workers=2).compute(["train:plain", "train:expert-0"])
 
 
 def test_workers_do_not_outlive_the_process_that_started_them(home: Path) -> None:

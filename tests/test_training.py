@@ -1095,7 +1095,7 @@ def test_stages_of_what_a_profile_compares_are_those_of_the_whole_series(digits_
     differing = {name for name, stage in few.items() if stage.config != every[name].config}
     # pgd-at is attacked from a network held out, which is another one where its like are left out
     assert differing == {"stress:pgd-at"}
-    assert few["stress:pgd-at"].config["transfer"] == "expert-8"
+    assert few["stress:pgd-at"].config.surrogate.name == "expert-8"
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,12 @@ def use_style() -> None:
 _SVG: dict[Any, Any] = {"svg.hashsalt": "paperlib", "svg.fonttype": "path"}
 
 
+def discard(name: str, profile: str) -> None:
+    """Remove a figure that this run cannot draw, so that one of another run is not taken for its own."""
+    for suffix in (".png", ".svg"):
+        (figures_dir(profile) / f"{name}{suffix}").unlink(missing_ok=True)
+
+
 def save(figure: Figure, name: str, profile: str) -> Path:
     """Write a figure as PNG, whose path is returned, and as SVG beside it, into the profile's folder.
 

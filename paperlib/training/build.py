@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paperlib.data import Dataset
 from paperlib.errors import ProfileError
-from paperlib.extension import load_extension
+from paperlib.extension import Extension
 from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, backbone
 from paperlib.profiles import ModelConfig, Profile
 from paperlib.training.recipes import Recipe, recipes
@@ -91,14 +91,19 @@ def system_of(recipe: Recipe, profile: Profile) -> System:
     return System(recipe.system, architecture, tuple(f"train:{name}" for name in recipe.starts_from), per_expert=True)
 
 
-def build_network(architecture: Architecture, facts: DataFacts, extension: str = "") -> nn.Module:
+def build_network(
+    architecture: Architecture,
+    facts: DataFacts,
+    extension: Extension = Extension(),  # noqa: B008 - frozen
+) -> nn.Module:
     """The untrained network, drawn from torch's global generator.
 
     Args:
         extension: the user's file that defines networks of kind "own".
 
     Raises:
-        ProfileError: the extension's function fails, or returns no module.
+        ProfileError: the extension's function fails or returns no module, or the file is of another version than the
+            one that defined the architecture.
     """
     a, mean, std = architecture, facts.mean, facts.std
     classes, side = facts.classes, facts.shape[-1]
@@ -112,7 +117,7 @@ def build_network(architecture: Architecture, facts: DataFacts, extension: str =
     if a.kind == "single":
         return member(classes)
     if a.kind == "own":
-        return _own_network(a.member, facts, extension)
+        return _own_network(a, facts, extension)
     if a.kind == "soe":
         return SoE(member(classes + 1) for _ in range(a.experts))
     if a.kind == "advmoe":
@@ -126,8 +131,10 @@ def build_network(architecture: Architecture, facts: DataFacts, extension: str =
     return Mixture(experts, gate, a.mixing, top1=a.top1)
 
 
-def _own_network(name: str, facts: DataFacts, path: str) -> nn.Module:
-    extension = load_extension(path)
+def _own_network(architecture: Architecture, facts: DataFacts, extension: Extension) -> nn.Module:
+    name = architecture.member
+    if architecture.code != extension.digest:
+        raise ProfileError(f"{extension.name}: has changed since this study was opened; open the study again")
     built = extension.call(extension.networks[name], facts.classes, facts.shape, facts.mean, facts.std)
     if not isinstance(built, nn.Module):
         raise ProfileError(f"{name}: expected a torch.nn.Module, got {built!r}")

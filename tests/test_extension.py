@@ -160,7 +160,8 @@ def test_a_network_of_the_file_is_told_the_shape_of_the_data(home: Path) -> None
 
 def test_a_study_keeps_the_version_of_the_file_it_was_opened_with(home: Path) -> None:
     code = "import torch\n" + system(network='Network("own", "net")')
-    code += "def net(classes, shape, mean, std):\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+    code += "def net(classes, shape, mean, std):\n"
+    code += "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
     code += "NETWORKS = {'net': net}\n"
     path = written(home, code)
     study = Study(load_profile(path), replay=False, workers=1)

@@ -468,7 +468,7 @@ def test_hygiene_reports_a_planted_file(tmp_path: Path) -> None:
     assert "must carry the tag 'parameters', found 2" in problems(nb)
     nb = planted()
     nb.cells[0].source += "\nfolder = Path()"
-    assert "line 4 computes its value" in problems(nb)
+    assert "line 5 computes its value" in problems(nb)
     assert "1.6 MB, more than 1.5 MB" in problems(planted(outputs=[stream("x" * 1_600_000)]))
     path.write_text("[]")
     assert "cannot be read as a notebook" in notebook_files.check_hygiene(path)[0]

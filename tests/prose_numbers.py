@@ -120,6 +120,10 @@ Fact = tuple[str, Callable[[], Sequence[object]]]
 # By document, in the order of its sentences. Rounded as the template says.
 FACTS: dict[str, tuple[Fact, ...]] = {
     "README.md": (
+        (
+            "at `digits` the worst case is {:.0f} and {:.0f} points below PGD-50",
+            lambda: [DIGITS.kept(o, PGD, DIGITS.slow) - DIGITS.kept(o, WORST) for o in ("advmoe", "soe")],
+        ),
         ("`audit` runs {} checks", lambda: [len(PITFALLS)]),
         ("tiny networks on {} digits", lambda: [load_profile("smoke").data.train]),
         (

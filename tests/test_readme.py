@@ -189,7 +189,8 @@ def commands() -> list[str]:
     for document, text in DOCUMENTS.items():
         if document == "docs/recipes.md":
             continue
-        blocks = re.findall(r"```\n(.*?)```", text, re.DOTALL)
+        fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        blocks = [block for language, block in fences if not language]
         lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
         found += [line for line in lines if line] + re.findall(r"`((?:python|papermill|make|pre-commit) [^`]+)`", text)
     return list(dict.fromkeys(re.sub(r"^\w+=\S+ ", "", line) for line in found))

@@ -62,6 +62,25 @@ def test_a_missing_table_is_an_error(text: str) -> None:
         writer().block(text, "verdicts")
 
 
+def test_the_script_writes_every_table_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PAPERLIB_LOCAL", "")
+    monkeypatch.setattr(writer(), "ROOT", tmp_path)
+    monkeypatch.setattr(writer(), "tables", lambda: ((name, f"| {name} |\n") for _, name in writer().TABLES))
+    (tmp_path / "docs").mkdir()
+    for document, text in DOCUMENTS.items():
+        (tmp_path / document).write_text(text, encoding="utf-8")
+    writer().main()
+    for document, text in DOCUMENTS.items():
+        for name in (name for owner, name in writer().TABLES if owner == document):
+            text = text.replace(writer().block(text, name), f"| {name} |\n")
+        assert (tmp_path / document).read_text(encoding="utf-8") == text
+    assert "wrote README.md" in capsys.readouterr().out
+    writer().main()  # nothing to change
+    assert capsys.readouterr().out == ""
+
+
 @cache
 def prose(document: str) -> str:
     """A document without generated tables and code, with single spaces."""

@@ -1,4 +1,4 @@
-"""Sentences of README and notebooks with numbers that profiles and published records know.
+"""Sentences of the documents and notebooks with numbers that profiles and published records know.
 
 A sentence is a template whose braces are numbers, and what they are. When records change, `tests/test_readme.py` fails
 with the sentence as it should read.
@@ -117,111 +117,186 @@ def eps(profile: str, section: str, name: str) -> str:
 
 Fact = tuple[str, Callable[[], Sequence[object]]]
 
-# In the order of the README. Rounded as the template says.
-README_FACTS: tuple[Fact, ...] = (
-    (
-        "on all images both keep {:.0f} to {:.0f} points more than DWF, in the worst case {:.0f} to {:.0f}",
-        lambda: [
-            x for column in (PGD, WORST) for x in spread([DIGITS.minus(o, "dwf", column) for o in ("pgd-at", "trades")])
-        ],
-    ),
-    ("is so under PGD-50, by {:.0f} points", lambda: [DIGITS.minus("pgd-at-wrn28-10", "dwf", PGD)]),
-    ("AutoAttack take {:.0f} to {:.0f} points more", lambda: spread(DIGITS.overstated())),
-    (
-        "PGD-AT falls from {:.0f} to {:.0f} %, DWF from {:.0f} to {:.0f} %",
-        lambda: [x for o in ("pgd-at", "dwf") for x in (DIGITS.kept(o, PGD, DIGITS.slow), DIGITS.kept(o, WORST))],
-    ),
-    (
-        "ADVMoE with nine pathways keeps {:.0f} % under PGD-50 and {:.0f} % under AutoAttack; {:.0f} % are left",
-        lambda: [DIGITS.kept("advmoe", PGD, DIGITS.slow), DIGITS.autoattack("advmoe"), DIGITS.kept("advmoe", WORST)],
-    ),
-    (
-        "SoE falls from {:.0f} to {:.0f} %, and AutoAttack alone, at {:.0f} %",
-        lambda: [DIGITS.kept("soe", PGD, DIGITS.slow), DIGITS.kept("soe", WORST), DIGITS.autoattack("soe")],
-    ),
-    ("1 + 4 + 4 gain {:.0f} points [{:.0f}, {:.0f}]", lambda: DIGITS.ablation("pgd")),
-    ("PGD batches alone in phase 2 gain {:.0f} [{:.0f}, {:.0f}]", lambda: DIGITS.ablation("pgd-batches")),
-    ("benign experts lose {:.0f}", lambda: [-DIGITS.ablation("benign")[0]]),
-    (
-        "joint training is {:.0f} to {:.0f} points worse",
-        lambda: spread([DIGITS.minus("dwf", "joint-scratch", column) for column in (BASIC, WORST)]),
-    ),
-    ("ADVMoE's lead of {:.0f} points is gone", lambda: [DIGITS.minus("advmoe", "dwf", PGD)]),
-    ("in the sixth on {:.0f} to {:.0f} %", lambda: DIGITS.leading()[0]),
-    ("resolve differences of some {} points", lambda: [round(float(resolved()))]),
-    ("a mixture of three with this short schedule takes {} %", lambda: [cost_of_answers()]),
-    (
-        "Under PGD-50, DWF keeps {:.0f} points more than a plain ResNet-18 or WideResNet-28-10",
-        lambda: [LITE.minus("dwf", "plain", PGD)],
-    ),
-    ("and {:.0f} more than the uniform average", lambda: [LITE.minus("dwf", "uniform", PGD)]),
-    ("keep {:.1f} points *more* than DWF on the same images", lambda: [LITE.minus("pgd-at", "dwf", PGD)]),
-    (
-        "DWF has {:.1f} points [{:.1f}, {:.1f}] more than PGD-AT",
-        lambda: LITE.interval("dwf", "pgd-at", "clean"),
-    ),
-    ("and {:.1f} [{:.1f}, {:.1f}] fewer than TRADES", lambda: LITE.interval("trades", "dwf", "clean")),
-    (
-        "DWF keeps {:.1f} %, PGD-AT {:.0f} and TRADES {:.1f}",
-        lambda: [LITE.kept(name, WORST) for name in ("dwf", "pgd-at", "trades")],
-    ),
-    ("the lead of PGD-AT, {:.1f} points [{:.1f}, {:.1f}]", lambda: LITE.interval("pgd-at", "dwf", WORST)),
-    (
-        "PGD-50 leaves {:.0f} % of DWF and {} attacks with AutoAttack {:.1f} %",
-        lambda: [
-            LITE.kept("dwf", PGD, LITE.slow),
-            len(tables.stressed(LITE.studies[0], "dwf")) - 1,  # clean images are no attack
-            LITE.kept("dwf", WORST),
-        ],
-    ),
-    (
-        "much as of PGD-AT ({:.0f} and {:.0f} %)",
-        lambda: [LITE.kept("pgd-at", PGD, LITE.slow), LITE.kept("pgd-at", WORST)],
-    ),
-    ("SoE falls from {:.1f} to {:.1f} %", lambda: [LITE.kept("soe", PGD, LITE.slow), LITE.kept("soe", WORST)]),
-    (
-        "ADVMoE from {:.0f} to {:.1f} %, where AutoAttack alone leaves {:.1f} %",
-        lambda: [LITE.kept("advmoe", PGD, LITE.slow), LITE.kept("advmoe", WORST), LITE.autoattack("advmoe")],
-    ),
-    ("ADVMoE leads DWF by {:.0f} points under PGD-50", lambda: [LITE.minus("advmoe", "dwf", PGD)]),
-    ("through its choice, it trails by {:.0f}", lambda: [LITE.minus("dwf", "advmoe", BASIC)]),
-    (
-        "have learned little in six epochs ({:.0f} to {:.0f} % clean)",
-        lambda: spread(
-            [
-                100 * float(LITE.studies[0].outcome(f"expert-{i}", CLEAN).arrays["correct"].double().mean())
-                for i in range(1, 5)
-            ]
+# By document, in the order of its sentences. Rounded as the template says.
+FACTS: dict[str, tuple[Fact, ...]] = {
+    "README.md": (
+        (
+            "at `digits` the worst case is {:.0f} and {:.0f} points below PGD-50",
+            lambda: [DIGITS.kept(o, PGD, DIGITS.slow) - DIGITS.kept(o, WORST) for o in ("advmoe", "soe")],
         ),
+        ("`audit` runs {} checks", lambda: [len(PITFALLS)]),
+        ("tiny networks on {} digits", lambda: [load_profile("smoke").data.train]),
+        (
+            "real CIFAR-10, narrow ResNet-18, {:,} training images",
+            lambda: [load_profile("cifar10_lite").data.train],
+        ),
+        (
+            "CIFAR-10, full-width ResNet-18, {:,} training images",
+            lambda: [load_profile("cifar10_h100").data.train],
+        ),
+        (
+            "PGD uses eps {} and step size {} on CIFAR-10",
+            lambda: [eps("cifar10", "threat", "pgd_eps"), eps("cifar10", "threat", "pgd_step")],
+        ),
+        ("measured on {} images for each seed", lambda: [DIGITS.slow]),
     ),
-    ("to give the benign expert {:.0f} %", lambda: [benign_weight()]),
-    ("Joint training costs {:.1f} points under PGD-50", lambda: [LITE.minus("frozen", "dwf", PGD)]),
-    ("and gains {:.0f} on clean images", lambda: [LITE.minus("dwf", "frozen", "clean")]),
-    ("`audit` asks {} questions", lambda: [len(PITFALLS)]),
-    (
-        "At `digits`, PGD is trained at eps {} and the headline eps is {}",
-        lambda: [eps("digits", "threat", "pgd_eps"), eps("digits", "evaluation", "eps")],
+    "docs/results-digits.md": (
+        ("so they see the first {} test images", lambda: [DIGITS.slow]),
+        ("**{}** (the headline)", lambda: [WORST.capitalize()]),
+        (
+            "**{}**: the image is correct under FGSM and PGD-50, on all {} test images",
+            lambda: [BASIC, load_profile("digits").evaluation.images],
+        ),
+        (
+            "both keep {:.0f} to {:.0f} points more than DWF, and in the worst case {:.0f} to {:.0f} points",
+            lambda: [
+                x
+                for column in (PGD, WORST)
+                for x in spread([DIGITS.minus(o, "dwf", column) for o in ("pgd-at", "trades")])
+            ],
+        ),
+        (
+            "is significantly ahead under PGD-50, by {:.0f} points",
+            lambda: [DIGITS.minus("pgd-at-wrn28-10", "dwf", PGD)],
+        ),
+        (
+            "AutoAttack lower the accuracy by another {:.0f} to {:.0f} points",
+            lambda: spread(DIGITS.overstated()),
+        ),
+        (
+            "PGD-AT falls from {:.0f} to {:.0f} %, DWF from {:.0f} to {:.0f} %",
+            lambda: [x for o in ("pgd-at", "dwf") for x in (DIGITS.kept(o, PGD, DIGITS.slow), DIGITS.kept(o, WORST))],
+        ),
+        (
+            "ADVMoE with nine pathways keeps {:.0f} % under PGD-50 and {:.0f} % under AutoAttack. It keeps {:.0f} %",
+            lambda: [
+                DIGITS.kept("advmoe", PGD, DIGITS.slow),
+                DIGITS.autoattack("advmoe"),
+                DIGITS.kept("advmoe", WORST),
+            ],
+        ),
+        (
+            "SoE falls from {:.0f} to {:.0f} %. AutoAttack alone leaves SoE at {:.0f} %",
+            lambda: [DIGITS.kept("soe", PGD, DIGITS.slow), DIGITS.kept("soe", WORST), DIGITS.autoattack("soe")],
+        ),
+        ("1 + 4 + 4 gain {:.0f} points [{:.0f}, {:.0f}]", lambda: DIGITS.ablation("pgd")),
+        (
+            "PGD batches alone in phase 2 gain {:.0f} [{:.0f}, {:.0f}] points",
+            lambda: DIGITS.ablation("pgd-batches"),
+        ),
+        ("Nine benign experts lose {:.0f} points", lambda: [-DIGITS.ablation("benign")[0]]),
+        (
+            "joint training is {:.0f} to {:.0f} points worse",
+            lambda: spread([DIGITS.minus("dwf", "joint-scratch", column) for column in (BASIC, WORST)]),
+        ),
+        ("ADVMoE's lead of {:.0f} points disappears", lambda: [DIGITS.minus("advmoe", "dwf", PGD)]),
+        ("one expert leads on {:.0f} to {:.0f} % of the images", lambda: DIGITS.leading()[0]),
+        ("resolve differences of about {} points", lambda: [round(float(resolved()))]),
+        ("with this short schedule costs {} % at most", lambda: [cost_of_answers()]),
+        (
+            "At `digits`, PGD is trained at eps {} and the headline eps is {}",
+            lambda: [eps("digits", "threat", "pgd_eps"), eps("digits", "evaluation", "eps")],
+        ),
+        (
+            "DWF, its parts and PGD adversarial training keep {:.0f} to {:.0f} %",
+            lambda: spread(DIGITS.swept(TRAINED, "0.1")),
+        ),
+        ("At eps 0.2 they keep {:.0f} to {:.0f} %", lambda: spread(DIGITS.swept(TRAINED, "0.2"))),
+        (
+            "PGD adversarial training keeps about {:.0f} %",
+            lambda: [round(DIGITS.kept("pgd-at", PGD), -1)],
+        ),
+        ("faced all attacks ({} in each of three seeds)", lambda: [DIGITS.slow]),
     ),
-    (
-        "DWF, its parts and PGD adversarial training keep {:.0f} to {:.0f} %",
-        lambda: spread(DIGITS.swept(TRAINED, "0.1")),
+    "docs/results-cifar10.md": (
+        ("here the slow attacks see the first {} images", lambda: [LITE.slow]),
+        (
+            "Under PGD-50, DWF keeps {:.0f} points more than a plain ResNet-18 or WideResNet-28-10",
+            lambda: [LITE.minus("dwf", "plain", PGD)],
+        ),
+        ("and {:.0f} points more than the uniform average", lambda: [LITE.minus("dwf", "uniform", PGD)]),
+        ("keep {:.1f} points *more* than DWF on the same images", lambda: [LITE.minus("pgd-at", "dwf", PGD)]),
+        (
+            "DWF has {:.1f} points [{:.1f}, {:.1f}] more than PGD-AT",
+            lambda: LITE.interval("dwf", "pgd-at", "clean"),
+        ),
+        (
+            "and {:.1f} [{:.1f}, {:.1f}] points fewer than TRADES",
+            lambda: LITE.interval("trades", "dwf", "clean"),
+        ),
+        (
+            "DWF keeps {:.1f} %, PGD-AT {:.0f} and TRADES {:.1f}",
+            lambda: [LITE.kept(name, WORST) for name in ("dwf", "pgd-at", "trades")],
+        ),
+        (
+            "the lead of PGD-AT, {:.1f} points [{:.1f}, {:.1f}]",
+            lambda: LITE.interval("pgd-at", "dwf", WORST),
+        ),
+        (
+            "PGD-50 leaves {:.0f} % of DWF and {} attacks with AutoAttack {:.1f} %",
+            lambda: [
+                LITE.kept("dwf", PGD, LITE.slow),
+                len(tables.stressed(LITE.studies[0], "dwf")) - 1,  # clean images are no attack
+                LITE.kept("dwf", WORST),
+            ],
+        ),
+        (
+            "similar to PGD-AT ({:.0f} and {:.0f} %)",
+            lambda: [LITE.kept("pgd-at", PGD, LITE.slow), LITE.kept("pgd-at", WORST)],
+        ),
+        (
+            "SoE falls from {:.1f} to {:.1f} %",
+            lambda: [LITE.kept("soe", PGD, LITE.slow), LITE.kept("soe", WORST)],
+        ),
+        (
+            "ADVMoE from {:.0f} to {:.1f} %; AutoAttack alone leaves ADVMoE at {:.1f} %",
+            lambda: [LITE.kept("advmoe", PGD, LITE.slow), LITE.kept("advmoe", WORST), LITE.autoattack("advmoe")],
+        ),
+        ("ADVMoE leads DWF by {:.0f} points under PGD-50", lambda: [LITE.minus("advmoe", "dwf", PGD)]),
+        (
+            "In the column *{}*, which includes PGD on a surrogate of the selection, ADVMoE is {:.0f} points behind",
+            lambda: [BASIC, LITE.minus("dwf", "advmoe", BASIC)],
+        ),
+        (
+            "which learned little in six epochs ({:.0f} to {:.0f} % clean)",
+            lambda: spread(
+                [
+                    100 * float(LITE.studies[0].outcome(f"expert-{i}", CLEAN).arrays["correct"].double().mean())
+                    for i in range(1, 5)
+                ]
+            ),
+        ),
+        ("to give the benign expert {:.0f} %", lambda: [benign_weight()]),
+        ("Joint training costs {:.1f} points under PGD-50", lambda: [LITE.minus("frozen", "dwf", PGD)]),
+        ("and gains {:.0f} points on clean images", lambda: [LITE.minus("dwf", "frozen", "clean")]),
     ),
-    ("at 0.2 they keep {:.0f} to {:.0f} %", lambda: spread(DIGITS.swept(TRAINED, "0.2"))),
-    ("PGD adversarial training keeps about {:.0f} %", lambda: [round(DIGITS.kept("pgd-at", PGD), -1)]),
-    ("tiny networks on {} digits", lambda: [load_profile("smoke").data.train]),
-    ("narrow ResNet-18, {:,} training images", lambda: [load_profile("cifar10_lite").data.train]),
-    ("full-width ResNet-18, {:,} training images", lambda: [load_profile("cifar10_h100").data.train]),
-)
+    "docs/audit.md": (("It runs {} checks", lambda: [len(PITFALLS)]),),
+    "docs/known-issues.md": (
+        ("The slow attacks see {} images for each seed", lambda: [DIGITS.slow]),
+        ("narrow networks, {:,} training images, one seed", lambda: [load_profile("cifar10_lite").data.train]),
+    ),
+    "docs/recipes.md": (
+        ("the `validation` images ({}, from the base)", lambda: [load_profile("digits").data.validation]),
+    ),
+    "CHANGELOG.md": (("The audit with {} checks", lambda: [len(PITFALLS)]),),
+}
 
 # Percentages and points that no published record of this version knows, and whence they are.
-README_OTHERS: dict[str, str] = {
-    "DWF kept 59 % there and PGD-AT 62 %": "records of an earlier commit, named there",
-    "moved by 3.5 points, that of its smaller form by 4.5": "against the records of an earlier commit, named there",
-    "was to cost less than 1 % of training": "the claim's rule, tested in test_claims.py",
-    "clean accuracy above 90 %": "what the rule was before",
-    "(17 % clean, n = 200, where chance is 10)": "the control itself is tried in test_audit.py",
-    "82.9 % clean and 53.5 % under PGD-10": "the logs linked there",
-    "against DWF at eps 0.15, where 59 % withstand": "the benchmark's own networks, of an earlier commit",
+OTHERS: dict[str, dict[str, str]] = {
+    "docs/results-digits.md": {
+        "DWF kept 59 % and PGD-AT 62 %": "of an earlier commit, named there",
+        "moved by 3.5 points, and that of its smaller form by 4.5 points": "of earlier commits, named there",
+        "costs less than 1 % of training": "the claim's rule, tested in test_claims.py",
+        "clean accuracy above 90 %": "what the rule was before",
+    },
+    "docs/results-cifar10.md": {
+        "(17 % clean, n = 200, where chance is 10 %)": "the control itself is tried in test_audit.py",
+        "82.9 % clean and 53.5 % under PGD-10": "the logs linked there",
+    },
+    "docs/speed.md": {
+        "Against DWF at eps 0.15, where 59 % of the images remain correct": "the benchmark's own networks, of an "
+        "earlier commit",
+    },
 }
 
 NOTEBOOK_FACTS: dict[str, tuple[Fact, ...]] = {

@@ -1,4 +1,4 @@
-"""The house: a room imports only from the rooms above it, and every file has a room in the README."""
+"""The house: a room imports only from the rooms above it, and every file has a room in docs/architecture.md."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 from paperlib import paths
 
 PACKAGE = paths.ROOT / "paperlib"
-README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-ROWS = re.findall(
-    r"^\| ((?:`[^`]+`(?:, )?)+) \| [^|]+\|$", README.split("## Architecture")[1].split("##")[0], re.MULTILINE
-)
+PAGE = (paths.ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \| [^|]+\|$", PAGE.split("## Modules")[1].split("##")[0], re.MULTILINE)
 ROOMS = [[name.rstrip("/").removesuffix(".py") for name in re.findall(r"`([^`]+)`", row)] for row in ROWS]
 
 

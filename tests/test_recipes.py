@@ -1,4 +1,4 @@
-"""The README's recipes, run as they stand there, with a tiny profile in place of ``digits``."""
+"""The recipes of docs/recipes.md, run as they stand there, with a tiny profile in place of ``digits``."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from toys import changed, micro_table, toml_text
 from paperlib import load_dataset, load_profile, paths
 from paperlib.training.recipes import COMPARED
 
-README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
-RECIPES = README[README.index("## Recipes\n") : README.index("## Speed\n")]
+RECIPES = (paths.ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", RECIPES, re.DOTALL))
 COMMANDS = re.findall(r"^(?:\w+=\S+ )?(?:python -m paperlib|papermill) .*$", RECIPES, re.MULTILINE)
 
@@ -41,7 +40,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(desk: Path, line: str) -> str:
-    """What a command line of the README prints, run in ``desk``."""
+    """What a command line of the recipes prints, run in ``desk``."""
     words = shlex.split(line)
     environment = {**os.environ, "PAPERLIB_HOME": str(desk / "home"), "PYTHONPATH": str(paths.ROOT)}
     while "=" in words[0]:
@@ -135,5 +134,5 @@ def test_add_a_data_set(desk: Path) -> None:
 
 def test_try_an_attack_of_my_own(desk: Path) -> None:
     said = run(desk, "python margin.py")
-    left = {name: int(count) for name, count in re.findall(r"^(.+): (\d+) of 100 left", said, re.MULTILINE)}
+    left = {name: int(count) for name, count in re.findall(r"^(.+): (\d+) of 100 correct", said, re.MULTILINE)}
     assert left["either"] <= min(left["PGD-50"], left["margin"]) and 0 < left["either"] < 100

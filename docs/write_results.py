@@ -1,0 +1,95 @@
+"""Write the generated tables of README.md and docs/ from published records: ``python docs/write_results.py``.
+
+A generated table stands between two comments that name it, ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
+tests/test_readme.py fails if a table is not what this script would write.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Document and name of every generated table.
+TABLES = (
+    ("README.md", "verdicts"),
+    ("docs/results-digits.md", "scales"),
+    ("docs/results-digits.md", "seeds_table"),
+    ("docs/results-digits.md", "shrinkage"),
+    ("docs/results-digits.md", "differences"),
+    ("docs/results-cifar10.md", "lite_table"),
+    ("docs/results-cifar10.md", "lite_differences"),
+    ("docs/audit.md", "checks"),
+    ("docs/audit.md", "controls"),
+    ("docs/speed.md", "peers_summary"),
+)
+
+
+def tables() -> Iterator[tuple[str, str]]:
+    """The name of each generated table with its Markdown text.
+
+    Reads ``data/published`` only: call it with PAPERLIB_LOCAL=no.
+    """
+    import pandas as pd
+
+    from paperlib import Study
+    from paperlib.evaluation.checklist import PITFALLS
+    from paperlib.report import claims, cost, scales, stress
+    from paperlib.report import tables as report
+
+    digits, lite = Study("digits", local=False).runs, Study("cifar10_lite", local=False)
+    everyone = report.everyone
+    names = [report.called(name) for name in everyone(digits[0])]
+    main_table = report.main_table(lite, everyone(lite)).drop(columns=["what it is", "n", "attacks", "seed"])
+    columns = ("clean", "PGD-50", report.BASIC, report.WORST)
+    checks = pd.DataFrame([{"check": p.name, "asks": p.asks, "threshold": p.threshold} for p in PITFALLS])
+    benchmark = cost.benchmark("peers")
+    if benchmark is None:
+        raise SystemExit("data/published/benchmarks/peers.json is missing; restore it from git")
+    frames = {
+        "scales": scales.scales([digits, [lite]]),
+        "verdicts": claims.side_by_side(claims.published_runs()),
+        "seeds_table": report.seeds_table(digits, everyone),
+        "shrinkage": stress.shrinkage(digits, names),
+        "differences": report.worst_differences(digits, everyone, "dwf"),
+        "lite_table": main_table,
+        "lite_differences": report.worst_differences([lite], everyone, "dwf", columns),
+        "checks": checks.set_index("check"),
+        "controls": stress.controls_verdicts(digits[0]).drop(columns=["n"]),
+        "peers_summary": cost.peers_summary(benchmark),
+    }
+    for name, frame in frames.items():
+        yield name, report.markdown(frame)
+
+
+def block(text: str, name: str) -> str:
+    """The table called ``name`` in the text of a document.
+
+    Raises:
+        ValueError: the document has no such table.
+    """
+    found = re.search(rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", text, re.DOTALL)
+    if found is None:
+        raise ValueError(f"no table {name}: it needs the comments <!-- {name}: begin --> and <!-- {name}: end -->")
+    return found[1]
+
+
+def main() -> None:
+    """Write every table into its document, and print the documents that changed."""
+    os.environ["PAPERLIB_LOCAL"] = "no"
+    written = dict(tables())
+    for document in dict.fromkeys(document for document, _ in TABLES):
+        path = ROOT / document
+        text = before = path.read_text(encoding="utf-8")
+        for name in (name for owner, name in TABLES if owner == document):
+            begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+            text = text.replace(begin + block(text, name) + end, begin + written[name] + end)
+        if text != before:
+            path.write_text(text, encoding="utf-8", newline="\n")
+            print(f"wrote {document}")
+
+
+if __name__ == "__main__":
+    main()

@@ -355,7 +355,8 @@ def _copy_of(model: nn.Module, label: str) -> nn.Module:
     if modes and model.training:
         raise InputError(f"{label}: is in training mode, where answers depend on the batch; call model.eval() first")
     try:
-        copied = copy.deepcopy(model)
+        with torch.no_grad():  # TorchScript would record the copies of weights, and gradients reach the originals
+            copied = copy.deepcopy(model)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{label}: cannot be copied ({type(error).__name__}: {reason})") from error

@@ -748,6 +748,12 @@ def test_a_model_may_fit_in_memory_with_one_image_alone(entry: str) -> None:
     assert alike(found, ENTRIES[entry](NET, X, Y, **how))
 
 
+def test_weights_inside_a_graph_are_refused_by_autoattack() -> None:
+    model = copy.deepcopy(_quiet(lambda: torch.jit.script(NET)))
+    with pytest.raises(InputError, match=r"within autograd's graph.* copy the model under torch.no_grad\(\)"):
+        _autoattack(model, X, Y)
+
+
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_weights_made_under_inference_mode_are_refused_by_gradient_attacks(entry: str) -> None:
     with torch.inference_mode():

@@ -122,6 +122,11 @@ def autoattack(
 def _without_gradients(folded: Folded) -> Iterator[None]:
     """Parameters ask for no gradient for the time of an attack."""
     asking = [p for network in (folded.model, folded.network) for p in network.parameters() if p.requires_grad]
+    if not all(parameter.is_leaf for parameter in asking):
+        raise InputError(
+            "autoattack: weights of the model are computed from others within autograd's graph, as copy.deepcopy makes "
+            "them of TorchScript modules; copy the model under torch.no_grad()"
+        )
     for parameter in asking:
         parameter.requires_grad_(False)
     try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 from numbers import Integral
+from types import NoneType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +15,14 @@ from paperlib.errors import InputError, NotFiniteError
 
 SLACK = 1e-6  # how far outside [0, 1] resizing and arithmetic may leave a pixel
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# The types of settings that several functions share, and the words for them.
+SETTINGS: dict[str, tuple[Any, str]] = {
+    "generator": ((torch.Generator, NoneType), "a torch.Generator or None"),
+    "objective": (Callable, "a function of the model, images and labels"),
+    "progress": (Callable, "a function of the share that is done"),
+    "say": (Callable, "a function of a text"),
+    "seed": (Integral, "a whole number"),
+}
 
 
 def as_budget(value: float | str | Fraction, name: str = "eps") -> float:
@@ -47,11 +58,8 @@ def as_images(images: Tensor, name: str = "images") -> Tensor:
     Raises:
         InputError: another type, shape or range. NotFiniteError: NaN or infinity.
     """
-    if not isinstance(images, Tensor) or images.dtype not in FLOATS or images.layout != torch.strided:
-        hint = "pass a tensor"
-        if isinstance(images, Tensor):
-            hint = "pass images.to_dense().float()" if images.is_floating_point() else "divide bytes by 255"
-        raise InputError(f"{name}: expected a float tensor with pixels in [0, 1], got {_kind(images)}; {hint}")
+    if not isinstance(images, Tensor) or images.dtype not in FLOATS or not _is_dense(images):
+        raise InputError(f"{name}: expected a float tensor with pixels in [0, 1], got {_kind(images)}; {_hint(images)}")
     if images.ndim != 4:
         raise InputError(f"{name}: expected shape (N, C, H, W), got {tuple(images.shape)}; add the missing axis")
     images = outside_graph(images)
@@ -66,14 +74,9 @@ def as_images(images: Tensor, name: str = "images") -> Tensor:
     return images.clamp(0, 1) if low < 0 or high > 1 else images
 
 
-def check_images(images: Tensor, name: str = "images") -> None:
-    """Require what `as_images` takes. Raises InputError or NotFiniteError."""
-    as_images(images, name)
-
-
 def as_labels(labels: Tensor, images: Tensor, name: str = "labels") -> Tensor:
     """int64 class indices (N,), as many as there are images and on their device. Raises InputError."""
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or not _is_dense(labels):
         raise InputError(f"{name}: expected an int64 tensor of class indices, got {_kind(labels)}")
     if labels.shape != images.shape[:1]:
         raise InputError(
@@ -84,9 +87,27 @@ def as_labels(labels: Tensor, images: Tensor, name: str = "labels") -> Tensor:
     return outside_graph(labels)
 
 
-def check_labels(labels: Tensor, images: Tensor, name: str = "labels") -> None:
-    """Require what `as_labels` takes. Raises InputError."""
-    as_labels(labels, images, name)
+def check_shape(name: str, given: object, expected: tuple[int | str, ...]) -> Tensor:
+    """Require a float tensor of images; a text in ``expected`` stands for any size. Raises InputError."""
+    found = tuple(given.shape) if isinstance(given, Tensor) else f"a {type(given).__name__}"
+    fits = isinstance(given, Tensor) and len(found) == len(expected)
+    if not fits or any(isinstance(size, int) and size != has for size, has in zip(expected, found, strict=True)):
+        raise InputError(f"{name}: expected images of shape {expected}, got {found}")
+    if not isinstance(given, Tensor) or not given.is_floating_point() or not _is_dense(given):
+        raise InputError(f"{name}: expected a float tensor with pixels in [0, 1], got {_kind(given)}; {_hint(given)}")
+    return given
+
+
+def check_type(name: str, value: object, types: Any, expected: str) -> None:
+    """Require one of some types; ``expected`` says in words which. Raises InputError."""
+    if not isinstance(value, types):
+        raise InputError(f"{name}: expected {expected}, got a {type(value).__name__}")
+
+
+def check_settings(**settings: object) -> None:
+    """Require settings of the types in `SETTINGS`, by name. Raises InputError."""
+    for name, value in settings.items():
+        check_type(name, value, *SETTINGS[name])
 
 
 def check_whole(name: str, value: object) -> int:
@@ -103,7 +124,7 @@ def outside_graph(tensor: Tensor) -> Tensor:
 
 def check_rows(logits: object, images: int, name: str = "model") -> None:
     """Require a float tensor with a row of at least two logits per image; asks no device. Raises InputError."""
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or not _is_dense(logits):
         raise InputError(f"{name}: returned {_kind(logits)}; expected a float tensor of logits (N, classes)")
     if logits.ndim != 2 or len(logits) != images:
         raise InputError(f"{name}: returned shape {tuple(logits.shape)} for {images} images; expected (N, classes)")
@@ -115,8 +136,12 @@ def check_rows(logits: object, images: int, name: str = "model") -> None:
 
 
 def logits_of(model: nn.Module, x: Tensor, name: str = "model") -> Tensor:
-    """The model's answer to images (N, C, H, W), its type and shape checked. Raises InputError."""
-    logits: Tensor = model(x)
+    """The model's logits for a copy of the images (N, C, H, W), which it may edit in place; their form is checked.
+
+    Raises:
+        InputError: anything but a float tensor (N, classes).
+    """
+    logits: Tensor = model(x.clone())
     check_rows(logits, len(x), name)
     return logits
 
@@ -131,19 +156,48 @@ def check_logits(logits: Tensor, labels: Tensor, name: str = "model") -> None:
         raise NotFiniteError(f"{name}: returned logits with NaN or infinity; no accuracy of it can be reported")
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor holds one array of values. A subclass of Tensor on ``meta`` may hold them elsewhere."""
+    return tensor.layout == torch.strided and not tensor.is_nested and not _without_values(tensor)
+
+
+def _without_values(tensor: Tensor) -> bool:
+    return tensor.is_meta and type(tensor) in (Tensor, nn.Parameter)
+
+
 def _kind(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor" if value.layout == torch.strided else f"a {value.layout} tensor"
-    return f"a {type(value).__name__}"
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    if value.is_nested:
+        return "a nested tensor"
+    if value.layout != torch.strided:
+        return f"a {value.layout} tensor"
+    return "a tensor on the meta device, which holds no values" if _without_values(value) else f"a {value.dtype} tensor"
+
+
+def _hint(images: object) -> str:
+    """What to do about images that are none."""
+    if not isinstance(images, Tensor):
+        return "pass a tensor"
+    if not images.is_floating_point():
+        return "divide bytes by 255"
+    if images.is_nested:
+        return "resize the images to one size and stack them"
+    if _without_values(images):
+        return "load the images on another device"
+    return "pass images.to_dense().float()"
 
 
 def check_weights(model: nn.Module, name: str = "model") -> None:
     """Require finite parameters and buffers: a router of NaN picks expert 0 for every image and looks healthy.
 
     Raises:
-        NotFiniteError: names the first tensor that holds NaN or infinity.
+        NotFiniteError: names the first tensor that holds NaN or infinity. InputError: names the first without values.
     """
-    for part, value in (*model.named_parameters(), *model.named_buffers()):
+    for part, given in (*model.named_parameters(), *model.named_buffers()):
+        value = given.detach()  # weights made under inference_mode refuse the check inside autograd's graph
+        if _without_values(given):
+            raise InputError(f"{name}: {part} is {_kind(given)}; load the weights on another device")
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             share = f"{float((~torch.isfinite(value)).float().mean()):.0%}"
             raise NotFiniteError(f"{name}: {part} holds NaN or infinity ({share} of it); no accuracy can be reported")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from paperlib.checks import as_budget, check_images, check_labels, check_logits, check_weights
+from paperlib.checks import as_budget, as_images, as_labels, check_logits, check_weights
 from paperlib.errors import InputError, NotFiniteError
 
 IMAGES = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -51,9 +51,9 @@ def test_every_float_from_zero_to_one_is_a_budget(value: float) -> None:
 
 
 def test_good_images_labels_and_logits_pass() -> None:
-    check_images(IMAGES)
-    check_images(torch.zeros(0, 3, 8, 8))
-    check_labels(LABELS, IMAGES)
+    as_images(IMAGES)
+    as_images(torch.zeros(0, 3, 8, 8))
+    as_labels(LABELS, IMAGES)
     check_logits(torch.zeros(4, 3), LABELS)
 
 
@@ -74,7 +74,7 @@ def test_good_images_labels_and_logits_pass() -> None:
 )
 def test_other_images_are_refused(images: object, word: str) -> None:
     with pytest.raises(InputError, match=word):
-        check_images(images)  # type: ignore[arg-type]
+        as_images(images)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -82,7 +82,7 @@ def test_images_that_are_not_finite_are_refused(value: float) -> None:
     images = IMAGES.clone()
     images[2, 0, 1, 1] = value
     with pytest.raises(NotFiniteError, match="images"):
-        check_images(images)
+        as_images(images)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_images_that_are_not_finite_are_refused(value: float) -> None:
 )
 def test_labels_of_another_type_or_length_are_refused(labels: object, word: str) -> None:
     with pytest.raises(InputError, match=word):
-        check_labels(labels, IMAGES)  # type: ignore[arg-type]
+        as_labels(labels, IMAGES)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("label", [-1, -100, 3])

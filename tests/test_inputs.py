@@ -7,7 +7,8 @@ import copy
 import warnings
 from collections import UserDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor, nn
 from toys import Linear, same_state
 
-from paperlib.attacks import attack, autoattack, fgsm, pgd, random_noise, transferred
-from paperlib.checks import as_images, check_images
+from paperlib.attacks import AIMS, attack, autoattack, fgsm, misclassified, pgd, random_noise, transferred
+from paperlib.checks import as_images
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError, PaperlibError
 from paperlib.evaluation import audit
 from paperlib.evaluation.case import Effort
 from paperlib.evaluation.robustness import (
     CLEAN,
+    AttackSpec,
     autoattack_spec,
     evaluate,
     noise_spec,
@@ -38,6 +40,7 @@ from paperlib.progress import silent
 
 EPS, CLASSES = "16/256", 10
 TINY = Effort(steps=2, restarts=1, draws=2, iterations=1, queries=2, autoattack=False)
+WITH_AUTOATTACK = replace(TINY, autoattack=True)
 Result = dict[str, Any]
 
 
@@ -91,12 +94,12 @@ CUT: dict[str, Any] = {"eps": EPS, "iterations": 2, "queries": 4}
 
 
 def _attack(model: Any, x: Any, y: Any, **how: Any) -> Result:
-    done = attack(model, x, y, **WALK, generator=rng(), **how)
+    done = attack(model, x, y, **WALK, **({"generator": rng()} | how))
     return {"images": done.images, "fooled": done.fooled, "first": done.first_success}
 
 
 def _evaluate(model: Any, x: Any, y: Any, **how: Any) -> Result:
-    found = evaluate(model, Split(x, y), pgd_spec(EPS, 3, "4/256"), seed=3, say=silent, **how)
+    found = evaluate(model, Split(x, y), **({"spec": pgd_spec(EPS, 3, "4/256"), "seed": 3, "say": silent} | how))
     return {"correct": found.correct, "first": found.first_success}
 
 
@@ -106,12 +109,12 @@ def _autoattack(model: Any, x: Any, y: Any, **how: Any) -> Result:
 
 
 def _random_noise(model: Any, x: Any, y: Any, **how: Any) -> Result:
-    done = random_noise(model, x, y, eps=EPS, draws=3, generator=rng(), **how)
+    done = random_noise(model, x, y, eps=EPS, draws=3, **({"generator": rng()} | how))
     return {"images": done.images, "fooled": done.fooled, "first": done.first_success}
 
 
 def _audit(model: Any, x: Any, y: Any, **how: Any) -> Result:
-    report = audit(model, x, y, EPS, effort=TINY, say=silent, **how)
+    report = audit(model, x, y, EPS, **({"effort": WITH_AUTOATTACK, "say": silent} | how))
     return {"attacks": report.attacks, "worst": report.worst, "fired": report.fired}
 
 
@@ -166,6 +169,35 @@ def _edited_without_gradient(model: nn.Module, x: Tensor) -> Tensor:
 def _edited_through_data(model: nn.Module, x: Tensor) -> Tensor:
     x.data.sub_(0.25)
     return model(x)
+
+
+def _edited_while_no_gradient_is_recorded(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x - 0.25 if torch.is_grad_enabled() else x.sub_(0.25))
+
+
+def _edited_while_a_gradient_is_recorded(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x.sub_(0.25) if torch.is_grad_enabled() else x - 0.25)
+
+
+def _edited_from(images: int) -> Callable[[nn.Module, Tensor], Tensor]:
+    return lambda model, x: model(x.sub_(0.25) if len(x) >= images else x - 0.25)
+
+
+def _edited_from_three_while_no_gradient_is_recorded(model: nn.Module, x: Tensor) -> Tensor:
+    return _edited_while_no_gradient_is_recorded(model, x) if len(x) > 2 else model(x - 0.25)
+
+
+# Each gives the logits of images that are darker by 0.25.
+EDITS: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "its input": _edited,
+    "it without a gradient": _edited_without_gradient,
+    "it through .data": _edited_through_data,
+    "it while no gradient is recorded": _edited_while_no_gradient_is_recorded,
+    "it while a gradient is recorded": _edited_while_a_gradient_is_recorded,
+    "batches only": _edited_from(2),
+    "larger batches only": _edited_from(3),
+    "larger batches while no gradient is recorded": _edited_from_three_while_no_gradient_is_recorded,
+}
 
 
 def _shifted() -> tuple[nn.Module, Tensor, Tensor]:
@@ -223,12 +255,15 @@ def of_same_result() -> dict[str, Callable[[], Kind]]:
     def edits(function: Callable[[nn.Module, Tensor], Tensor]) -> Callable[[], Kind]:
         return lambda: Kind(Through(NET, function), y=_shifted()[2], plain=_shifted())
 
+    def logits(dtype: torch.dtype) -> Callable[[], Kind]:
+        rounded = Through(NET, lambda model, x: model(x).to(dtype).float())
+        return lambda: Kind(Through(NET, lambda model, x: model(x).to(dtype)), plain=(rounded, X, Y))
+
     one = X[:1].expand(4, 1, 8, 8)
     labels = Y[:1].expand(4)
     return {
-        "a model that edits its input": edits(_edited),
-        "a model that edits it without a gradient": edits(_edited_without_gradient),
-        "a model that edits it through .data": edits(_edited_through_data),
+        **{f"a model that edits {what}": edits(function) for what, function in EDITS.items()},
+        **{f"logits of {dtype}": logits(dtype) for dtype in (torch.float16, torch.bfloat16, torch.float64)},
         "a traced model": lambda: Kind(_quiet(lambda: torch.jit.trace(NET, X))),
         "a scripted model": lambda: Kind(_quiet(lambda: torch.jit.script(NET))),
         "a frozen model": lambda: Kind(_quiet(lambda: torch.jit.freeze(torch.jit.script(NET)))),
@@ -252,6 +287,10 @@ def of_same_result() -> dict[str, Callable[[], Kind]]:
     }
 
 
+def _raises(error: Exception) -> Tensor:
+    raise error
+
+
 def of_refusals() -> dict[str, Callable[[], Kind]]:
     def answers(function: Callable[[Tensor], Any], words: str) -> Callable[[], Kind]:
         return lambda: Kind(Through(NET, lambda model, x: function(model(x))), refused=words)
@@ -262,7 +301,31 @@ def of_refusals() -> dict[str, Callable[[], Kind]]:
     def labels(y: Any, words: str) -> Callable[[], Kind]:
         return lambda: Kind(y=y, refused=words)
 
+    def batches(function: Callable[[Tensor], Any], words: str) -> Callable[[], Kind]:
+        """One image is answered by logits, several by something else."""
+        return answers(lambda z: function(z) if len(z) > 1 else z, words)
+
+    def model(function: Callable[[nn.Module, Tensor], Any], words: str) -> Callable[[], Kind]:
+        return lambda: Kind(Through(NET, function), refused=words)
+
     return {
+        "a tuple for batches": batches(lambda z: (z, z), "returned a tuple; expected a float tensor of logits"),
+        "a model that raises for batches": batches(
+            lambda z: {}["batch"], r"fails on 2 images of shape \(2, 1, 8, 8\), .*KeyError: 'batch'"
+        ),
+        "a model that speaks of memory": model(
+            lambda model, x: _raises(RuntimeError("unsupported memory format option")),
+            "fails on one image of shape .* unsupported memory format option",
+        ),
+        "sparse logits": answers(lambda z: z.to_sparse(), "returned a torch.sparse_coo tensor; expected a float"),
+        "logits on meta": answers(lambda z: z.to("meta"), "returned a tensor on the meta device, which holds no"),
+        "weights on meta": lambda: Kind(Net().eval().to("meta"), refused="meta"),
+        "images on meta": images(X.to("meta"), "images: expected a float tensor .* got a tensor on the meta device"),
+        "nested images": images(
+            torch.nested.nested_tensor([X[0], X[1, :, :4]]), "images: .* got a nested tensor; resize"
+        ),
+        "sparse labels": labels(Y.to_sparse(), "labels: expected an int64 tensor .* got a torch.sparse_coo tensor"),
+        "labels on meta": labels(Y.to("meta"), "labels: .* got a tensor on the meta device"),
         "a tuple": answers(lambda z: (z, z), "returned a tuple; expected a float tensor of logits"),
         "a list": answers(lambda z: [z], "returned a list; expected a float tensor of logits"),
         "a dict": answers(lambda z: {"logits": z}, "returned a dict; expected a float tensor of logits"),
@@ -274,7 +337,7 @@ def of_refusals() -> dict[str, Callable[[], Kind]]:
         "integers": answers(lambda z: z.long(), "returned a torch.int64 tensor; expected a float tensor of logits"),
         "a number": answers(lambda z: z.mean(), r"returned shape \(\) for 4 images"),
         "maps": answers(lambda z: z[:, :, None], r"returned shape \(4, 10, 1\) for 4 images"),
-        "one row": answers(lambda z: z[:1], r"returned shape \(1, 10\) for 4 images"),
+        "one row": answers(lambda z: z[:1], r"returned shape \(1, 10\) for 2 images"),
         "one logit": answers(lambda z: z[:, :1], "returned 1 logit per image; expected one per class"),
         "a row squeezed": answers(lambda z: z.squeeze(), r"one image alone gives \(10,\), expected \(1, 10\)"),
         "NaN": lambda: Kind(
@@ -311,10 +374,14 @@ def of_refusals() -> dict[str, Callable[[], Kind]]:
 @contextlib.contextmanager
 def untouched(kind: Kind) -> Iterator[None]:
     """Whatever is handed in, and the state of torch, is the same afterwards."""
-    given = {name: value for name, value in (("x", kind.x), ("y", kind.y)) if isinstance(value, Tensor)}
+    given = {
+        name: value
+        for name, value in (("x", kind.x), ("y", kind.y))
+        if isinstance(value, Tensor) and not (value.is_meta or value.is_nested)
+    }
     before = {name: value.detach().clone() for name, value in given.items()}
     model = kind.model if isinstance(kind.model, nn.Module) else NET
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value.clone() for name, value in model.state_dict().items() if not value.is_meta}
     modes = [getattr(module, "training", None) for module in model.modules()]
     asking = [p.requires_grad for p in model.parameters()]
     chance, default = torch.get_rng_state(), torch.get_default_dtype()
@@ -325,7 +392,7 @@ def untouched(kind: Kind) -> Iterator[None]:
         wanted = before[name].to_dense() if value.layout != torch.strided else before[name]
         assert torch.equal(torch.nan_to_num(there.double()), torch.nan_to_num(wanted.double())), name
         assert value.grad is None if value.is_leaf else True
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in state.items())
     assert [getattr(module, "training", None) for module in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == asking
     assert all(p.grad is None for p in model.parameters())
@@ -478,6 +545,50 @@ def test_what_is_no_split_is_refused(given: Any) -> None:
             call()
 
 
+OF_ANOTHER_TYPE: dict[str, tuple[Callable[[], object], str]] = {
+    "generator of pgd": (lambda: pgd(NET, X, Y, **WALK, generator=3), "generator: .* got a int"),  # type: ignore[arg-type]
+    "generator of attack": (lambda: _attack(NET, X, Y, generator=3), "generator: .* got a int"),
+    "generator of noise": (lambda: _random_noise(NET, X, Y, generator="3"), "generator: .* got a str"),
+    "objective of pgd": (lambda: pgd(NET, X, Y, **WALK, objective=None), "objective: .* got a NoneType"),  # type: ignore[arg-type]
+    "objective of attack": (lambda: _attack(NET, X, Y, objective="dlr"), "objective: .* got a str"),
+    "progress of attack": (lambda: _attack(NET, X, Y, progress=None), "progress: .* got a NoneType"),
+    "progress of noise": (lambda: _random_noise(NET, X, Y, progress=True), "progress: .* got a bool"),
+    "progress of autoattack": (lambda: _autoattack(NET, X, Y, progress=1), "progress: .* got a int"),
+    "seed of autoattack": (lambda: _autoattack(NET, X, Y, seed=0.5), "seed: expected a whole number, got a float"),
+    "attacks of autoattack": (lambda: _autoattack(NET, X, Y, attacks=4), "attacks: .* got a int"),
+    "state of autoattack": (lambda: _autoattack(NET, X, Y, state=True), "state: expected a path or None, got a bool"),
+    "spec of evaluate": (lambda: _evaluate(NET, X, Y, spec="pgd"), "spec: expected an AttackSpec, .* got a str"),
+    "kind of a spec": (lambda: _evaluate(NET, X, Y, spec=AttackSpec("cw")), "spec: unknown kind 'cw'; known: clean, "),
+    "seed of evaluate": (lambda: _evaluate(NET, X, Y, seed=None), "seed: .* got a NoneType"),
+    "aims of evaluate": (lambda: _evaluate(NET, X, Y, aims="dlr"), "aims: .* got a str"),
+    "say of evaluate": (lambda: _evaluate(NET, X, Y, say=None), "say: .* got a NoneType"),
+    "specs of the worst case": (lambda: worst_case(NET, Split(X, Y), CLEAN, seed=0), "specs: .* got a AttackSpec"),  # type: ignore[arg-type]
+    "a spec of the worst case": (
+        lambda: worst_case(NET, Split(X, Y), [CLEAN, "pgd"], seed=0),  # type: ignore[list-item]
+        "spec: .* got a str",
+    ),
+    "seed of audit": (lambda: _audit(NET, X, Y, seed="0"), "seed: .* got a str"),
+    "effort of audit": (lambda: _audit(NET, X, Y, effort=3), "effort: .* got a int"),
+    "benign of audit": (lambda: _audit(NET, X, Y, benign="expert-0"), "benign: .* got a str"),
+    "known of audit": (lambda: _audit(NET, X, Y, known=[Y]), "known: .* got a list"),
+    "say of audit": (lambda: _audit(NET, X, Y, say=None), "say: .* got a NoneType"),
+}
+
+
+@pytest.mark.parametrize(("call", "words"), OF_ANOTHER_TYPE.values(), ids=OF_ANOTHER_TYPE.keys())
+def test_a_setting_of_another_type_is_refused_by_name(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(InputError, match=f"^{words}"):
+        call()
+
+
+def test_settings_whose_meaning_is_clear_are_taken(tmp_path: Path) -> None:
+    state = tmp_path / "state.safetensors"
+    found = _autoattack(NET, X, Y, attacks="square", seed=np.int64(2), state=str(state))
+    assert alike(found, _autoattack(NET, X, Y, attacks=("square",), seed=2)) and state.exists()
+    assert alike(_evaluate(NET, X, Y, seed=np.int64(3)), _evaluate(NET, X, Y))
+    assert alike(_audit(NET, X, Y, seed=np.int64(1)), _audit(NET, X, Y, seed=1))
+
+
 # -- what an audit is given besides ------------------------------------------------------------------------------------
 
 
@@ -582,7 +693,7 @@ def test_a_loop_asks_a_model_about_one_image_once_and_a_copy_never() -> None:
     for _ in range(3):
         pgd(model, X, Y, **how)
         fgsm(model, X, Y, eps=EPS)
-    assert asked == [1] + [4] * 6
+    assert asked == [1, 2] + [4] * 6
     asked.clear()
     pgd(Folded(model, model), X, Y, **how)
     assert asked == [4]
@@ -590,19 +701,104 @@ def test_a_loop_asks_a_model_about_one_image_once_and_a_copy_never() -> None:
         pgd(model, X[..., :6], Y, **how)  # images of another shape are looked at again
 
 
+CHANGES: dict[str, tuple[Callable[[Through], object], Callable[[Through], object]]] = {
+    "to float64": (lambda model: None, lambda model: model.double()),
+    "to float32": (lambda model: model.double(), lambda model: model.float()),
+    "to editing": (lambda model: None, lambda model: setattr(model, "function", _edited_and_restored)),
+    "to a gradient": (
+        lambda model: setattr(model, "function", lambda net, x: net(x).detach()),
+        lambda model: setattr(model, "function", lambda net, x: net(x)),
+    ),
+}
+
+
+def _edited_and_restored(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x.add_(0.5).sub_(0.5))
+
+
+@pytest.mark.parametrize(("before", "change"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_model_that_has_changed_since_the_last_call_is_attacked_as_it_is_now(
+    before: Callable[[Through], object], change: Callable[[Through], object]
+) -> None:
+    model, x = Through(copy.deepcopy(NET), lambda net, x: net(x)), X.clone()
+    before(model)
+    for entry in ("pgd", "fgsm"):
+        with contextlib.suppress(InputError):  # without a gradient
+            ENTRIES[entry](model, x, Y)
+    change(model)
+    for entry in ("pgd", "fgsm"):
+        assert alike(ENTRIES[entry](model, x, Y), ENTRIES[entry](NET, X, Y))
+    assert torch.equal(x, X)
+
+
+def test_a_model_that_was_asked_about_one_image_is_asked_about_two_later() -> None:
+    model = Through(NET, lambda net, x: net(x) if len(x) == 1 else (net(x),))
+    pgd(model, X[:1], Y[:1], **WALK)
+    with pytest.raises(InputError, match="returned a tuple"):
+        pgd(model, X, Y, **WALK)
+
+
+@pytest.mark.parametrize("entry", ["pgd", "attack", "evaluate", "random_noise", "autoattack", "audit"])
+def test_a_model_may_fit_in_memory_with_one_image_alone(entry: str) -> None:
+    def small(model: nn.Module, x: Tensor) -> Tensor:
+        return model(x) if len(x) == 1 else _raises(torch.OutOfMemoryError("CUDA out of memory."))
+
+    how: dict[str, Any] = {} if entry == "pgd" else {"batch_size": 1}
+    found = ENTRIES[entry](Through(NET, small), X, Y, **how)
+    assert alike(found, ENTRIES[entry](NET, X, Y, **how))
+
+
+def test_weights_inside_a_graph_are_refused_by_autoattack() -> None:
+    model = copy.deepcopy(_quiet(lambda: torch.jit.script(NET)))
+    with pytest.raises(InputError, match=r"within autograd's graph.* copy the model under torch.no_grad\(\)"):
+        _autoattack(model, X, Y)
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_weights_made_under_inference_mode_are_refused_by_gradient_attacks(entry: str) -> None:
+    with torch.inference_mode():
+        model = seeded(Net)
+    if entry in ("random_noise", "audit"):  # an audit works on a copy of the weights
+        assert alike(ENTRIES[entry](model, X, Y), ENTRIES[entry](NET, X, Y))
+        return
+    with pytest.raises(InputError, match=r"fails on one image of shape .* Inference tensors") as caught:
+        ENTRIES[entry](model, X, Y)
+    assert "\n" not in str(caught.value)
+
+
 def test_pixels_in_range_are_not_copied() -> None:
     assert as_images(X).data_ptr() == X.data_ptr()
-    check_images(_above_one())
     assert torch.equal(as_images(_above_one()), _above_one().clamp(0, 1))
 
 
-@pytest.mark.parametrize("function", [_edited, _edited_without_gradient])
+@pytest.mark.parametrize("function", EDITS.values(), ids=EDITS.keys())
 def test_a_folded_model_that_edits_its_input_is_given_copies(function: Callable[[nn.Module, Tensor], Tensor]) -> None:
     (plain, _, labels), x = _shifted(), X.clone()
     folded = fold(Through(NET, function), x)
     for entry in ("pgd", "attack", "autoattack", "random_noise", "evaluate"):
         assert alike(ENTRIES[entry](folded, x, labels), ENTRIES[entry](plain, X, labels))
-    assert torch.equal(x, X)
+        assert torch.equal(x, X)
+    assert torch.equal(misclassified(folded, x, Y), misclassified(plain, X, Y)) and torch.equal(x, X)
+
+
+@pytest.mark.parametrize("function", EDITS.values(), ids=EDITS.keys())
+@pytest.mark.parametrize("folded", [False, True], ids=["the model", "a folded model"])
+def test_every_objective_is_of_the_images_as_they_were(
+    function: Callable[[nn.Module, Tensor], Tensor], folded: bool
+) -> None:
+    (plain, _, labels), x = _shifted(), X.clone()
+    model: Any = Through(NET, function)
+    model = fold(model, x) if folded else model
+    aims = {name: AIMS[name] for name in ("margin", "dlr", "divergence")}
+    aims["transfer"] = replace(AIMS["margin"], objective=transferred(OTHER))
+    for name in aims:
+        spec = pgd_spec(EPS, 3, "4/256", aim=name)
+        found, expected = (
+            evaluate(network, Split(images, labels), spec, seed=3, aims=aims, say=silent)
+            for network, images in ((model, x), (plain, X))
+        )
+        assert torch.equal(found.first_success, expected.first_success), name
+        assert torch.equal(x, X), name
 
 
 class Editing(Mixture):

@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.gradient import Budget, misclassified, undisturbed
-from paperlib.checks import as_budget, check_whole, logits_of
+from paperlib.checks import as_budget, check_settings, check_type, check_whole, logits_of
 from paperlib.errors import InputError, NotFiniteError, PaperlibError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.memory import in_batches
@@ -66,7 +67,7 @@ def autoattack(
     iterations: int = ITERATIONS,
     queries: int = QUERIES,
     batch_size: int = 250,
-    state: Path | None = None,
+    state: str | Path | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> AutoAttacked:
     """Run the standard version of AutoAttack on the L-infinity ball, and say which attack fooled which image.
@@ -95,6 +96,11 @@ def autoattack(
         check_whole(name, value)
         for name, value in (("batch_size", batch_size), ("iterations", iterations), ("queries", queries))
     )
+    check_settings(seed=seed, progress=progress)
+    check_type("attacks", attacks, Sequence, f"some of {', '.join(STANDARD)}")
+    attacks = (attacks,) if isinstance(attacks, str) else attacks
+    check_type("state", state, (str, Path, NoneType), "a path or None")
+    state = None if state is None else Path(state)
     if unknown := [name for name in attacks if name not in STANDARD]:
         raise InputError(f"attacks: unknown {unknown[0]!r}; known: {', '.join(STANDARD)}")
     if len(set(attacks)) < len(attacks):
@@ -102,7 +108,7 @@ def autoattack(
     given = admit(model, x, y, gradient=any(name != "square" for name in attacks), float32=True)
     x, y = given.x, given.y
     folded = given.model if isinstance(given.model, Folded) else fold(given.model, x)
-    how = {"eps": eps, "seed": seed, "attacks": list(attacks), "iterations": iterations, "queries": queries}
+    how = {"eps": eps, "seed": int(seed), "attacks": list(attacks), "iterations": iterations, "queries": queries}
     # The library seeds torch's global generator, and its FAB would leave gradients in the parameters.
     with undisturbed(folded.model), _without_gradients(folded), torch.random.fork_rng():
         run = _Run(folded, x, y, how, batch_size, state, progress)
@@ -116,6 +122,11 @@ def autoattack(
 def _without_gradients(folded: Folded) -> Iterator[None]:
     """Parameters ask for no gradient for the time of an attack."""
     asking = [p for network in (folded.model, folded.network) for p in network.parameters() if p.requires_grad]
+    if not all(parameter.is_leaf for parameter in asking):
+        raise InputError(
+            "autoattack: weights of the model are computed from others within autograd's graph, as copy.deepcopy makes "
+            "them of TorchScript modules; copy the model under torch.no_grad()"
+        )
     for parameter in asking:
         parameter.requires_grad_(False)
     try:
@@ -190,7 +201,7 @@ class _Run:
         if not bool(asked.finite):
             raise NotFiniteError(f"{attack}: the model's answer held NaN or infinity on the way; no outcome is kept")
         with torch.no_grad():
-            fooled = network(found).argmax(dim=1) != y
+            fooled = logits_of(network, found).argmax(dim=1) != y
         within = ((found - x).abs().amax(dim=(1, 2, 3)) <= self.how["eps"] + 1e-6) & _in_range(found)
         fooled &= within
         won = fooled.clone()
@@ -229,7 +240,7 @@ class _Watched(nn.Module):
         if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
             raise no_gradient()
         self.finite = torch.isfinite(logits.detach()).all() & self.finite
-        return logits
+        return logits.to(x.dtype)  # the library writes losses and margins into tensors of the images' dtype
 
 
 def _adversarial(model: nn.Module, attack: str, x: Tensor, y: Tensor, how: dict[str, Any]) -> Tensor:
@@ -266,7 +277,7 @@ def _adversarial(model: nn.Module, attack: str, x: Tensor, y: Tensor, how: dict[
 
 def _check_classes(folded: Folded, x: Tensor) -> None:
     with torch.no_grad():
-        classes = folded.model(x[:1]).shape[1]
+        classes = logits_of(folded.model, x[:1]).shape[1]
     if classes < CLASSES:
         raise InputError(f"autoattack: its targeted losses need {CLASSES} classes or more, the model has {classes}")
 

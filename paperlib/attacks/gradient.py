@@ -13,11 +13,12 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from paperlib.checks import as_budget, check_logits, check_whole, logits_of, outside_graph
+from paperlib.checks import as_budget, check_logits, check_settings, check_shape, check_whole, logits_of, outside_graph
 from paperlib.errors import InputError, NotFiniteError
 from paperlib.memory import in_batches, smaller_batch
 from paperlib.models import Folded, fold
 from paperlib.models.inputs import admit
+from paperlib.models.logits import logits_in_batches
 from paperlib.models.modes import eval_mode, outside_inference_mode
 from paperlib.precision import tensor_float32
 from paperlib.seeds import normal, uniform
@@ -101,6 +102,7 @@ def pgd(
             in the model's answer.
     """
     budgets, norm = _budgets(eps, step_size, steps=steps), _checked_norm(norm)
+    check_settings(generator=generator, objective=objective)
     given = admit(model, x, y, gradient=objective is cross_entropy, remember=True)
     x, y = given.x, given.y
     how = _How(*budgets, steps, objective, max(len(x), 1), norm)
@@ -160,6 +162,7 @@ def attack(
         progress: told the share of the work that is done, now and then.
     """
     budgets = _budgets(eps, step_size, steps=steps, restarts=restarts)
+    check_settings(generator=generator, objective=objective, progress=progress)
     if batch_size is not None:
         batch_size = check_whole("batch_size", batch_size)
     given = admit(model, x, y, gradient=objective is cross_entropy)
@@ -190,23 +193,19 @@ def _share(progress: Callable[[float], None], before: int, runs: int, share: flo
 
 
 @tensor_float32(False)
-def misclassified(model: nn.Module | Folded, x: Tensor, y: Tensor, batch_size: int | None = None) -> Tensor:
+def misclassified(
+    model: nn.Module | Folded, x: Tensor, y: Tensor, batch_size: int | None = None, name: str = "model"
+) -> Tensor:
     """Which images (N,) the model gets wrong, asked in the mode it is in and without TensorFloat-32.
 
-    Batches are halved when memory runs out.
+    Batches are halved when memory runs out. ``name`` is that of the model in messages.
     """
     folded = model if isinstance(model, Folded) else Folded(model, model)
     wrong = torch.zeros_like(y, dtype=torch.bool)
     batch_size = max(len(x), 1) if batch_size is None else batch_size
     check_whole("batch_size", batch_size)
-
-    def answer(part: slice) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = folded.model(x[part] if folded is model else x[part].clone())
-            return logits
-
-    for part, logits in in_batches(len(x), batch_size, folded, answer):
-        check_logits(logits, y[part])
+    for part, logits in logits_in_batches(folded.model, x, batch_size, folded, name):
+        check_logits(logits, y[part], name)
         wrong[part] = logits.argmax(dim=1) != y[part]
     return wrong
 
@@ -365,7 +364,8 @@ def _input_gradient(
 ) -> tuple[Tensor, Tensor]:
     with torch.set_grad_enabled(needed):
         x = x.detach().requires_grad_(needed)
-        logits, values = _logits_and_values(objective(model, x, y))
+        # A copy: a model may edit its input in place, which a leaf forbids, and the caller goes on with the images.
+        logits, values = _logits_and_values(objective(model, x.clone(), y))
         # autograd.grad, not backward: parameter gradients are neither computed nor touched.
         gradient: Tensor | None = x
         if needed:
@@ -391,10 +391,7 @@ def _budgets(eps: Budget, step_size: Budget, **counts: int) -> tuple[float, floa
 
 
 def _as_start(start: Tensor, x: Tensor) -> Tensor:
-    if not isinstance(start, Tensor) or start.shape != x.shape:
-        found = tuple(start.shape) if isinstance(start, Tensor) else f"a {type(start).__name__}"
-        raise InputError(f"start: expected images of shape {tuple(x.shape)}, got {found}")
-    return outside_graph(start).to(x)
+    return outside_graph(check_shape("start", start, tuple(x.shape))).to(x)
 
 
 def _as_targets(targets: Tensor, x: Tensor) -> Tensor:

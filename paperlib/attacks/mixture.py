@@ -155,5 +155,5 @@ def _label_and_log_weights(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _seen(model: nn.Module, x: Tensor) -> Evidence:
-    found: Evidence = model.evidence(x)  # type: ignore[operator]
+    found: Evidence = model.evidence(x.clone())  # type: ignore[operator]
     return found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.gradient import NEVER, Attacked, Budget, misclassified, undisturbed
-from paperlib.checks import as_budget, check_whole
+from paperlib.checks import as_budget, check_settings, check_whole
 from paperlib.models import Folded, fold
 from paperlib.models.inputs import admit
 from paperlib.models.modes import outside_inference_mode
@@ -36,6 +36,7 @@ def random_noise(
     """
     eps = as_budget(eps)
     check_whole("draws", draws)
+    check_settings(generator=generator, progress=progress)
     if batch_size is not None:
         batch_size = check_whole("batch_size", batch_size)
     given = admit(model, x, y)

@@ -77,7 +77,7 @@ def transferred(surrogate: nn.Module) -> Objective:
         with torch.no_grad():
             logits = logits_of(model, x)
         with undisturbed(surrogate):
-            others = logits_of(surrogate, x.clone(), "surrogate")  # a copy: it may edit its input in place
+            others = logits_of(surrogate, x, "surrogate")
         if others.shape != logits.shape:
             raise InputError(f"surrogate: knows {others.shape[1]} classes, the model {logits.shape[1]}")
         return logits, entropy_loss(others, y)
@@ -93,7 +93,7 @@ def divergence(model: nn.Module, x: Tensor, clean: Tensor) -> tuple[Tensor, Tens
 
 def routed_divergence(model: nn.Module, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
     """The same of the answer plus the same of the router: the attack of ADVMoE's training (arXiv 2308.10110)."""
-    logits, scores = model(x), model.get_submodule("router")(x)
+    logits, scores = logits_of(model, x), model.get_submodule("router")(x.clone())
     answer, route = clean[:, : logits.shape[1]], clean[:, logits.shape[1] :]
     return logits, _divergence(answer, logits) + _divergence(route, scores)
 
@@ -108,7 +108,7 @@ def soft(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not hasattr(model, "with_soft"):
         raise InputError(f"soft: a {type(model).__name__} picks no expert, so it has no stand-in to attack")
-    logits, stand_in = model.with_soft(x)  # type: ignore[operator]
+    logits, stand_in = model.with_soft(x.clone())  # type: ignore[operator]
     return logits, entropy_loss(stand_in, y)
 
 
@@ -120,12 +120,12 @@ def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
 
 def _answer(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.log_softmax(model(x).float(), dim=1)
+        return torch.log_softmax(logits_of(model, x).float(), dim=1)
 
 
 def _answer_and_route(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
-        scores = model.get_submodule("router")(x)
+        scores = model.get_submodule("router")(x.clone())
         return torch.cat([_answer(model, x, y), torch.log_softmax(scores.float(), dim=1)], dim=1)
 
 

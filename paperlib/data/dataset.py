@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paperlib import paths
-from paperlib.checks import check_images, check_labels
+from paperlib.checks import as_images, as_labels
 from paperlib.data.class_folders import Ints, digest_of, stamp_of
 from paperlib.data.sources import Source, checked_source, files_read, is_downloaded, read_source
 from paperlib.errors import DataError, InputError
@@ -120,8 +120,8 @@ def make_dataset(label: str, classes: tuple[str, ...], train: Split, validation:
     """Check three splits and add the fingerprint and the statistics. Raises InputError, or DataError by class."""
     splits = {"train": train, "validation": validation, "test": test}
     for name, split in splits.items():
-        check_images(split.images, f"{name} images")
-        check_labels(split.labels, split.images, f"{name} labels")
+        as_images(split.images, f"{name} images")
+        as_labels(split.labels, split.images, f"{name} labels")
         seen = set(split.labels.tolist())
         if wrong := seen ^ set(range(len(classes))):
             raise DataError(

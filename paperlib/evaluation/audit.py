@@ -7,20 +7,30 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
+from types import NoneType
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import Budget
-from paperlib.checks import as_fraction, as_images, as_labels, check_logits, check_whole, outside_graph
+from paperlib.attacks.gradient import Budget, misclassified
+from paperlib.checks import (
+    as_fraction,
+    as_images,
+    as_labels,
+    check_settings,
+    check_shape,
+    check_type,
+    check_whole,
+    outside_graph,
+)
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
 from paperlib.evaluation.case import Case, Effort, interval, share
 from paperlib.evaluation.checklist import PITFALLS, Pitfall
 from paperlib.evaluation.pitfalls import FIRES, NOT_RUN, Answer
-from paperlib.memory import in_batches
 from paperlib.models import Folded
 from paperlib.models.adapted import ZeroGradient
 from paperlib.models.inputs import adapt, check_module, look, no_gradient
@@ -171,7 +181,12 @@ def audit(
     started = time.monotonic()
     batch_size = check_whole("batch_size", batch_size)
     budget = as_fraction(eps)
-    images = as_images(images).float().contiguous()
+    check_settings(seed=seed, say=say)
+    check_type("effort", effort, Effort, "an Effort")
+    check_type("benign", benign, (Integral, NoneType), "the number of an expert or None")
+    check_type("known", known, (Mapping, NoneType), "outcomes by the name of the attack")
+    seed = int(seed)
+    images = as_images(images).float().contiguous().clone()  # no model ever sees the caller's own
     split = Split(images, as_labels(labels, images))
     if len(images) == 0 or budget == 0:
         raise InputError("audit: needs at least one image and an eps above 0")
@@ -276,8 +291,8 @@ def _as_adversarial(adversarial: Tensor | None, split: Split, eps: float) -> Ten
     """The images behind the claim in float32; whether they keep to the ball is for a check to find."""
     if adversarial is None:
         return None
-    _check_shape("adversarial", adversarial, tuple(split.images.shape))
-    given, x = outside_graph(adversarial), split.images
+    x = split.images
+    given = outside_graph(check_shape("adversarial", adversarial, tuple(x.shape)))
     rounding = torch.finfo(given.dtype).eps / 2  # of a pixel of 1
     exact = given.to(x)
     if given.dtype not in (torch.float16, torch.bfloat16):
@@ -286,19 +301,10 @@ def _as_adversarial(adversarial: Tensor | None, split: Split, eps: float) -> Ten
     return torch.where((inside - exact).abs() <= rounding, inside, exact)
 
 
-def _check_shape(name: str, given: object, wanted: tuple[int | str, ...]) -> None:
-    found = tuple(given.shape) if isinstance(given, Tensor) else f"a {type(given).__name__}"
-    fits = isinstance(given, Tensor) and len(found) == len(wanted)
-    if not fits or any(isinstance(size, int) and size != has for size, has in zip(wanted, found, strict=True)):
-        raise InputError(f"{name}: expected images of shape {wanted}, got {found}")
-    if not isinstance(given, Tensor) or not given.is_floating_point():
-        raise InputError(f"{name}: expected a float tensor with pixels in [0, 1]; divide bytes by 255")
-
-
 def _check_claims(split: Split, selected_on: Tensor | None, known: Mapping[str, Tensor], won_by: Tensor | None) -> None:
     """Require that what is said of the images fits them."""
     if selected_on is not None:
-        _check_shape("selected_on", selected_on, ("M", *split.images.shape[1:]))
+        check_shape("selected_on", selected_on, ("M", *split.images.shape[1:]))
     outcomes = known if won_by is None else {**known, "won_by": won_by}
     for name, kept in outcomes.items():
         if not isinstance(kept, Tensor) or kept.shape != (len(split),):
@@ -330,11 +336,11 @@ def _admitted(model: nn.Module, split: Split, label: str, batch_size: int) -> tu
     model = adapt(model, traits)
     if not traits.has_gradient:
         model = ZeroGradient(model)
-    parts = list(zip(split.images.split(batch_size), split.labels.split(batch_size), strict=True))
-    clean, scaled = _right(model, parts, 1.0, label), 0.0
+    x, y = split.images, split.labels
+    clean, scaled = _right(model, x, y, batch_size, label), 0.0
     if clean is not None and clean < 0.5:
         with suppress(Exception):  # it may refuse such pixels
-            scaled = _right(copy.deepcopy(model), parts, 255.0, label) or 0.0
+            scaled = _right(copy.deepcopy(model), 255 * x, y, batch_size, label) or 0.0
         if scaled > max(0.5, clean + 0.2) and (scaled - clean) * len(split) > 5:  # no luck of a few images
             raise InputError(
                 f"{label}: is right on {clean:.1%} of the images and on {scaled:.1%} when pixels are multiplied by "
@@ -349,7 +355,8 @@ def _copy_of(model: nn.Module, label: str) -> nn.Module:
     if modes and model.training:
         raise InputError(f"{label}: is in training mode, where answers depend on the batch; call model.eval() first")
     try:
-        copied = copy.deepcopy(model)
+        with torch.no_grad():  # TorchScript would record the copies of weights, and gradients reach the originals
+            copied = copy.deepcopy(model)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{label}: cannot be copied ({type(error).__name__}: {reason})") from error
@@ -359,25 +366,9 @@ def _copy_of(model: nn.Module, label: str) -> nn.Module:
     return copied
 
 
-def _answer(model: nn.Module, x: Tensor) -> Tensor:
-    """What the model answers to a batch; asked of fewer images at once where memory does not suffice."""
-
-    def of(rows: slice) -> Tensor:
-        with torch.no_grad():
-            answer: Tensor = model(x[rows])
-            return answer
-
-    return torch.cat([found for _, found in in_batches(len(x), len(x), Folded(model, model), of)])
-
-
-def _right(model: nn.Module, parts: list[tuple[Tensor, Tensor]], factor: float, label: str) -> float | None:
-    """How many answers are right, as a fraction; None where some are not finite, which is a finding and no error."""
-    correct = total = 0
-    for x, y in parts:
-        answer = _answer(model, x * factor)
-        try:
-            check_logits(answer, y, label)
-        except NotFiniteError:
-            return None
-        correct, total = correct + int((answer.argmax(dim=1) == y).sum()), total + len(y)
-    return correct / total
+def _right(model: nn.Module, x: Tensor, y: Tensor, batch_size: int, label: str) -> float | None:
+    """The share of answers that are right; None where some are not finite, which is a finding and no error."""
+    try:
+        return share(~misclassified(Folded(model, model), x, y, batch_size, label))
+    except NotFiniteError:
+        return None

@@ -26,11 +26,13 @@ from paperlib.attacks import (
 )
 from paperlib.attacks.autoattack import ITERATIONS, QUERIES
 from paperlib.attacks.objectives import Loss
+from paperlib.checks import logits_of
 from paperlib.data import Split
 from paperlib.evaluation.metrics import wilson
 from paperlib.evaluation.robustness import CLEAN, AttackSpec, autoattack_spec, evaluate, pgd_spec
 from paperlib.memory import in_batches
 from paperlib.models import Folded, fold
+from paperlib.models.logits import logits_in_batches
 from paperlib.profiles import budget_text
 from paperlib.progress import Say, say
 from paperlib.seeds import cpu_generator
@@ -112,10 +114,13 @@ class Case:
     # -- answers ---------------------------------------------------------------------------------------------------
 
     def over(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """A function of batches of images, and of what belongs to each, over all of them; fewer where memory ends."""
+        """A function of batches of images, and of what belongs to each, over all of them; fewer where memory ends.
+
+        The function is handed copies: a model may edit its input in place.
+        """
 
         def of(rows: slice) -> Tensor:
-            return function(*(tensor[rows] for tensor in tensors))
+            return function(*(tensor[rows].clone() for tensor in tensors))
 
         return torch.cat([found for _, found in in_batches(len(tensors[0]), self.batch_size, self.asked, of)])
 
@@ -126,15 +131,15 @@ class Case:
 
     def logits(self, x: Tensor | None = None) -> Tensor:
         """The model's answer, asked as it stands: in whatever mode its parts are."""
-        with torch.no_grad():
-            return self.over(self.model, self.x if x is None else x)
+        x = self.x if x is None else x
+        return torch.cat([found for _, found in logits_in_batches(self.model, x, self.batch_size, self.asked)])
 
     def gradient(self, x: Tensor, loss: Loss) -> Tensor:
         """The input gradient of a loss of the answer (N, C, H, W)."""
 
         def of(part: Tensor, labels: Tensor) -> Tensor:
-            part = part.detach().clone().requires_grad_()
-            value = loss(self.model(part), labels).sum()
+            part = part.detach().requires_grad_()
+            value = loss(logits_of(self.model, part), labels).sum()
             found = torch.autograd.grad(value, part, allow_unused=True)[0] if value.requires_grad else None
             return torch.zeros_like(part) if found is None else found
 
@@ -147,7 +152,7 @@ class Case:
         if not is_mixture(self.model):
             return False
         with torch.no_grad():
-            seen = self.model.evidence(self.x[:1])  # type: ignore[operator]
+            seen = self.model.evidence(self.x[:1].clone())  # type: ignore[operator]
         return all(isinstance(getattr(seen, name, None), Tensor) for name in ("logits", "expert_logits", "scores"))
 
     def evidence(self, name: str, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from paperlib.attacks import undisturbed
 from paperlib.attacks.autoattack import CLASSES, STANDARD
 from paperlib.attacks.mixture import LAMBDAS
 from paperlib.attacks.objectives import dlr_loss, entropy_loss
+from paperlib.checks import logits_of
 from paperlib.errors import InputError
 from paperlib.evaluation.case import CURVE, TAIL, Case, interval, share
 from paperlib.evaluation.robustness import AttackSpec, evaluate, fgsm_spec, noise_spec, square_spec
@@ -108,8 +109,7 @@ def alone(case: Case) -> Answer:
 
     def when_a_gradient_is_asked_for(x: Tensor) -> Tensor:
         with torch.enable_grad():
-            answer: Tensor = case.model(x.clone().requires_grad_())
-            return answer.detach()
+            return logits_of(case.model, x.requires_grad_()).detach()
 
     watched = case.over(when_a_gradient_is_asked_for, case.x[:some])
     peeks = float((watched - together).abs().max()) / size

@@ -27,7 +27,7 @@ from paperlib.attacks import (
 )
 from paperlib.attacks.autoattack import ITERATIONS, QUERIES, WRONG
 from paperlib.attacks.gradient import Budget
-from paperlib.checks import as_fraction, check_weights, check_whole
+from paperlib.checks import as_fraction, check_settings, check_type, check_weights, check_whole
 from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation.metrics import wilson
@@ -183,13 +183,16 @@ def evaluate(
         InputError: pixels or labels out of range. NotFiniteError: NaN or infinity in the model's weights or answers.
     """
     batch_size = check_whole("batch_size", batch_size)
+    _check_spec(spec)
+    check_settings(seed=seed, say=say)
+    check_type("aims", aims, Mapping, "objectives by name, such as paperlib.attacks.AIMS")
     check_weights(model.model if isinstance(model, Folded) else check_module(model, label), label)
     gradient = spec.kind == "autoattack" or (spec.kind in ("fgsm", "pgd") and spec.aim == "cross-entropy")
     folded, split = _admitted(model, split, label, gradient=gradient, float32=spec.kind in ("square", "autoattack"))
     x = split.images
     started = time.monotonic()
     with meter(100, f"{label} under {spec.name}", say, unit="%") as reached:
-        work = _Work(folded, split, spec, seed, batch_size, aims, state, lambda share: reached(int(100 * share)))
+        work = _Work(folded, split, spec, int(seed), batch_size, aims, state, lambda share: reached(int(100 * share)))
         correct, first, passes = ATTACKS[spec.kind](work)
     seconds = time.monotonic() - started
     used = min(batch_size, folded.room or batch_size)
@@ -259,7 +262,8 @@ def _gradient(work: _Work) -> Found:
 
 
 def _targets(work: _Work, targets: Callable[[nn.Module, Tensor, Tensor], Tensor], rows: slice) -> Tensor:
-    return targets(work.folded.network, work.split.images[rows], work.split.labels[rows])
+    x = work.split.images[rows].clone()  # the model may edit its input in place
+    return targets(work.folded.network, x, work.split.labels[rows])
 
 
 def _noise(work: _Work) -> Found:
@@ -317,6 +321,10 @@ def worst_case(
     The result's ``first_success`` is that of the attack that won. Put the cheapest attack first.
     """
     batch_size = check_whole("batch_size", batch_size)
+    check_type("specs", specs, Sequence, "several AttackSpec")
+    for spec in specs:
+        _check_spec(spec)
+    check_settings(seed=seed, say=say)
     folded, split = _admitted(model, split, label)
     standing = torch.ones_like(split.labels, dtype=torch.bool)
     first = torch.full((len(split),), NEVER, dtype=torch.int16)
@@ -331,6 +339,12 @@ def worst_case(
         passes, seconds = passes + found.passes * len(part) / len(split), seconds + found.seconds
         batch_size = found.batch_size
     return Outcome(standing.cpu(), first, passes, seconds, batch_size)
+
+
+def _check_spec(spec: object) -> None:
+    check_type("spec", spec, AttackSpec, 'an AttackSpec, such as pgd_spec("8/255", 50, "2/255")')
+    if isinstance(spec, AttackSpec) and spec.kind not in ATTACKS:
+        raise InputError(f"spec: unknown kind {spec.kind!r}; known: {', '.join(ATTACKS)}")
 
 
 def _admitted(model: nn.Module | Folded, split: Split, label: str, **needs: bool) -> tuple[Folded, Split]:

@@ -9,8 +9,19 @@ import torch
 from torch import Tensor, nn
 
 
+def call_on_copy(model: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, bool]:
+    """What a model returns for a copy of the images ``x``, and whether it edited that copy in place."""
+    handed = x.clone()  # no leaf, which may not be edited in place
+    version = handed._version
+    result = model(handed)
+    # An edit through .data leaves the version as it is.
+    return result, handed._version != version or not torch.equal(handed.detach(), x.detach())
+
+
 class Adapted(nn.Module):
-    """A model that is handed copies of the images, converted to ``dtype`` if one is given; logits are converted back.
+    """A model that is handed copies of the images, converted to ``dtype`` if one is given.
+
+    Its logits are converted to the dtype of the images.
 
     Other attributes are those of the model, and its methods are handed copies too, so a mixture stays one.
     """

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.models.adapted import Adapted
+from paperlib.models.adapted import Adapted, call_on_copy
 from paperlib.models.advmoe import ADVMoE
 from paperlib.models.convolution import FoldedConvolution, FoldedLinear
 from paperlib.models.mixture import Apart, Experts
@@ -105,7 +105,7 @@ def _fold(model: nn.Module, example: Tensor, dtype: torch.dtype, stacked: bool |
     folded.layers = [m for m in folded.network.modules() if isinstance(m, FoldedConvolution | FoldedLinear)]
     folded.network.eval()
     with torch.no_grad():  # some modules take another path where no gradient is wanted
-        found = (*_answers(folded.network, example), folded.network(example))
+        found = (*_answers(folded.network, example), folded.network(example.clone()))
     for what, value, wanted in zip(("logits", "gradients", "logits"), found, (*answers, answers[0]), strict=True):
         size, off = float(wanted.norm()), float((value - wanted).norm())
         if size == 0:
@@ -125,10 +125,8 @@ def _graph(model: nn.Module, example: Tensor) -> tuple[Tensor, Tensor, Counter[A
     """As `_answers`, with how often the result of each operation is used by others."""
     with torch.enable_grad():
         x = example.clone().requires_grad_()
-        given = x.clone()  # no leaf, which may not be edited in place
-        version = given._version
-        logits = model(given)
-        if given._version != version:
+        logits, edits = call_on_copy(model, x)
+        if edits:
             raise _EditsInput
         weights = torch.linspace(-1, 1, logits[0].numel(), device=x.device).view(logits.shape[1:])
         used: Counter[Any] = Counter()

@@ -7,8 +7,8 @@ is handed in is changed.
 - Images: a float tensor (N, C, H, W) on [0, 1]. The work is done in float32, or in float64 where images and weights are
   both float64 and the caller can; half precision is converted exactly. Any strides are taken.
 - Model: a `torch.nn.Module` from images to a float tensor of logits (N, classes), also for one image alone. It is asked
-  about one image first. A model that edits its input in place is handed copies, and one whose weights have another
-  dtype than the images is handed images of that dtype.
+  about one image and about two first. A model that edits its input in place is handed copies, one whose weights have
+  another dtype than the images is handed images of that dtype, and logits of another dtype are converted.
 - A folded copy (`paperlib.models.Folded`) is taken as it is, so a training loop pays for the checks of its images only.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from paperlib.checks import as_images, as_labels, check_rows
 from paperlib.errors import InputError, PaperlibError
-from paperlib.models.adapted import Adapted
+from paperlib.memory import memory_ran_out
+from paperlib.models.adapted import Adapted, call_on_copy
 from paperlib.models.folding import Folded
 from paperlib.models.modes import eval_mode
 
@@ -43,11 +44,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Traits:
-    """What one pass with one image shows of a model."""
+    """What a pass with one image, and one with two, show of a model."""
 
     classes: int
     edits_input: bool
     has_gradient: bool  # False also where no gradient was asked for
+    converts_logits: bool = False  # whether the logits have another dtype than the images
     converted_to: torch.dtype | None = None  # the dtype it must be handed, if not that of the images
 
 
@@ -66,7 +68,7 @@ def admit(
     Args:
         gradient: whether the logits must have a gradient with respect to the pixels.
         float32: compute in float32 alone, on contiguous images.
-        remember: ask a model about one image the first time only, for loops that call an attack for each batch.
+        remember: ask a model the first time only, for loops that call an attack for each batch.
         name: of the model, in messages.
 
     Raises:
@@ -106,37 +108,61 @@ def no_gradient(name: str = "model") -> InputError:
 
 def adapt(model: nn.Module, seen: Traits) -> nn.Module:
     """The model itself, or the wrapper it needs, in the same mode."""
-    return Adapted(model, seen.converted_to) if seen.edits_input or seen.converted_to is not None else model
+    needed = seen.edits_input or seen.converts_logits or seen.converted_to is not None
+    return Adapted(model, seen.converted_to) if needed else model
 
 
 def look(model: nn.Module, x: Tensor, *, gradient: bool, name: str = "model") -> Traits:
-    """Ask a model about the first of the images ``x`` alone, in evaluation mode, and about its gradient if wanted.
+    """Ask a model in evaluation mode about the first of the images ``x`` alone, and about the first two together.
+
+    Args:
+        gradient: whether to ask, with the first image, for the gradient with respect to its pixels too. The two are
+            asked about without: code may depend on either.
 
     Raises:
-        InputError: it fails, or its answer is not a row of logits.
+        InputError: it fails, or its answer is not a row of logits for each image.
     """
+    with eval_mode(model), _own_random_numbers(x):
+        with torch.set_grad_enabled(gradient), _one_sentence(name, x[:1]):
+            seen = _ask_in_its_dtype(model, x, gradient, name)
+        if len(x) > 1:
+            with torch.no_grad(), _one_sentence(name, x[:2]):
+                edits = _ask_about_two(adapt(model, seen), x, name)
+            seen = replace(seen, edits_input=seen.edits_input or edits)
+    return seen
+
+
+def _ask_in_its_dtype(model: nn.Module, x: Tensor, gradient: bool, name: str) -> Traits:
+    """`_ask`, with images of the dtype of the weights where the model fails on those it is given."""
     dtype = _weights_dtype(model)
-    with eval_mode(model), _own_random_numbers(x), torch.set_grad_enabled(gradient), _one_sentence(name, x):
-        try:
-            return _ask(model, x, gradient, name)
-        except RuntimeError:
-            if dtype in (None, x.dtype):
-                raise
-        seen = _ask(Adapted(model, dtype), x, gradient, name)
-        return Traits(seen.classes, seen.edits_input, seen.has_gradient, dtype)
+    try:
+        return _ask(model, x, gradient, name)
+    except RuntimeError:
+        if dtype in (None, x.dtype):
+            raise
+    return replace(_ask(Adapted(model, dtype), x, gradient, name), converted_to=dtype)
 
 
 def _ask(model: nn.Module, x: Tensor, gradient: bool, name: str) -> Traits:
     one = x[:1].detach().clone().requires_grad_(gradient)
-    handed = one.clone()  # no leaf, which may not be edited in place
-    version = handed._version
-    logits = model(handed)
+    logits, edits = call_on_copy(model, one)
     _check_answer(logits, model, x, name)
-    edits = handed._version != version or not torch.equal(handed.detach(), one.detach())
     found = None
     if gradient and logits.requires_grad:
         found = torch.autograd.grad(logits.sum(), one, allow_unused=True)[0]
-    return Traits(logits.shape[1], edits, found is not None)
+    return Traits(logits.shape[1], edits, found is not None, logits.dtype != x.dtype)
+
+
+def _ask_about_two(model: nn.Module, x: Tensor, name: str) -> bool:
+    """Whether the model edits two images in place; False where memory holds only one."""
+    try:
+        logits, edits = call_on_copy(model, x[:2])
+    except Exception as error:
+        if memory_ran_out(error):
+            return False
+        raise
+    check_rows(logits, 2, name)
+    return edits
 
 
 def _check_answer(logits: object, model: nn.Module, x: Tensor, name: str) -> None:
@@ -156,17 +182,18 @@ def _check_answer(logits: object, model: nn.Module, x: Tensor, name: str) -> Non
 
 @contextmanager
 def _one_sentence(name: str, x: Tensor) -> Iterator[None]:
-    """Whatever a model raises as one InputError; that memory runs out is left to who can ask for less."""
+    """Whatever a model raises for the images ``x`` as one InputError; that memory runs out is left to the caller."""
     try:
         yield
     except PaperlibError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in reason.lower():
+        if memory_ran_out(error):
             raise
+        images = "one image" if len(x) == 1 else f"{len(x)} images"
         raise InputError(
-            f"{name}: fails on one image of shape {tuple(x[:1].shape)}, {x.dtype} on {x.device}: "
+            f"{name}: fails on {images} of shape {tuple(x.shape)}, {x.dtype} on {x.device}: "
             f"{type(error).__name__}: {reason[:300]}"
         ) from error
 
@@ -176,16 +203,20 @@ def _own_random_numbers(x: Tensor) -> Any:
     return torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else [])
 
 
-# What was seen of each model, by everything that a pass depends on but its weights.
+# What was seen of each model, by everything that a pass depends on but the values of its weights.
 _TRAITS: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Traits]] = WeakKeyDictionary()
 
 
 def _remembered(model: nn.Module, x: Tensor, gradient: bool, name: str) -> Traits:
     known = _TRAITS.setdefault(model, {})
-    key = (x.shape[1:], x.dtype, x.device, gradient)
-    if key not in known:
-        known[key] = look(model, x, gradient=gradient, name=name)
-    return known[key]
+    weights = frozenset((tensor.dtype, tensor.device) for tensor in (*model.parameters(), *model.buffers()))
+    key = (x.shape[1:], min(len(x), 2), x.dtype, x.device, weights, gradient)
+    if key in known:
+        return known[key]
+    seen = look(model, x, gradient=gradient, name=name)
+    if seen.has_gradient or not gradient:  # a refused model may be mended before the next call
+        known[key] = seen
+    return seen
 
 
 def _weights_dtype(model: nn.Module) -> torch.dtype | None:

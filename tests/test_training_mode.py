@@ -20,7 +20,8 @@ from paperlib import Dataset
 from paperlib.evaluation.case import Case, Effort
 from paperlib.evaluation.checklist import PITFALLS
 from paperlib.evaluation.pitfalls import FIRES, PASSES, Answer
-from paperlib.evaluation.training_mode import DrawsAtTheirMeans, difference_in_training_mode
+from paperlib.evaluation.scaled_draws import ScaledDraws
+from paperlib.evaluation.training_mode import difference_in_training_mode
 from paperlib.progress import silent
 
 EPS = Fraction(3, 20)
@@ -278,7 +279,7 @@ MEANS: dict[str, tuple[Callable[[], Tensor], float]] = {
 
 @pytest.mark.parametrize(("draw", "mean"), MEANS.values(), ids=MEANS.keys())
 def test_a_draw_gives_its_mean(draw: Callable[[], Tensor], mean: float) -> None:
-    with DrawsAtTheirMeans():
+    with ScaledDraws(0):
         found = draw()
     assert found.tolist() == pytest.approx([mean] * 5)
     assert draw().tolist() != pytest.approx([mean] * 5)

@@ -274,7 +274,7 @@ DISHONEST: dict[str, tuple[Callable[[ToyNet], nn.Module], str]] = {
         "logit",
     ),
     "another network under strong noise drawn past torch": (
-        lambda toy: Switching(toy, lambda model, x: shifted(model, x) + strong_noise(model, x)),
+        lambda toy: Switching(toy, lambda model, x: shifted(model, x) + 2 * strong_noise(model, x)),
         "logit",
     ),
     "nothing but strong noise drawn past torch": (

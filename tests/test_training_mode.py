@@ -8,6 +8,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -20,11 +21,12 @@ from paperlib import Dataset
 from paperlib.evaluation.case import Case, Effort
 from paperlib.evaluation.checklist import PITFALLS
 from paperlib.evaluation.pitfalls import FIRES, PASSES, Answer
-from paperlib.evaluation.training_mode import DrawsAtTheirMeans, difference_in_training_mode
+from paperlib.evaluation.scaled_draws import ScaledDraws
+from paperlib.evaluation.training_mode import difference_in_training_mode
 from paperlib.progress import silent
 
 EPS = Fraction(3, 20)
-PYTHONS = random.Random(0)  # a generator that torch does not know
+PYTHONS, NUMPYS = random.Random(0), np.random.default_rng(0)  # generators that torch does not know
 ALONE = next(pitfall.check for pitfall in PITFALLS if pitfall.name == "alone")
 
 
@@ -91,6 +93,17 @@ def attended(model: ToyNet, x: Tensor, dropout: float) -> Tensor:
     return model.head(F.scaled_dot_product_attention(rows, rows, rows, dropout_p=dropout).flatten(1))
 
 
+def averaged(model: ToyNet, x: Tensor) -> Tensor:
+    """As in a wide network: the noise of single units averages out in the logits, the bias it causes does not."""
+    return torch.stack([between(lambda h: F.dropout(h, 0.5))(model, x) for _ in range(16)]).mean(dim=0)
+
+
+def skipped(model: ToyNet, x: Tensor) -> Tensor:
+    """As in LayerDrop: a block is skipped for the whole batch, and nothing is scaled."""
+    h = model.body[:3](x)
+    return model.head(model.body[3:](h if float(torch.rand(())) < 0.1 else h + 0.1 * h.roll(1, dims=2)).flatten(1))
+
+
 class Stochastic(nn.Module):
     """A block that may be skipped, by torchvision's module or its function."""
 
@@ -114,6 +127,10 @@ HONEST: dict[str, Callable[[ToyNet], nn.Module]] = {
         toy, lambda model, x: attended(model, x, 0.2), lambda model, x: attended(model, x, 0.0)
     ),
     "dropout by hand": lambda toy: Switching(toy, between(handmade_dropout)),
+    "dropout of many units": lambda toy: Switching(toy, averaged),
+    "a block skipped by a decision": lambda toy: Switching(
+        toy, skipped, lambda model, x: between(lambda h: h + 0.1 * h.roll(1, dims=2))(model, x)
+    ),
     "drop path": lambda toy: Switching(toy, between(drop_path)),
     "drop path by floor": lambda toy: Switching(toy, between(floored_drop_path)),
     "drop path by two floors": lambda toy: Switching(
@@ -179,6 +196,17 @@ def shifted(model: ToyNet, x: Tensor) -> Tensor:
     return model(x.roll(2, dims=3))
 
 
+def decided(other: Callable[[], bool]) -> Callable[[ToyNet, Tensor], Tensor]:
+    """Another network where a draw says so."""
+    return lambda model, x: shifted(model, x) if other() else model(x)
+
+
+def strong_noise(model: ToyNet, x: Tensor) -> Tensor:
+    """Normal noise of NumPy as large as the logits, of the form of the answer."""
+    size = float(model(x).detach().square().mean().sqrt())
+    return size * torch.from_numpy(NUMPYS.standard_normal((len(x), 10), dtype="float32"))
+
+
 DISHONEST: dict[str, tuple[Callable[[ToyNet], nn.Module], str]] = {
     "another network": (lambda toy: Switching(toy, shifted), "logit"),
     "another scale": (lambda toy: Switching(toy, lambda model, x: 0.9 * model(x)), "logit"),
@@ -207,6 +235,73 @@ DISHONEST: dict[str, tuple[Callable[[ToyNet], nn.Module], str]] = {
         lambda toy: Switching(toy, lambda model, x: through(lambda h: F.dropout(h, 0.5))(model, x.detach())),
         "gradient",
     ),
+    "another network at any draw but the mean": (
+        lambda toy: Switching(toy, decided(lambda: float(torch.randn(())) != 0)),
+        "logit",
+    ),
+    "another network at any draw but one half": (
+        lambda toy: Switching(toy, decided(lambda: bool(torch.rand(()) != 0.5))),
+        "logit",
+    ),
+    "another network in half of the draws": (
+        lambda toy: Switching(toy, decided(lambda: bool(torch.rand(()) < 0.5))),
+        "logit",
+    ),
+    "another network in most whole-number draws": (
+        lambda toy: Switching(toy, decided(lambda: bool(torch.randint(4, ()) > 0))),
+        "logit",
+    ),
+    "another network at draws far from the mean": (
+        lambda toy: Switching(toy, decided(lambda: abs(float(torch.randn(()))) > 0.1)),
+        "logit",
+    ),
+    "another network by Python's draws": (
+        lambda toy: Switching(toy, decided(lambda: PYTHONS.random() < 0.5)),
+        "logit",
+    ),
+    "another network by NumPy's draws": (
+        lambda toy: Switching(toy, decided(lambda: NUMPYS.random() < 0.5)),
+        "logit",
+    ),
+    "another network for half of the images": (
+        lambda toy: Switching(
+            toy, lambda model, x: torch.where(torch.rand(len(x), 1) < 0.5, shifted(model, x), model(x))
+        ),
+        "logit",
+    ),
+    "another network as noise around the answer": (
+        lambda toy: Switching(toy, lambda model, x: model(x) + 100 * torch.randn(()) * shifted(model, x)),
+        "logit",
+    ),
+    "another network under strong noise drawn past torch": (
+        lambda toy: Switching(toy, lambda model, x: shifted(model, x) + 2 * strong_noise(model, x)),
+        "logit",
+    ),
+    "nothing but strong noise drawn past torch": (
+        lambda toy: Switching(toy, lambda model, x: 5 * strong_noise(model, x)),
+        "logit",
+    ),
+    "draws that cannot be at their means": (
+        lambda toy: Switching(toy, decided(lambda: 1 / (float(torch.rand(())) - 0.5) != 0)),
+        "logit",
+    ),
+    "no gradient at any draw but the mean": (
+        lambda toy: Switching(toy, lambda model, x: model(x.detach() if float(torch.randn(())) != 0 else x)),
+        "gradient",
+    ),
+    "no gradient in half of the draws": (
+        lambda toy: Switching(toy, lambda model, x: model(x.detach() if PYTHONS.random() < 0.5 else x)),
+        "gradient",
+    ),
+    "dropout that hides a gradient missing at any draw but the mean": (
+        lambda toy: Switching(
+            toy,
+            lambda model, x: through(lambda h: F.dropout(h, 0.5))(
+                model, x.detach() if float(torch.randn(())) != 0 else x
+            ),
+        ),
+        "gradient",
+    ),
     "another network as the first of heads": (
         lambda toy: Switching(toy, lambda model, x: (shifted(model, x), 0.5 * model(x))),
         "logit",
@@ -221,6 +316,39 @@ def test_another_network_in_training_mode_is_found(
     answer = alone(build(copy.deepcopy(toy)), digits)
     assert answer.verdict == FIRES and "reads the training flag" in answer.why
     assert answer.value.endswith(f"of the largest {what}")
+
+
+def with_another_logit(model: ToyNet, x: Tensor) -> Tensor:
+    answer = model(x)
+    return torch.cat([answer, answer[:, :1]], dim=1)
+
+
+OTHER_OUTPUTS: dict[str, tuple[Callable[[ToyNet, Tensor], Any], str]] = {
+    "one more logit": (with_another_logit, "11 logits instead of 10"),
+    "one logit fewer": (lambda model, x: model(x)[:, 1:], "9 logits instead of 10"),
+    "more logits in the first of heads": (
+        lambda model, x: (with_another_logit(model, x), model.body(x)),
+        "11 logits instead of 10",
+    ),
+    "more logits by name": (lambda model, x: {"out": with_another_logit(model, x)}, "11 logits instead of 10"),
+    "more logits at some draws": (
+        lambda model, x: with_another_logit(model, x) if PYTHONS.random() < 0.5 else model(x),
+        "11 logits instead of 10",
+    ),
+    "NaN": (lambda model, x: model(x) * torch.nan, "values that are not finite"),
+    "infinity at some draws": (
+        lambda model, x: model(x) / torch.tensor(float(PYTHONS.random() < 0.5)),
+        "values that are not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize(("trained", "value"), OTHER_OUTPUTS.values(), ids=OTHER_OUTPUTS.keys())
+def test_outputs_that_cannot_be_the_answer_are_found(
+    trained: Callable[[ToyNet, Tensor], Any], value: str, toy: ToyNet, digits: Dataset
+) -> None:
+    answer = alone(Switching(copy.deepcopy(toy), trained), digits)
+    assert (answer.verdict, answer.value) == (FIRES, value)
 
 
 class OwnStatistics(nn.Module):
@@ -278,7 +406,24 @@ MEANS: dict[str, tuple[Callable[[], Tensor], float]] = {
 
 @pytest.mark.parametrize(("draw", "mean"), MEANS.values(), ids=MEANS.keys())
 def test_a_draw_gives_its_mean(draw: Callable[[], Tensor], mean: float) -> None:
-    with DrawsAtTheirMeans():
+    with ScaledDraws(0):
         found = draw()
     assert found.tolist() == pytest.approx([mean] * 5)
     assert draw().tolist() != pytest.approx([mean] * 5)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize(("draw", "mean"), MEANS.values(), ids=MEANS.keys())
+def test_a_draw_goes_part_of_the_way_from_its_mean(draw: Callable[[], Tensor], mean: float, share: float) -> None:
+    with torch.random.fork_rng():
+        wanted = mean + share * (draw() - mean)
+    with ScaledDraws(share):
+        found = draw()
+    assert found.tolist() == pytest.approx(wanted.tolist(), abs=1e-6)
+
+
+def test_fused_dropout_at_its_mean_has_the_gradient_of_no_dropout() -> None:
+    x = torch.full((5,), 0.7, requires_grad=True)
+    with ScaledDraws(0):
+        torch.native_dropout(x, 0.5, True)[0].sum().backward()
+    assert x.grad is not None and x.grad.tolist() == [1.0] * 5

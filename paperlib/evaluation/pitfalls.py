@@ -22,7 +22,7 @@ from paperlib.checks import logits_of
 from paperlib.errors import InputError
 from paperlib.evaluation.case import CURVE, TAIL, Case, interval, share
 from paperlib.evaluation.robustness import AttackSpec, evaluate, fgsm_spec, noise_spec, square_spec
-from paperlib.evaluation.training_mode import SAME_ANSWER, difference_in_training_mode
+from paperlib.evaluation.training_mode import SAME_ANSWER, Difference, difference_in_training_mode
 from paperlib.memory import in_batches
 from paperlib.models.mixture import mixed
 from paperlib.profiles import budget_text
@@ -102,10 +102,10 @@ def alone(case: Case) -> Answer:
         return Answer(
             FIRES, f"{apart:.1e} of the largest logit", "its answer to an image depends on the images beside it"
         )
-    moved, of = max(_in_training_mode(case, case.x[:some], together, size))
+    moved, moved_text = max(_in_training_mode(case, case.x[:some], together, size))
     if moved > SAME_ANSWER:
         why = "its own code reads the training flag: an attack run in the other mode meets another network"
-        return Answer(FIRES, f"{moved:.1e} of the largest {of}", why)
+        return Answer(FIRES, moved_text, why)
 
     def when_a_gradient_is_asked_for(x: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -117,10 +117,10 @@ def alone(case: Case) -> Answer:
     return _judged(peeks > 1e-4, f"{max(apart, moved, peeks):.1e} of the largest logit", why)
 
 
-def _in_training_mode(case: Case, x: Tensor, together: Tensor, size: float) -> list[tuple[float, str]]:
+def _in_training_mode(case: Case, x: Tensor, together: Tensor, size: float) -> list[Difference]:
     """`difference_in_training_mode` of each batch."""
 
-    def of(rows: slice) -> tuple[float, str]:
+    def of(rows: slice) -> Difference:
         return difference_in_training_mode(case.model, x[rows], together[rows], size)
 
     return [found for _, found in in_batches(len(x), case.batch_size, case.asked, of)]

@@ -264,7 +264,7 @@ def test_each_image_keeps_its_target_and_start_when_memory_runs_out(linear: Line
     how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 2, "objective": towards, "start": start}
     cramped = Cramped(linear, 3, "cpu")
     found = pgd(cramped, x, y, **how, targets=wanted)
-    assert cramped.sizes[:4] == [1, 10, 5, 2]  # one image to see what the model is, then what did not fit
+    assert cramped.sizes[:5] == [1, 2, 10, 5, 2]  # one image and two to see what the model is, then what did not fit
     assert torch.equal(found, pgd(linear, x, y, **how, targets=wanted))
 
 
@@ -507,8 +507,8 @@ def test_passes_are_counted_per_image(linear: Linear) -> None:
     asked = []
     linear.register_forward_hook(lambda module, args, out: asked.append(len(args[0])))
     done = attack(linear, x, y, eps=EPS, step_size=STEP, steps=3, restarts=2, generator=rng())
-    assert asked[0] == 1  # to see what the model is
-    assert done.passes == sum(asked[1:])
+    assert asked[:2] == [1, 2]  # to see what the model is
+    assert done.passes == sum(asked[2:])
 
 
 def same_outcome(first: Attacked, second: Attacked) -> bool:
@@ -732,9 +732,10 @@ def test_fewer_images_are_tried_also_when_a_copy_is_made_on_the_way(toy: ToyNet,
     found = attack(cramped, x, y, **how)
     assert torch.equal(found.fooled, misclassified(toy, found.images, y))
     assert int((found.fooled != expected.fooled).sum()) <= 1
-    assert cramped.sizes[:6] == [1, 2, 80, 40, 20, 10]  # one image, the copy's example, and what did not fit
-    assert max(cramped.sizes[6:]) == 5
-    assert sum(cramped.sizes[6:]) <= 2 * 80  # at first and where the copy has won; the steps are the copy's work
+    # One image and two, the copy's example, and what did not fit.
+    assert cramped.sizes[:7] == [1, 2, 2, 80, 40, 20, 10]
+    assert max(cramped.sizes[7:]) == 5
+    assert sum(cramped.sizes[7:]) <= 2 * 80  # at first and where the copy has won; the steps are the copy's work
 
 
 def everything(model: nn.Module, x: Tensor, y: Tensor) -> list[Callable[[], object]]:

@@ -315,14 +315,14 @@ class Study:
             self._say_other_code(source, [artefact for artefact in found if artefact.source == source])
 
     def _say_other_code(self, source: str, found: Sequence[Artefact]) -> None:
-        """Say which records were computed by other code than this; equal stage versions say that it does not matter."""
+        """Say how many records were computed by other code than this, and by which commits."""
         others = [a.record["provenance"] for a in found if a.record["provenance"]["source"] != source_digest()]
         if others:
             commits = ", ".join(sorted({facts["commit"] for facts in others}))
             again = "; --fresh computes them again" if source == "computed" else ""
             self.say(
-                f"note: {len(others)} of {len(found)} {source} records were made by other code (commit {commits}); the "
-                f"tests check that this code computes the same numbers{again}"
+                f"note: {len(others)} of {len(found)} {source} records were made by other code (commit {commits}); "
+                f"docs/check-a-number.md says what the tests compare{again}"
             )
 
     def forget(self, names: Sequence[str] | None = None) -> int:

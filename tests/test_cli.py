@@ -226,7 +226,7 @@ def test_the_module_runs_from_any_folder(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: unknown profile 'digit'")
@@ -243,7 +243,7 @@ def run_with_output(command: list[str], closed: str) -> tuple[int, str]:
     else:
         reader, output = os.pipe()
         os.close(reader)
-    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=120, env=environment)
+    done = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True, timeout=600, env=environment)
     os.close(output)
     return done.returncode, done.stderr
 
@@ -413,7 +413,7 @@ def test_a_missing_package_is_told_with_what_to_do(tmp_path: Path, home: Path, m
         env=os.environ | {"PYTHONPATH": search},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     if missing == "papermill":  # needed by notebooks only
         assert (done.returncode, done.stderr) == (0, "")

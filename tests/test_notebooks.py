@@ -31,7 +31,7 @@ def nbval(notebooks: list[Path], home: Path, published: Path | None = None) -> s
     environment = {key: value for key, value in {**os.environ, **settings}.items() if value}
     command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-q", "-p", "no:cacheprovider"]
     command += ["-c", os.devnull, f"--rootdir={paths.ROOT}", *map(str, notebooks)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200, check=False)
 
 
 def code_cells(path: Path) -> int:

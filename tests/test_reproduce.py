@@ -33,7 +33,7 @@ def paperlib(home: Path, *arguments: str) -> str:
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

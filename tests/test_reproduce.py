@@ -178,7 +178,7 @@ def test_it_ends_by_naming_where_everything_really_is(
     monkeypatch.chdir(tmp_path if given == "home" else paths.ROOT)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PAPERLIB_HOME", given)
-    monkeypatch.setattr(Study, "compute", lambda study: None)
+    monkeypatch.setattr(Study, "compute", lambda study, names=None: None)
     monkeypatch.setattr("paperlib.reproduce.run_series", lambda *args, **kw: [])
     monkeypatch.setattr("paperlib.reproduce.reading_copy", lambda name, say: paths.build_dir(name) / "html/index.html")
     said: list[str] = []

@@ -10,8 +10,9 @@ import sys
 from paperlib.errors import ACTIVATE
 
 try:
+    from paperlib.config.load import load_profile
+    from paperlib.config.schema import Profile
     from paperlib.data import Dataset, load_dataset
-    from paperlib.profiles import Profile, load_profile
     from paperlib.study import Study, load_system
 except ModuleNotFoundError as error:
     if sys.argv[:1] != ["-m"]:  # Python's mark for `python -m` while it imports the package

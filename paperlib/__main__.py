@@ -10,11 +10,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paperlib.config.load import load_profile, profile_names
+from paperlib.config.plugins import one_version
 from paperlib.errors import ACTIVATE, PaperlibError
-from paperlib.extension import one_version
 from paperlib.files import check_home, make_folder
 from paperlib.output import OutputClosed, discard_output, flush_output
-from paperlib.profiles import load_profile, profile_names
 from paperlib.progress import say
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ def run(options: argparse.Namespace) -> None:
 def evaluate(options: argparse.Namespace) -> None:
     """One system under one attack, on the command line's terms."""
     from paperlib.attacks.autoattack import QUERIES
+    from paperlib.config.budgets import budget_text
     from paperlib.evaluation import CLEAN, autoattack_spec, evaluate, fgsm_spec, pgd_spec, square_spec
-    from paperlib.profiles import budget_text
     from paperlib.report.tables import percent
     from paperlib.seeds import hash_seed
     from paperlib.study import Study, load_system
@@ -255,7 +255,7 @@ def _seeds(text: str, default: Sequence[int]) -> list[int]:
 
 
 def _budget(text: str, default: Fraction, option: str) -> Fraction:
-    from paperlib.checks import as_fraction
+    from paperlib.config.budgets import as_fraction
 
     return as_fraction(text, option) if text else default
 

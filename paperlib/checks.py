@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 from numbers import Integral
 from types import NoneType
 from typing import Any
@@ -14,7 +13,11 @@ from torch import Tensor, nn
 from paperlib.errors import InputError, NotFiniteError
 
 SLACK = 1e-6  # how far outside [0, 1] resizing and arithmetic may leave a pixel
+
+
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
 # The types of settings that several functions share, and the words for them.
 SETTINGS: dict[str, tuple[Any, str]] = {
     "generator": ((torch.Generator, NoneType), "a torch.Generator or None"),
@@ -23,31 +26,6 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "say": (Callable, "a function of a text"),
     "seed": (Integral, "a whole number"),
 }
-
-
-def as_budget(value: float | str | Fraction, name: str = "eps") -> float:
-    """An L-infinity budget in pixels of [0, 1], from a float or from text such as ``"8/255"`` or ``"0.03"``.
-
-    Raises:
-        InputError: not a number, negative, NaN, or above 1 (8 where 8/255 was meant).
-    """
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = float(Fraction(value)) if isinstance(value, str | Fraction) else float(value)
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError) as error:
-        raise InputError(f'{name}: expected a float or text such as "8/255", got {value!r}') from error
-    if number > 1:
-        raise InputError(f"{name}={value}: pixels are in [0, 1], so {name} cannot exceed 1; did you mean {value}/255?")
-    if not number >= 0:
-        raise InputError(f"{name}={value}: must be a number from 0 to 1")
-    return number
-
-
-def as_fraction(value: float | str | Fraction, name: str = "eps") -> Fraction:
-    """The same budget kept exact; a float is taken for the simple fraction it was written as. Raises InputError."""
-    as_budget(value, name)
-    return Fraction(value) if isinstance(value, str | Fraction) else Fraction(float(value)).limit_denominator(10**6)
 
 
 def as_images(images: Tensor, name: str = "images") -> Tensor:

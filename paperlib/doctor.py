@@ -8,10 +8,10 @@ import shutil
 
 import torch
 
+from paperlib.config.schema import Profile
 from paperlib.errors import PaperlibError, StoreError
 from paperlib.files import check_home
 from paperlib.paths import data_source, home, location
-from paperlib.profiles import Profile
 from paperlib.progress import Say, say
 from paperlib.provenance import commit, device_name, versions
 from paperlib.study import Study

@@ -1,5 +1,9 @@
 """Errors a reader can act on: each names the thing, what was wrong, and what to do."""
 
+from __future__ import annotations
+
+import difflib
+
 # What to do where a package is missing.
 ACTIVATE = "activate the environment with `. .venv/bin/activate`, or use `make`, which sets it up"
 
@@ -34,3 +38,9 @@ class MissingError(PaperlibError):
 
 class SeriesError(PaperlibError):
     """A notebook that failed, hung, or did not deliver what it promised."""
+
+
+def hint(name: str, known: list[str]) -> str:
+    """The end of an error about an unknown name: the one probably meant, or all there are."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(known)}"

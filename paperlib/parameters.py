@@ -7,8 +7,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from paperlib.errors import PaperlibError, ProfileError
-from paperlib.profiles import hint
+from paperlib.errors import PaperlibError, ProfileError, hint
 from paperlib.study import Study
 
 INJECTED = "# Parameters"  # the first line of the cell papermill adds

@@ -173,7 +173,7 @@ def _showing(notebooks: Sequence[Notebook], profile: str, say: Say) -> list[Note
     """Those that have something to show at this profile; says why of the others."""
     if not any(notebook.needs for notebook in notebooks):
         return list(notebooks)
-    from paperlib.profiles import load_profile
+    from paperlib.config.load import load_profile
     from paperlib.training.recipes import recipes
 
     known, showing = recipes(load_profile(profile)), []

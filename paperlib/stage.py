@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from paperlib.config.budgets import budget_text
 from paperlib.data import Dataset
-from paperlib.profiles import budget_text
 from paperlib.progress import Say
 from paperlib.store import Artefact
 from paperlib.training.build import Architecture, System

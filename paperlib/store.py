@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 from torch import Tensor
 
+from paperlib.config.serialise import canonical
 from paperlib.errors import StoreError
 from paperlib.files import (
     checksum,
@@ -29,7 +30,6 @@ from paperlib.files import (
     write_tensors,
 )
 from paperlib.paths import shown
-from paperlib.profiles import canonical
 
 Json = dict[str, Any]
 MANIFEST = "manifest.json"

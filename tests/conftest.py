@@ -14,7 +14,7 @@ from torch import nn
 from toys import Linear, ToyNet, live_in, micro_table
 
 from paperlib import Dataset, Profile, load_dataset, load_profile
-from paperlib.profiles import parse_profile
+from paperlib.config.schema import parse_profile
 
 torch.set_num_threads(1)
 os.environ["PAPERLIB_PROGRESS"] = "lines"  # nbval brings ipykernel, so bars would be drawn

@@ -109,7 +109,7 @@ def renew() -> None:
     """Compute every stage of the tiny profile and write the file."""
     from toys import micro_table
 
-    from paperlib.profiles import parse_profile
+    from paperlib.config.schema import parse_profile
 
     torch.set_num_threads(1)
     before = read_json(FILE) if FILE.exists() else {"machine": machine(), "stages": {}}

@@ -14,9 +14,9 @@ from functools import cached_property
 import torch
 
 from paperlib import Study, load_profile
+from paperlib.config.budgets import budget_text
 from paperlib.evaluation import CLEAN, over_seeds
 from paperlib.evaluation.checklist import PITFALLS
-from paperlib.profiles import budget_text
 from paperlib.report import claims, tables
 from paperlib.stages.nan_router import REPORTED_GAP
 from paperlib.training.trainer import COLLAPSE_GAP

@@ -22,6 +22,7 @@ from toys import Linear, ToyNet, same_state
 
 from paperlib import Dataset
 from paperlib.attacks import pgd
+from paperlib.config.budgets import budget_text
 from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation import Effort, Report, audit
@@ -32,7 +33,6 @@ from paperlib.evaluation.controls import Control, Ground, Neighbours, Probabilit
 from paperlib.evaluation.pitfalls import FIRES, NOT_APPLICABLE, NOT_RUN, NOTED, PASSES, _Other
 from paperlib.evaluation.robustness import autoattack_spec
 from paperlib.models import Evidence, Gate, Mixture, UniformGate
-from paperlib.profiles import budget_text
 from paperlib.progress import meter, silent
 from paperlib.stages.audit import PLANTED
 

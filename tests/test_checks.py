@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from paperlib.checks import as_budget, as_images, as_labels, check_logits, check_weights
+from paperlib.checks import as_images, as_labels, check_logits, check_weights
+from paperlib.config.budgets import as_budget
 from paperlib.errors import InputError, NotFiniteError
 
 IMAGES = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))

@@ -17,10 +17,10 @@ from scipy.stats import t
 from torch import Tensor
 
 from paperlib import Study, load_profile
+from paperlib.config.schema import StudyConfig
 from paperlib.errors import MissingError
 from paperlib.evaluation import AttackSpec, OverSeeds, over_seeds
 from paperlib.paths import published_dir
-from paperlib.profiles import StudyConfig
 from paperlib.published import INDEX
 from paperlib.report import claims, outcomes, tables
 from paperlib.report.claims import (

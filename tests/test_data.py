@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_files import Files, picture, write
 
+from paperlib.config.load import load_profile
+from paperlib.config.schema import Profile
 from paperlib.data import CIFAR10_CLASSES, Dataset, Split, augment, load_dataset, make_dataset
 from paperlib.data import dataset as module
 from paperlib.data.idx_files import read_idx
 from paperlib.errors import DataError, InputError
-from paperlib.profiles import Profile, load_profile
 from paperlib.progress import silent
 
 SPLITS = ("train", "validation", "test")

@@ -16,10 +16,10 @@ from toys import micro_table, toml_text
 
 from paperlib import Profile, Study, load_dataset, load_profile
 from paperlib.__main__ import main
+from paperlib.config.plugins import MARK, one_version
+from paperlib.config.serialise import to_table
 from paperlib.errors import DataError, ProfileError
-from paperlib.extension import MARK, one_version
 from paperlib.papermill_child import MARK as MARK_OF_A_NOTEBOOK
-from paperlib.profiles import to_table
 from paperlib.stages import facing, stages
 from paperlib.study import told_of
 from paperlib.training.recipes import recipes

@@ -12,8 +12,8 @@ from toys import shrunk, toml_text
 
 from paperlib import Study
 from paperlib.__main__ import main
+from paperlib.config.load import load_profile
 from paperlib.data import CIFAR10_CLASSES
-from paperlib.profiles import load_profile
 from paperlib.progress import silent
 from paperlib.report import claims, tables
 from paperlib.training.recipes import recipes

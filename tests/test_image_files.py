@@ -16,11 +16,12 @@ import pytest
 from picture_files import Files, encoded, picture, png, write, write_zip
 from PIL import Image
 
+from paperlib.config.load import load_profile as load
+from paperlib.config.schema import Profile, parse_profile
+from paperlib.config.serialise import to_table
 from paperlib.data import Dataset, archives, class_folders, dataset, is_here, load_dataset
 from paperlib.data.image_files import READ_SUFFIXES, UNREAD_SUFFIXES, decode_image
 from paperlib.errors import DataError
-from paperlib.profiles import Profile, parse_profile, to_table
-from paperlib.profiles import load_profile as load
 
 SIDE = 8
 RNG = np.random.default_rng(0)

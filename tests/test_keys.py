@@ -20,7 +20,7 @@ import pytest
 from toys import changed, micro_table
 
 from paperlib import Profile, Study
-from paperlib.profiles import parse_profile
+from paperlib.config.schema import parse_profile
 from paperlib.progress import silent
 from paperlib.stage import Stage, as_json
 from paperlib.stages import evaluation, stages, train

@@ -43,7 +43,7 @@ from paperlib.attacks.mixture import (
     toward,
 )
 from paperlib.attacks.objectives import climbing, dlr_loss, entropy_loss, margin_loss
-from paperlib.checks import as_budget, as_fraction
+from paperlib.config.budgets import as_budget, as_fraction
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
 from paperlib.evaluation.robustness import AttackSpec, Outcome, evaluate, noise_spec, pgd_spec

@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toys import changed, micro_table, toml_text
 
+from paperlib.config.budgets import budget_text
+from paperlib.config.load import load_profile, profile_names
+from paperlib.config.schema import parse_profile
+from paperlib.config.serialise import canonical, to_table
 from paperlib.errors import ProfileError
-from paperlib.profiles import budget_text, canonical, load_profile, parse_profile, profile_names, to_table
 from paperlib.store import artefact_key
 
 FGSM_EPS = [Fraction(i, 100) for i in range(1, 10)]

@@ -19,8 +19,10 @@ from prose_numbers import FACTS, NOTEBOOK_FACTS, OTHERS, Fact, told
 
 from paperlib import Study, load_profile, paths
 from paperlib.__main__ import _parser, main
+from paperlib.config.load import profile_names
+from paperlib.config.schema import parse_profile
+from paperlib.config.serialise import to_table
 from paperlib.errors import ProfileError
-from paperlib.profiles import parse_profile, profile_names, to_table
 from paperlib.series import discover
 
 ROOT = paths.ROOT

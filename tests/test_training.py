@@ -19,12 +19,12 @@ from toys import Linear, ToyNet, same_state
 
 from paperlib import Dataset, Profile, load_profile
 from paperlib.attacks import fgsm, undisturbed
+from paperlib.config.schema import DataConfig, StudyConfig, TrainConfig
 from paperlib.data import Split
 from paperlib.errors import InputError, MissingError, NotFiniteError, ProfileError, StoreError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.models import ADVMoE, Folded, Gate, Mixture, ResNet, SoE, UniformGate, parameters, resnet18
 from paperlib.precision import tensor_float32
-from paperlib.profiles import DataConfig, StudyConfig, TrainConfig
 from paperlib.progress import silent
 from paperlib.stages import stages
 from paperlib.training import recipes as recipes_module

@@ -15,8 +15,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor, nn
 
+from paperlib.config.load import load_profile
+from paperlib.config.serialise import to_table
 from paperlib.errors import NotFiniteError
-from paperlib.profiles import load_profile, to_table
 from paperlib.store import Store
 
 Json = dict[str, Any]

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.gradient import Budget, misclassified, undisturbed
-from paperlib.checks import as_budget, check_settings, check_type, check_whole, logits_of
+from paperlib.checks import check_settings, check_type, check_whole, logits_of
+from paperlib.config.budgets import as_budget
 from paperlib.errors import InputError, NotFiniteError, PaperlibError
 from paperlib.files import read_tensors, write_tensors
 from paperlib.memory import in_batches

@@ -13,7 +13,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from paperlib.checks import as_budget, check_logits, check_settings, check_shape, check_whole, logits_of, outside_graph
+from paperlib.checks import check_logits, check_settings, check_shape, check_whole, logits_of, outside_graph
+from paperlib.config.budgets import as_budget
 from paperlib.errors import InputError, NotFiniteError
 from paperlib.memory import in_batches, smaller_batch
 from paperlib.models import Folded, fold

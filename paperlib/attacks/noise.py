@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.gradient import NEVER, Attacked, Budget, misclassified, undisturbed
-from paperlib.checks import as_budget, check_settings, check_whole
+from paperlib.checks import check_settings, check_whole
+from paperlib.config.budgets import as_budget
 from paperlib.models import Folded, fold
 from paperlib.models.inputs import admit
 from paperlib.models.modes import outside_inference_mode

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from paperlib import paths
 from paperlib.checks import as_images, as_labels
+from paperlib.config.plugins import load_extension
+from paperlib.config.schema import DataConfig, Profile
+from paperlib.config.serialise import canonical
 from paperlib.data.class_folders import Ints, digest_of, stamp_of
 from paperlib.data.sources import Source, checked_source, files_read, is_downloaded, read_source
 from paperlib.errors import DataError, InputError
-from paperlib.extension import load_extension
-from paperlib.profiles import DataConfig, Profile, canonical
 from paperlib.progress import Say, say
 from paperlib.seeds import integers
 

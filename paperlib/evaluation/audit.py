@@ -16,16 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.gradient import Budget, misclassified
-from paperlib.checks import (
-    as_fraction,
-    as_images,
-    as_labels,
-    check_settings,
-    check_shape,
-    check_type,
-    check_whole,
-    outside_graph,
-)
+from paperlib.checks import as_images, as_labels, check_settings, check_shape, check_type, check_whole, outside_graph
+from paperlib.config.budgets import as_fraction, budget_text
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
 from paperlib.evaluation.case import Case, Effort, interval, share
@@ -36,7 +28,6 @@ from paperlib.models.adapted import ZeroGradient
 from paperlib.models.inputs import adapt, check_module, look, no_gradient
 from paperlib.models.modes import float32_by_default, has_modes, outside_inference_mode
 from paperlib.precision import tensor_float32
-from paperlib.profiles import budget_text
 from paperlib.progress import Say, meter, say, silent
 from paperlib.seeds import hash_seed
 

@@ -27,13 +27,13 @@ from paperlib.attacks import (
 from paperlib.attacks.autoattack import ITERATIONS, QUERIES
 from paperlib.attacks.objectives import Loss
 from paperlib.checks import logits_of
+from paperlib.config.budgets import budget_text
 from paperlib.data import Split
 from paperlib.evaluation.metrics import wilson
 from paperlib.evaluation.robustness import CLEAN, AttackSpec, autoattack_spec, evaluate, pgd_spec
 from paperlib.memory import in_batches
 from paperlib.models import Folded, fold
 from paperlib.models.logits import logits_in_batches
-from paperlib.profiles import budget_text
 from paperlib.progress import Say, say
 from paperlib.seeds import cpu_generator
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import fgsm, pgd
 from paperlib.attacks.gradient import Budget
-from paperlib.checks import as_budget
+from paperlib.config.budgets import as_budget
 from paperlib.data import Split
 from paperlib.models import Gate, Mixture
 from paperlib.seeds import cpu_generator, normal, permutation

@@ -19,13 +19,13 @@ from paperlib.attacks.autoattack import CLASSES, STANDARD
 from paperlib.attacks.mixture import LAMBDAS
 from paperlib.attacks.objectives import dlr_loss, entropy_loss
 from paperlib.checks import logits_of
+from paperlib.config.budgets import budget_text
 from paperlib.errors import InputError
 from paperlib.evaluation.case import CURVE, TAIL, Case, interval, share
 from paperlib.evaluation.robustness import AttackSpec, evaluate, fgsm_spec, noise_spec, square_spec
 from paperlib.evaluation.training_mode import SAME_ANSWER, Difference, difference_in_training_mode
 from paperlib.memory import in_batches
 from paperlib.models.mixture import mixed
-from paperlib.profiles import budget_text
 from paperlib.seeds import cpu_generator, uniform
 
 PASSES, FIRES, NOTED, NOT_RUN, NOT_APPLICABLE = "passes", "FIRES", "noted", "not run", "not applicable"

@@ -27,7 +27,9 @@ from paperlib.attacks import (
 )
 from paperlib.attacks.autoattack import ITERATIONS, QUERIES, WRONG
 from paperlib.attacks.gradient import Budget
-from paperlib.checks import as_fraction, check_settings, check_type, check_weights, check_whole
+from paperlib.checks import check_settings, check_type, check_weights, check_whole
+from paperlib.config.budgets import as_fraction, budget_text
+from paperlib.config.schema import EvaluationConfig
 from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation.metrics import wilson
@@ -36,7 +38,6 @@ from paperlib.models import Folded, fold
 from paperlib.models.inputs import admit, check_module
 from paperlib.models.modes import outside_inference_mode
 from paperlib.precision import tensor_float32
-from paperlib.profiles import EvaluationConfig, budget_text
 from paperlib.progress import Say, meter, say
 from paperlib.seeds import cpu_generator
 

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import AIMS, Aim, fgsm, mixture_aims, pgd, undisturbed
+from paperlib.config.budgets import budget_text
+from paperlib.config.schema import Profile
 from paperlib.data import Split, is_here
 from paperlib.errors import InputError, MissingError
 from paperlib.models import Evidence, fold
 from paperlib.precision import cpu_threads
-from paperlib.profiles import Profile, budget_text
 from paperlib.study import Study
 
 NONE, FGSM, PGD = "none", "FGSM", "PGD"

@@ -22,8 +22,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
+from paperlib.config.budgets import budget_text
 from paperlib.explore.scene import FGSM, NONE, Scene
-from paperlib.profiles import budget_text
 from paperlib.report.figures import expert_colours
 from paperlib.report.style import KINDS, WRONG, Colour, tint
 from paperlib.training.recipes import EXPERT_KINDS

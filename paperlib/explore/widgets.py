@@ -13,9 +13,9 @@ import ipywidgets as widgets
 import torch
 from torch import Tensor
 
+from paperlib.config.budgets import budget_text
 from paperlib.explore.scene import FGSM, NONE, PGD, Question, Source
 from paperlib.explore.views import DPI, WIDTH, eyes, nine, picture, sentence
-from paperlib.profiles import budget_text
 from paperlib.seeds import cpu_generator, integers
 
 Shown = tuple[bytes, str]  # a picture, and the sentence that says the same

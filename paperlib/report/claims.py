@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from paperlib.config.load import profile_names
 from paperlib.evaluation import LEVEL, OverSeeds, directions, headline, over_runs, over_seeds
 from paperlib.paths import published_dir
-from paperlib.profiles import profile_names
 from paperlib.published import INDEX
 from paperlib.report import tables
 from paperlib.report.outcomes import BASIC, BEST, WORST

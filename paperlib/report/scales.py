@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from paperlib.profiles import budget_text
+from paperlib.config.budgets import budget_text
 from paperlib.study import Study
 
 

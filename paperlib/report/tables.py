@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from paperlib.config.budgets import budget_text
 from paperlib.evaluation import (
     CLEAN,
     OverSeeds,
@@ -23,7 +24,6 @@ from paperlib.evaluation import (
 )
 from paperlib.files import replacing
 from paperlib.paths import figures_dir
-from paperlib.profiles import budget_text
 from paperlib.report.outcomes import (
     ATTACK_LABELS,
     BASIC,

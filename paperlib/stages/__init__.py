@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from paperlib.profiles import Profile
+from paperlib.config.schema import Profile
 from paperlib.stage import Stage
 from paperlib.stages.audit import CONTROLS, audit_stages, audited, effort_of
 from paperlib.stages.data import data_facts

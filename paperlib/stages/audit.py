@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
+from paperlib.config.budgets import budget_text
+from paperlib.config.schema import Profile
 from paperlib.data import Split
 from paperlib.evaluation import CLEAN, Effort, audit, fgsm_spec, headline
 from paperlib.evaluation.controls import Control, Ground, controls
-from paperlib.profiles import Profile, budget_text
 from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.stages.stress import benign_of

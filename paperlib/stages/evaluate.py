@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from paperlib.attacks import cross_entropy, pgd
+from paperlib.config.schema import Profile
 from paperlib.evaluation import AttackSpec, battery, evaluate, headline, sweep, through_choices
-from paperlib.profiles import Profile
 from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.stage import Context, Result, Stage
 from paperlib.training.build import System, system_of

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import fgsm, pgd, undisturbed
+from paperlib.config.budgets import budget_text
+from paperlib.config.schema import Profile
 from paperlib.data import Split
 from paperlib.models import Mixture
-from paperlib.profiles import Profile, budget_text
 from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.training.build import System, system_of

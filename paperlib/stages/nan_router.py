@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from paperlib.attacks import undisturbed
+from paperlib.config.budgets import budget_text
+from paperlib.config.schema import Profile
 from paperlib.errors import NotFiniteError
 from paperlib.evaluation import CLEAN, evaluate
-from paperlib.profiles import Profile, budget_text
 from paperlib.seeds import cpu_generator, hash_seed, uniform
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.stages.train import TrainConfiguration, TrainingRun, configuration, draw_network, train_network

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from paperlib.config.schema import Profile, TrainConfig
 from paperlib.data import Dataset
 from paperlib.models import backbone, operations, parameters
-from paperlib.profiles import Profile, TrainConfig
 from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Result, Stage
 from paperlib.training.build import Architecture, architecture_of, load_experts

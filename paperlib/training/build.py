@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from paperlib.config.plugins import Extension
+from paperlib.config.schema import ModelConfig, Profile
 from paperlib.data import Dataset
 from paperlib.errors import ProfileError
-from paperlib.extension import Extension
 from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, backbone
-from paperlib.profiles import ModelConfig, Profile
 from paperlib.training.recipes import Recipe, recipes
 
 

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from paperlib.errors import MissingError, ProfileError
-from paperlib.extension import load_extension
-from paperlib.profiles import Profile, TrainConfig, hint
+from paperlib.config.plugins import load_extension
+from paperlib.config.schema import Profile, TrainConfig
+from paperlib.errors import MissingError, ProfileError, hint
 from paperlib.training.losses import Collaboration, CrossEntropy, Routing, Trades
 from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, ResizedL2, Strike, Threat
 from paperlib.training.threats import Mixture as OneOf

@@ -21,7 +21,7 @@ from arena import compete
 from contenders import CONTENDERS, PACKAGES, version
 from subjects import data_label, prepare, profile
 
-from paperlib.checks import as_budget
+from paperlib.config.budgets import as_budget
 from paperlib.evaluation import paired, wilson
 from paperlib.files import write_json
 from paperlib.memory import keep_memory

@@ -8,29 +8,22 @@ no more images than that, unless it says so itself. The file is UTF-8, with or w
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
-import difflib
-import json
 import math
-import shlex
-import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from paperlib.errors import ProfileError
-from paperlib.extension import load_extension
+from paperlib.config.plugins import load_extension
+from paperlib.config.serialise import to_table
+from paperlib.errors import ProfileError, hint
 
 C = TypeVar("C")
-FOLDER = Path(__file__).parent / "profiles"
+
+
 DATASETS = ("digits", "cifar10", "cifar100", "svhn", "mnist", "fashion-mnist", "images")
-
-
-_loaded_as: dict[Profile, str] = {}  # what was asked of `load_profile`, for messages that advise a command
 
 
 def _limits(low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), **kw: Any) -> Any:
@@ -155,97 +148,6 @@ class Profile:
     base: str = ""  # the profile it builds on, if on the same images; it shares that one's results
 
 
-def profile_names() -> list[str]:
-    """The profiles that ship with the library, smallest first as far as names tell."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
-
-
-def load_profile(name: str) -> Profile:
-    """The profile called ``name``, or the one in the TOML file ``name`` if it ends in ``.toml``.
-
-    Raises:
-        ProfileError: no such profile, unreadable TOML, an unknown key, a value outside its range, or an extension that
-            cannot be used.
-    """
-    if not isinstance(name, str):
-        raise ProfileError(f"profile: expected a name, got {name!r}; choose one of {', '.join(profile_names())}")
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    table = {**_read(path, name), "name": path.stem}
-    if isinstance(study := table.get("study"), dict) and isinstance(study.get("extension"), str):
-        load_extension(study["extension"], again=True)
-    profile = parse_profile(table)
-    _loaded_as[profile] = name
-    return profile
-
-
-def command_name(profile: Profile | str) -> str:
-    """A profile as a command names it, quoted for a shell: its name, or the TOML file it was loaded from."""
-    return shlex.quote(profile if isinstance(profile, str) else _loaded_as.get(profile, profile.name))
-
-
-def _read(path: Path, name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The table in ``path``, laid over that of its ``base``; ``above`` are the profiles that build on it."""
-    if not name.endswith(".toml") and not path.is_file():
-        raise ProfileError(f"unknown profile {name!r}{hint(name, profile_names())}")
-    table = _parse_toml(path, name)
-    study = table.get("study")
-    if isinstance(study, dict) and isinstance(study.get("extension"), str) and study["extension"]:
-        study["extension"] = str(path.parent.resolve() / study["extension"])  # it travels to other processes
-    base = table.pop("base", "")
-    if base == "":
-        return table
-    if not isinstance(base, str) or path.resolve() in above:
-        raise ProfileError(f"profile {path.name}: base = {base!r} must name another profile")
-    below = path.parent / base if base.endswith(".toml") else FOLDER / f"{base}.toml"
-    under = _read(below, base, (*above, path.resolve()))
-    merged = {**under, **table}
-    for key in under.keys() & table.keys():
-        if isinstance(under[key], dict) and isinstance(table[key], dict):
-            merged[key] = {**under[key], **table[key]}
-    _limit_images(merged, table)
-    same = merged["data"] == under["data"] if "data" in under else False
-    return {**merged, "base": (under.get("base") or below.stem) if same else ""}
-
-
-def _parse_toml(path: Path, name: str) -> dict[str, Any]:
-    """The table in a TOML file: UTF-8, with or without a byte-order mark. Raises ProfileError by the name as given."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ProfileError(f"profile {name}: no such file") from error
-    except IsADirectoryError as error:
-        raise ProfileError(f"profile {name}: is a folder; name a file in it") from error
-    except OSError as error:
-        raise ProfileError(f"profile {name}: cannot be read ({error.strerror})") from error
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content:
-        raise ProfileError(f"profile {name}: is written in UTF-16, or no text at all; save it as UTF-8")
-    if not content.removeprefix(codecs.BOM_UTF8).strip():
-        raise ProfileError(f'profile {name}: is empty; begin it with base = "digits"')
-    try:
-        return tomllib.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ProfileError(f"profile {name}: is not written in UTF-8 (line {line}); save it as UTF-8") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ProfileError(f"profile {name}: not readable as TOML: {error}") from error
-
-
-def _limit_images(merged: dict[str, Any], own: dict[str, Any]) -> None:
-    """A profile that asks for a smaller test split than its base evaluates no more images than that split holds.
-
-    What the profile says itself about the number of images is left as it is.
-    """
-    data, size = own.get("data"), merged.get("data", {}).get("test")
-    if not isinstance(data, dict) or "test" not in data or not isinstance(size, int) or size < 1:
-        return
-    for section in ("evaluation", "stress"):
-        inherited, stated = merged.get(section), own.get(section)
-        if isinstance(inherited, dict) and not (isinstance(stated, dict) and "images" in stated):
-            images = inherited.get("images")
-            if isinstance(images, int) and images > size:
-                merged[section] = {**inherited, "images": size}
-
-
 def parse_profile(table: Mapping[str, Any]) -> Profile:
     """Build a profile from nested tables; the inverse of `to_table`. Raises ProfileError by key."""
     profile = _parse(Profile, table, "")
@@ -263,38 +165,6 @@ def parse_profile(table: Mapping[str, Any]) -> Profile:
     if max(profile.evaluation.steps_sweep) > profile.evaluation.steps:
         raise ProfileError(f"evaluation.steps_sweep: no value may exceed evaluation.steps={profile.evaluation.steps}")
     return profile
-
-
-def to_table(config: Any) -> dict[str, Any]:
-    """A configuration as plain, JSON-ready values; fractions become text such as ``"8/255"``."""
-    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
-
-
-def canonical(table: Any) -> str:
-    """JSON text that is the same for equal configurations: the input of every hash."""
-    return json.dumps(table, sort_keys=True, separators=(",", ":"))
-
-
-def budget_text(value: Fraction | float) -> str:
-    """An L-infinity budget as the field writes it: a short decimal where exact, else ``8/255`` where it is one.
-
-    A fraction is never rounded: where neither form is exact, it is written out, as in ``1/510``.
-    """
-    exact = value if isinstance(value, Fraction) else Fraction(value).limit_denominator(100_000)
-    if (exact * 1000).denominator != 1 and (exact * 255).denominator == 1:
-        return f"{int(exact * 255)}/255"
-    decimal = f"{float(exact):g}"
-    return decimal if Fraction(decimal) == exact else str(exact)
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return to_table(value)
-    if isinstance(value, Fraction):
-        return budget_text(value)
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _parse(cls: type[C], table: Any, where: str) -> C:
@@ -351,9 +221,3 @@ def _in_range(value: Any, where: str, limits: Mapping[str, Any] | types.MappingP
         hint = f"; did you mean {value}/255?" if isinstance(value, Fraction) and high == 1 and value > 1 else ""
         raise ProfileError(f"{where}: {value} must be {bounds}{hint}")
     return value
-
-
-def hint(name: str, known: list[str]) -> str:
-    """The end of an error about an unknown name: the one probably meant, or all there are."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(known)}"

@@ -10,10 +10,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paperlib.atomic_files import check_home, make_folder
 from paperlib.config.load import load_profile, profile_names
 from paperlib.config.plugins import one_version
 from paperlib.errors import ACTIVATE, PaperlibError
-from paperlib.files import check_home, make_folder
 from paperlib.output import OutputClosed, discard_output, flush_output
 from paperlib.progress import say
 
@@ -140,9 +140,9 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def audit(options: argparse.Namespace) -> None:
     """Ask every check of the robustness audit of a system; a record of it is replayed unless settings are given."""
+    from paperlib.atomic_files import write_json
     from paperlib.evaluation import Report
     from paperlib.evaluation import audit as ask
-    from paperlib.files import write_json
     from paperlib.stages import benign_of, effort_of
     from paperlib.study import Study, load_system
     from paperlib.training.recipes import recipe_for

@@ -8,9 +8,9 @@ import shutil
 
 import torch
 
+from paperlib.atomic_files import check_home
 from paperlib.config.schema import Profile
 from paperlib.errors import PaperlibError, StoreError
-from paperlib.files import check_home
 from paperlib.paths import data_source, home, location
 from paperlib.progress import Say, say
 from paperlib.provenance import commit, device_name, versions

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from paperlib.atomic_files import replacing
 from paperlib.errors import SeriesError
-from paperlib.files import replacing
 
 PARAMETERS = ("profile", "seed", "replay", "seeds")
 MAX_BYTES = 1_500_000

@@ -18,8 +18,7 @@ from typing import Any
 from filelock import FileLock
 from torch import Tensor
 
-from paperlib.errors import StoreError
-from paperlib.files import (
+from paperlib.atomic_files import (
     checksum,
     clear_up,
     make_folder,
@@ -30,6 +29,7 @@ from paperlib.files import (
     write_json,
     write_tensors,
 )
+from paperlib.errors import StoreError
 from paperlib.paths import shown
 from paperlib.store import Artefact
 

@@ -19,9 +19,9 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
 
 from paperlib import notebook_files, paths
+from paperlib.atomic_files import replacing_folder
 from paperlib.config.load import command_name
 from paperlib.errors import MissingError
-from paperlib.files import replacing_folder
 from paperlib.progress import Say, say
 from paperlib.series import Notebook, discover
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paperlib import paths
-from paperlib.files import make_folder
+from paperlib.atomic_files import make_folder
 from paperlib.progress import Say, say
 from paperlib.reading_copy import reading_copy
 from paperlib.series import discover, run_series, select

@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paperlib import notebook_files, paths
+from paperlib.atomic_files import make_folder, temporary_for
 from paperlib.errors import SeriesError
-from paperlib.files import make_folder, temporary_for
 from paperlib.notebook_process import Failure, Job, run_apart
 from paperlib.papermill_child import first_line
 from paperlib.progress import Say, say

@@ -17,9 +17,7 @@ from typing import Any
 from filelock import FileLock
 from torch import Tensor
 
-from paperlib.config.serialise import canonical
-from paperlib.errors import StoreError
-from paperlib.files import (
+from paperlib.atomic_files import (
     checksum,
     clear_up,
     make_folder,
@@ -29,6 +27,8 @@ from paperlib.files import (
     write_json,
     write_tensors,
 )
+from paperlib.config.serialise import canonical
+from paperlib.errors import StoreError
 from paperlib.paths import shown
 
 Json = dict[str, Any]

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperlib.acceleration.memory import keep_memory
+from paperlib.acceleration.precision import cpu_threads, tensor_float32
+from paperlib.atomic_files import read_tensors
 from paperlib.config.load import command_name, load_profile
 from paperlib.config.plugins import load_extension
 from paperlib.config.schema import Profile, parse_profile
@@ -23,10 +26,7 @@ from paperlib.data import Dataset, check_counts, load_dataset
 from paperlib.errors import DataError, MissingError, PaperlibError
 from paperlib.evaluation import AttackSpec
 from paperlib.executors import Progress, run_in_turn, run_side_by_side
-from paperlib.files import read_tensors
-from paperlib.memory import keep_memory
 from paperlib.paths import location, published_dir, store_dir
-from paperlib.precision import cpu_threads, tensor_float32
 from paperlib.progress import Say, say
 from paperlib.provenance import provenance, source_digest
 from paperlib.published import Published, write_published

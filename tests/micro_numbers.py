@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperlib.files import read_json, read_tensors, write_json
+from paperlib.atomic_files import read_json, read_tensors, write_json
 from paperlib.store import Artefact
 from paperlib.study import Study
 

@@ -16,21 +16,12 @@ from torch import Tensor, nn
 from toys import Linear, ToyNet, same_state
 
 from paperlib import Dataset
-from paperlib.attacks import (
-    AIMS,
-    NEVER,
-    Attacked,
-    attack,
-    cross_entropy,
-    fgsm,
-    gradient,
-    misclassified,
-    pgd,
-    undisturbed,
-)
+from paperlib.acceleration import Folded, fold
+from paperlib.attacks import AIMS, NEVER, Attacked, attack, cross_entropy, fgsm, misclassified, pgd
+from paperlib.attacks import pgd as gradient
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
-from paperlib.models import Folded, fold
+from paperlib.models.modes import eval_mode
 
 EPS, STEP = 0.1, 0.025
 
@@ -254,7 +245,7 @@ def test_each_image_keeps_its_target_in_whatever_parts_they_are_attacked(linear:
     x, y = images(10)
     wanted = torch.rand(x.shape, generator=rng(8))
     how: dict[str, Any] = {"eps": EPS, "step_size": EPS, "steps": 1, "random_start": False, "objective": towards}
-    found = pgd(Folded(linear, linear, room=room), x, y, **how, targets=wanted)
+    found = pgd(Folded(linear, linear, max_batch=room), x, y, **how, targets=wanted)
     assert torch.allclose(found, (x + EPS * (wanted - x).sign()).clamp(0, 1))
 
 
@@ -587,7 +578,7 @@ def test_a_copy_is_made_where_it_pays(toy: ToyNet, digits: Dataset, monkeypatch:
         made.append(len(x))
         return fold(model, x)
 
-    monkeypatch.setattr("paperlib.attacks.gradient.fold", folding)
+    monkeypatch.setattr("paperlib.attacks.pgd.fold", folding)
     x, y = digits.test.images, digits.test.labels
     how: dict[str, Any] = {"eps": EPS, "step_size": STEP}
     for call in (pgd, attack):
@@ -695,11 +686,11 @@ def test_an_attack_for_which_memory_does_not_suffice_goes_on_with_fewer_images(
     expected = attack(model, x, y, **how, restarts=2, generator=rng(3))
     found = attack(folded, x, y, **how, restarts=2, generator=rng(3), batch_size=batch_size)
     assert same_outcome(found, expected)
-    small = folded.room
+    small = folded.max_batch
     assert small is not None and 9 / 2 < small <= 9
     again = attack(folded, x, y, **how, restarts=2, generator=rng(3), batch_size=batch_size)
     assert same_outcome(again, expected)
-    assert folded.room == small  # known from then on
+    assert folded.max_batch == small  # known from then on
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -711,7 +702,7 @@ def test_pgd_and_misclassified_go_on_with_fewer_images_too(toy: ToyNet, digits: 
     folded = Folded(cramped, cramped)
     found = pgd(folded, x, y, **how, generator=rng(3))
     assert torch.allclose(found, pgd(model, x, y, **how, generator=rng(3)), rtol=0, atol=1e-12)
-    assert folded.room == 5  # 80, 40, 20, 10, 5
+    assert folded.max_batch == 5  # 80, 40, 20, 10, 5
     assert cramped.sizes == [80, 40, 20, 10] + [5] * 16 * 3  # what did not fit is not tried again
     if kind == "backward":
         return  # nothing comes back where only the answer is asked
@@ -893,7 +884,7 @@ def test_a_model_is_left_exactly_as_it_was(call: Callable[..., object], fails: b
 def test_undisturbed_is_evaluation_mode_for_a_while() -> None:
     model = used_model()
     modes = [module.training for module in model.modules()]
-    with undisturbed(model):
+    with eval_mode(model):
         assert not any(module.training for module in model.modules())
     assert [module.training for module in model.modules()] == modes
 

@@ -21,12 +21,13 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 from toys import Linear, ToyNet, same_state
 
-from paperlib import Dataset, files
+from paperlib import Dataset
+from paperlib import atomic_files as files
+from paperlib.acceleration import Folded, fold
 from paperlib.attacks import NEVER, STANDARD, AutoAttacked, autoattack, misclassified
 from paperlib.attacks.autoattack import QUERIES, STANDING, WRONG
 from paperlib.errors import InputError, NotFiniteError, PaperlibError, StoreError
 from paperlib.evaluation.robustness import AttackSpec, autoattack_spec, evaluate, noise_spec, pgd_spec, square_spec
-from paperlib.models import Folded, fold
 
 EPS = 0.1
 CUT: dict[str, int] = {"iterations": 5, "queries": 60}

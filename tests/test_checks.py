@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from paperlib.checks import as_images, as_labels, check_logits, check_weights
+from paperlib.arguments import as_images, as_labels, check_logits, check_weights
 from paperlib.config.budgets import as_budget
 from paperlib.errors import InputError, NotFiniteError
 

@@ -18,9 +18,9 @@ from toys import changed, micro_table, toml_text
 
 from paperlib import Study, load_profile, load_system, paths
 from paperlib.__main__ import _parser, main
+from paperlib.atomic_files import read_json
 from paperlib.errors import PaperlibError
 from paperlib.evaluation import Report, fgsm_spec
-from paperlib.files import read_json
 from paperlib.paths import published_dir, store_dir
 from paperlib.progress import silent
 from paperlib.reading_copy import reading_copy

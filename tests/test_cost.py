@@ -15,8 +15,8 @@ from torch import Tensor
 from toys import ToyNet
 
 from paperlib import Dataset
+from paperlib.atomic_files import write_json
 from paperlib.errors import StoreError
-from paperlib.files import write_json
 from paperlib.paths import ROOT
 from paperlib.report import cost
 

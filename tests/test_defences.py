@@ -10,21 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from paperlib.acceleration import Folded, fold
+from paperlib.acceleration.kernels import FoldedConvolution
 from paperlib.attacks import AIMS, attack, misclassified, pgd
-from paperlib.models import (
-    ADVMoE,
-    Folded,
-    Gate,
-    Mixture,
-    SoE,
-    backbone,
-    fold,
-    operations,
-    parameters,
-    resnet18,
-)
+from paperlib.models import ADVMoE, Gate, Mixture, SoE, backbone, operations, parameters, resnet18
 from paperlib.models import advmoe as advmoe_module
-from paperlib.models.convolution import FoldedConvolution
 from paperlib.models.mixture import Apart
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)

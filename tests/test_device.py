@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from toys import ToyNet
 
 from paperlib import Dataset, Profile
+from paperlib.acceleration import Folded
 from paperlib.attacks import (
     AIMS,
     attack,
@@ -26,7 +27,7 @@ from paperlib.attacks import (
     random_noise,
     transferred,
 )
-from paperlib.attacks import gradient as gradient_attacks
+from paperlib.attacks import pgd as gradient_attacks
 from paperlib.data import Split, augment
 from paperlib.evaluation import (
     CLEAN,
@@ -41,7 +42,7 @@ from paperlib.evaluation import (
     square_spec,
     worst_case,
 )
-from paperlib.models import Folded, Gate, Mixture
+from paperlib.models import Gate, Mixture
 from paperlib.progress import silent
 from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.training.build import DataFacts, architecture_of, build_network

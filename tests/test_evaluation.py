@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from toys import Linear, ToyNet
 
 from paperlib import Dataset, load_profile
+from paperlib.acceleration import Folded, fold
 from paperlib.attacks import NEVER, attack
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
@@ -36,7 +37,6 @@ from paperlib.evaluation import (
     wilson,
     worst_case,
 )
-from paperlib.models import Folded, fold
 from paperlib.progress import meter, silent
 
 EPS, STEP = Fraction("0.1"), Fraction("0.025")
@@ -376,7 +376,7 @@ def test_the_worst_case_runs_on_one_folded_copy(toy: ToyNet, digits: Dataset, mo
     monkeypatch.setattr("paperlib.evaluation.robustness.fold", folding)
     found = worst_case(Cramped(toy, 13), digits.test, SEVERAL, seed=0, batch_size=50, say=silent)
     assert [folded.reason for folded in made] == [""]
-    assert found.record()["batch_size"] == made[0].room == 12
+    assert found.record()["batch_size"] == made[0].max_batch == 12
     again = worst_case(fold(toy, digits.test.images), digits.test, SEVERAL, seed=0, say=silent)
     assert len(made) == 1
     assert int((again.correct != found.correct).sum()) <= 1

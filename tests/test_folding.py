@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from toys import Linear, ToyNet
 
 from paperlib import Dataset
+from paperlib.acceleration import Folded, fold
+from paperlib.acceleration.kernels import FoldedConvolution, FoldedLinear, Source, way
 from paperlib.attacks import attack, pgd
-from paperlib.models import Folded, Gate, Mixture, UniformGate, fold, resnet18
-from paperlib.models.convolution import FoldedConvolution, FoldedLinear, Source, way
+from paperlib.models import Gate, Mixture, UniformGate, resnet18
 
 Build = Callable[[], nn.Module]
 
@@ -190,7 +191,7 @@ def test_every_way_is_right_wherever_it_could_be_chosen(
     sources = [source(4, 6, kernel, stride) for _ in range(networks)]
     for conv, bn in sources:
         nn.ModuleList([conv, bn]).double()
-    monkeypatch.setattr("paperlib.models.convolution.way", lambda *args: forced)
+    monkeypatch.setattr("paperlib.acceleration.kernels.way", lambda *args: forced)
     layer = FoldedConvolution(sources, (side, side), shared=shared, channels_last=channels_last, dtype=torch.float64)
     layer.way = forced  # whatever the layer itself made of it
     layer.refresh()
@@ -953,5 +954,5 @@ def test_a_network_without_a_linear_layer_answers_in_full_precision_too() -> Non
 
 def test_a_folded_network_by_hand_needs_no_more_than_network_and_copy(toy: ToyNet) -> None:
     folded = Folded(toy, toy)
-    assert (folded.reason, folded.layers, folded.room) == ("", [], None)
+    assert (folded.reason, folded.layers, folded.max_batch) == ("", [], None)
     folded.refresh()

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from toys import Linear, same_state
 
+from paperlib.acceleration import Folded, fold
+from paperlib.arguments import as_images
 from paperlib.attacks import AIMS, attack, autoattack, fgsm, misclassified, pgd, random_noise, transferred
-from paperlib.checks import as_images
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError, PaperlibError
 from paperlib.evaluation import audit
@@ -34,8 +35,8 @@ from paperlib.evaluation.robustness import (
     square_spec,
     worst_case,
 )
-from paperlib.models import Evidence, Folded, Mixture, UniformGate, fold
-from paperlib.models.adapted import Adapted
+from paperlib.models import Evidence, Mixture, UniformGate
+from paperlib.models.adapters import Adapted
 from paperlib.progress import silent
 
 EPS, CLASSES = "16/256", 10

@@ -17,10 +17,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from paperlib import Dataset
+from paperlib.acceleration import Folded
 from paperlib.config.schema import DataConfig, TrainConfig
 from paperlib.errors import NotFiniteError
 from paperlib.evaluation import CLEAN, evaluate
-from paperlib.models import ADVMoE, Folded
+from paperlib.models import ADVMoE
 from paperlib.models.soe import Confidence
 from paperlib.progress import silent
 from paperlib.training.losses import Collaboration, CrossEntropy, Loss, Routing, Trades, divergence

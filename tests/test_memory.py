@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paperlib.memory import keep_memory
+from paperlib.acceleration.memory import keep_memory
 
 
 @pytest.fixture(autouse=True)

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from toys import Linear, ToyNet, same_state
 
 from paperlib import Dataset
+from paperlib.acceleration import Folded, fold
 from paperlib.attacks import (
     AIMS,
     NEVER,
     Aim,
     attack,
     cross_entropy,
-    gradient,
     is_mixture,
     misclassified,
     mixture_aims,
@@ -32,6 +32,7 @@ from paperlib.attacks import (
     random_noise,
     transferred,
 )
+from paperlib.attacks import pgd as gradient
 from paperlib.attacks.mixture import (
     WORST,
     gate_held,
@@ -47,7 +48,7 @@ from paperlib.config.budgets import as_budget, as_fraction
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
 from paperlib.evaluation.robustness import AttackSpec, Outcome, evaluate, noise_spec, pgd_spec
-from paperlib.models import ADVMoE, Folded, Gate, Mixture, SoE, UniformGate, fold, resnet18
+from paperlib.models import ADVMoE, Gate, Mixture, SoE, UniformGate, resnet18
 
 EPS, STEP = 0.1, 0.025
 CLASSES = 4

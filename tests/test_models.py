@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from toys import ToyNet
 
 from paperlib import Dataset
-from paperlib.models import Evidence, Gate, Mixture, Normalize, ResNet, UniformGate, fold, parameters, resnet18
+from paperlib.acceleration import fold
+from paperlib.models import Evidence, Gate, Mixture, Normalize, ResNet, UniformGate, parameters, resnet18
 from paperlib.models.resnet import Shortcut
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)

@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from paperlib import Study, paths
-from paperlib.files import checksum, read_json, write_json
+from paperlib.atomic_files import checksum, read_json, write_json
 from paperlib.notebook_files import check_hygiene, tagged
 from paperlib.series import discover, run_series
 from paperlib.study import told_of

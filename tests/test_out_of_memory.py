@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from toys import ToyNet
 
 from paperlib import Dataset
+from paperlib.acceleration import Folded
+from paperlib.acceleration.memory import in_batches, memory_ran_out, smaller_batch
 from paperlib.attacks import AIMS, attack, autoattack, misclassified, pgd, random_noise
 from paperlib.data import Split
 from paperlib.evaluation import (
@@ -28,8 +30,7 @@ from paperlib.evaluation import (
     square_spec,
 )
 from paperlib.evaluation.case import Case
-from paperlib.memory import in_batches, memory_ran_out, smaller_batch
-from paperlib.models import Evidence, Folded, Gate, Mixture
+from paperlib.models import Evidence, Gate, Mixture
 from paperlib.progress import silent
 
 TEXTS: dict[str, Exception] = {
@@ -90,7 +91,7 @@ def test_other_errors_are_passed_on(error: Exception) -> None:
 
 
 def test_batches_are_halved_and_stay_small() -> None:
-    limit, tried = SimpleNamespace(room=None), []
+    limit, tried = SimpleNamespace(max_batch=None), []
 
     def work(rows: slice) -> list[int]:
         tried.append(rows.stop - rows.start)
@@ -101,7 +102,7 @@ def test_batches_are_halved_and_stay_small() -> None:
     found = list(in_batches(20, 16, limit, work))
     assert [number for _, part in found for number in part] == list(range(20))
     assert [list(range(20))[rows] for rows, _ in found] == [part for _, part in found]
-    assert tried == [16, 8, 4] + [2] * 10 and limit.room == 2
+    assert tried == [16, 8, 4] + [2] * 10 and limit.max_batch == 2
     assert [len(part) for _, part in in_batches(3, 1, limit, work)] == [1, 1, 1]
     assert list(in_batches(0, 16, limit, work)) == []
 
@@ -200,8 +201,8 @@ def test_memory_that_ends_in_the_middle_of_autoattack_changes_no_count(toy: ToyN
     how: dict[str, Any] = {"eps": EPS, "iterations": 3, "queries": 20, "attacks": ("apgd-ce", "apgd-t", "fab-t")}
     back = alone(SmallComingBack(toy, 4))
     found = autoattack(back, x, y, **how, batch_size=16)
-    assert back.room is not None and 2 <= back.room <= 4
-    small = autoattack(Folded(toy, toy, room=back.room), x, y, **how, batch_size=16)
+    assert back.max_batch is not None and 2 <= back.max_batch <= 4
+    small = autoattack(Folded(toy, toy, max_batch=back.max_batch), x, y, **how, batch_size=16)
     assert torch.equal(found.by, small.by) and torch.equal(found.images, small.images)
 
 
@@ -231,7 +232,7 @@ def test_an_evaluation_in_small_memory_has_the_outcome_of_a_large_one(
 def test_noise_tells_the_batch_size_of_the_copy_that_tried(toy: ToyNet, digits: Dataset) -> None:
     folded = Folded(toy, Small(toy, 6))
     evaluate(folded, digits.test.first(20), noise_spec(EPS, 2), seed=0, batch_size=20, say=silent)
-    assert folded.room is not None and folded.room <= 6
+    assert folded.max_batch is not None and folded.max_batch <= 6
 
 
 TINY = Effort(steps=5, restarts=1, draws=5, iterations=2, queries=5)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from toys import Linear
 
+from paperlib.acceleration.precision import tensor_float32
 from paperlib.attacks import attack, autoattack, misclassified, pgd, random_noise
 from paperlib.data import Split
 from paperlib.evaluation import CLEAN, Effort, audit, evaluate, fgsm_spec, worst_case
-from paperlib.precision import tensor_float32
 from paperlib.progress import silent
 
 BACKENDS: Any = torch.backends

@@ -156,9 +156,9 @@ def full_at_the_last_moment(path: Path, target: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "failure"),
     [
-        ("paperlib.files.save_file", full),
+        ("paperlib.atomic_files.save_file", full),
         ("paperlib.published.shutil.copyfile", full),
-        ("paperlib.files.os.replace", full),
+        ("paperlib.atomic_files.os.replace", full),
         ("pathlib.Path.rename", full),
         ("pathlib.Path.rename", full_at_the_last_moment),
         ("filelock.FileLock.acquire", full),
@@ -193,7 +193,7 @@ def test_after_a_publisher_was_killed_the_old_records_are_read_and_the_next_one_
 
     with monkeypatch.context() as patched:
         patched.setattr("pathlib.Path.rename", killed)
-        patched.setattr("paperlib.files.shutil.rmtree", lambda *args, **kw: None)
+        patched.setattr("paperlib.atomic_files.shutil.rmtree", lambda *args, **kw: None)
         with pytest.raises(Killed):
             write(folder, 1, value=2)
     assert not folder.exists()

@@ -17,9 +17,9 @@ import torch
 from matplotlib.figure import Figure
 
 from paperlib import Study
+from paperlib.atomic_files import read_json
 from paperlib.errors import StoreError
 from paperlib.evaluation import battery, headline, through_choices
-from paperlib.files import read_json
 from paperlib.paths import ROOT, figures_dir, published_dir
 from paperlib.report import figures, stress, stress_figures, style, tables
 from paperlib.report.stress_figures import LAYERS

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from paperlib import Study, paths
+from paperlib.atomic_files import checksum, read_json, read_tensors, write_json, write_tensors
 from paperlib.errors import StoreError
-from paperlib.files import checksum, read_json, read_tensors, write_json, write_tensors
 from paperlib.progress import silent
 from paperlib.reading_copy import network_loads
 from paperlib.report import cost, tables

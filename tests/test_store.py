@@ -16,8 +16,7 @@ import torch
 from toys import compute_once
 
 import paperlib
-from paperlib.errors import StoreError
-from paperlib.files import (
+from paperlib.atomic_files import (
     checksum,
     read_json,
     read_tensors,
@@ -26,6 +25,7 @@ from paperlib.files import (
     write_json,
     write_tensors,
 )
+from paperlib.errors import StoreError
 from paperlib.store import MANIFEST, Artefact, Store, artefact_key
 
 RECORD = {"result": {"correct": 3}, "list": [1, 2.5, "x", None]}
@@ -220,8 +220,8 @@ def full_at_the_last_moment(path: Path, target: Path) -> None:
 @pytest.mark.parametrize(
     ("where", "failure"),
     [
-        ("paperlib.files.save_file", torn),
-        ("paperlib.files.os.replace", full),
+        ("paperlib.atomic_files.save_file", torn),
+        ("paperlib.atomic_files.os.replace", full),
         ("pathlib.Path.mkdir", full),
         ("pathlib.Path.write_text", full),
         ("pathlib.Path.rename", full),
@@ -251,7 +251,7 @@ def test_one_file_is_replaced_whole_or_not_at_all(
 ) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    monkeypatch.setattr("paperlib.files.os.replace", full)
+    monkeypatch.setattr("paperlib.atomic_files.os.replace", full)
     with pytest.raises(StoreError, match=r"file: cannot write .*No space left"):
         write_one(path)
     assert visible(tmp_path) == ["file"]

@@ -23,11 +23,11 @@ from filelock import FileLock, Timeout
 from toys import changed, die, fail, fail_plain, fields_of, live_in, micro_table, recorded, same_state
 
 from paperlib import Profile, Study, load_profile, load_system
+from paperlib.atomic_files import read_json
 from paperlib.attacks import NEVER
 from paperlib.config.schema import parse_profile
 from paperlib.errors import DataError, MissingError, NotFiniteError, PaperlibError, ProfileError, StoreError
 from paperlib.evaluation import CLEAN, fgsm_spec, headline, pgd_spec, wilson
-from paperlib.files import read_json
 from paperlib.models import Mixture, ResNet
 from paperlib.paths import ROOT, published_dir, store_dir
 from paperlib.progress import silent

@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from toys import Linear, ToyNet, same_state
 
 from paperlib import Dataset, Profile, load_profile
-from paperlib.attacks import fgsm, undisturbed
+from paperlib.acceleration import Folded
+from paperlib.acceleration.precision import tensor_float32
+from paperlib.atomic_files import read_tensors, write_tensors
+from paperlib.attacks import fgsm
 from paperlib.config.schema import DataConfig, StudyConfig, TrainConfig
 from paperlib.data import Split
 from paperlib.errors import InputError, MissingError, NotFiniteError, ProfileError, StoreError
-from paperlib.files import read_tensors, write_tensors
-from paperlib.models import ADVMoE, Folded, Gate, Mixture, ResNet, SoE, UniformGate, parameters, resnet18
-from paperlib.precision import tensor_float32
+from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, parameters, resnet18
+from paperlib.models.modes import eval_mode
 from paperlib.progress import silent
 from paperlib.stages import stages
 from paperlib.training import recipes as recipes_module
@@ -234,7 +236,7 @@ class Spied:
 
         def watched(strike: Strike, model: Folded, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
             self.attacked.append(model)
-            with undisturbed(model.model), torch.no_grad():
+            with eval_mode(model.model), torch.no_grad():
                 self.stale.append(float((model.network(x).float() - model.model(x).float()).abs().max()))
             self.tf32.append("attack on" if torch.backends.cudnn.allow_tf32 else "attack off")
             return perturb(strike, model, x, y, generator)

@@ -1,20 +1,11 @@
 """Attacks on [0, 1] pixels: one gradient loop, what it climbs, attacks made for mixtures, AutoAttack, and noise."""
 
 from paperlib.attacks.autoattack import STANDARD, AutoAttacked, autoattack
-from paperlib.attacks.gradient import (
-    NEVER,
-    Attacked,
-    Objective,
-    attack,
-    cross_entropy,
-    fgsm,
-    misclassified,
-    pgd,
-    undisturbed,
-)
+from paperlib.attacks.early_stopping import NEVER, Attacked, attack, misclassified
 from paperlib.attacks.mixture import is_mixture, mixture_aims
 from paperlib.attacks.noise import random_noise
-from paperlib.attacks.objectives import AIMS, Aim, losses_for, transferred
+from paperlib.attacks.objectives import AIMS, Aim, Objective, cross_entropy, losses_for, transferred
+from paperlib.attacks.pgd import fgsm, pgd
 
 __all__ = [
     "AIMS",
@@ -35,5 +26,4 @@ __all__ = [
     "pgd",
     "random_noise",
     "transferred",
-    "undisturbed",
 ]

@@ -21,17 +21,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import Budget, misclassified, undisturbed
-from paperlib.checks import check_settings, check_type, check_whole, logits_of
-from paperlib.config.budgets import as_budget
+from paperlib.acceleration import Folded, fold
+from paperlib.acceleration.memory import in_batches
+from paperlib.acceleration.precision import tensor_float32
+from paperlib.arguments import check_settings, check_type, check_whole, logits_of
+from paperlib.atomic_files import read_tensors, write_tensors
+from paperlib.attacks.early_stopping import misclassified
+from paperlib.attacks.inputs import admit, no_gradient
+from paperlib.config.budgets import Budget, as_budget
 from paperlib.errors import InputError, NotFiniteError, PaperlibError
-from paperlib.files import read_tensors, write_tensors
-from paperlib.memory import in_batches
-from paperlib.models import Folded, fold
-from paperlib.models.inputs import admit, no_gradient
-from paperlib.models.modes import float32_by_default, outside_inference_mode
+from paperlib.models.modes import eval_mode, float32_by_default, outside_inference_mode
 from paperlib.paths import shown
-from paperlib.precision import tensor_float32
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 QUERIES, ITERATIONS, TARGETS = 5000, 100, 9  # of the standard version
@@ -111,7 +111,7 @@ def autoattack(
     folded = given.model if isinstance(given.model, Folded) else fold(given.model, x)
     how = {"eps": eps, "seed": int(seed), "attacks": list(attacks), "iterations": iterations, "queries": queries}
     # The library seeds torch's global generator, and its FAB would leave gradients in the parameters.
-    with undisturbed(folded.model), _without_gradients(folded), torch.random.fork_rng():
+    with eval_mode(folded.model), _without_gradients(folded), torch.random.fork_rng():
         run = _Run(folded, x, y, how, batch_size, state, progress)
         for attack in attacks:
             for first in range(0, len(x), batch_size):

@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import Objective, undisturbed
-from paperlib.attacks.objectives import Aim, Loss, entropy_loss, margin_loss
+from paperlib.attacks.objectives import Aim, Loss, Objective, entropy_loss, margin_loss
 from paperlib.models.mixture import Evidence, mixed
+from paperlib.models.modes import eval_mode
 
 LAMBDAS = (0.1, 1.0, 10.0)  # what a gate weighs beside the loss, in a joint attack
 TINY = torch.finfo(torch.float32).tiny  # in place of a weight of zero
@@ -100,7 +100,7 @@ def mixture_aims(model: nn.Module, x: Tensor, benign: int | None = None) -> dict
     """
     if not is_mixture(model):
         return {}
-    with undisturbed(model), torch.enable_grad():
+    with eval_mode(model), torch.enable_grad():
         seen = _seen(model, x[:2].detach().clone().requires_grad_())
     experts, steerable = seen.scores.shape[1], seen.scores.requires_grad
     aims = {"experts": Aim(on_experts(entropy_loss)), "experts margin": Aim(on_experts(margin_loss))}

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import NEVER, Attacked, Budget, misclassified, undisturbed
-from paperlib.checks import check_settings, check_whole
-from paperlib.config.budgets import as_budget
-from paperlib.models import Folded, fold
-from paperlib.models.inputs import admit
-from paperlib.models.modes import outside_inference_mode
-from paperlib.precision import tensor_float32
+from paperlib.acceleration import Folded, fold
+from paperlib.acceleration.precision import tensor_float32
+from paperlib.arguments import check_settings, check_whole
+from paperlib.attacks.early_stopping import NEVER, Attacked, misclassified
+from paperlib.attacks.inputs import admit
+from paperlib.config.budgets import Budget, as_budget
+from paperlib.models.modes import eval_mode, outside_inference_mode
 from paperlib.seeds import uniform
 
 
@@ -43,11 +43,11 @@ def random_noise(
     given = admit(model, x, y)
     x, y = given.x, given.y
     folded = given.model if isinstance(given.model, Folded) else fold(given.model, x)
-    with undisturbed(folded.model):
+    with eval_mode(folded.model):
         fooled = misclassified(folded, x, y, batch_size)
         images, first, passes = x.clone(), torch.where(fooled, 0, NEVER), len(x)
         # A copy finds, the model confirms.
-        asked = Folded(folded.network, folded.network, room=folded.room)
+        asked = Folded(folded.network, folded.network, max_batch=folded.max_batch)
         for draw in range(1, draws + 1):
             left = (~fooled).nonzero().squeeze(1)
             if len(left) == 0:
@@ -60,5 +60,5 @@ def random_noise(
                 won = won[misclassified(folded, tried[won], y[won], batch_size)]
             images[won], fooled[won], first[won] = tried[won], True, draw
             progress(draw / draws)
-    folded.room = min((room for room in (asked.room, folded.room) if room is not None), default=None)
+    folded.max_batch = min((size for size in (asked.max_batch, folded.max_batch) if size is not None), default=None)
     return Attacked(images, fooled, first, passes)

@@ -8,13 +8,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import Objective, cross_entropy, undisturbed
-from paperlib.checks import logits_of
+from paperlib.arguments import check_logits, logits_of
+from paperlib.attacks.inputs import check_module
 from paperlib.errors import InputError
-from paperlib.models.inputs import check_module
+from paperlib.models.modes import eval_mode
 
+# An objective maps the model, the images (N, C, H, W) and the labels (N,), or other targets with a row per image, to
+# the logits (N, classes) and to one value per image (N,) that the attack climbs.
+Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 # From logits (N, classes) and labels (N,) to one value per image (N,), the higher the worse for the model.
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The objective of FGSM and PGD: the loss the classifier is trained on."""
+    logits = logits_of(model, x)
+    try:
+        # Autocast may hand over bfloat16; the loss is computed in float32.
+        return logits, nn.functional.cross_entropy(logits.float(), y, reduction="none")
+    except (IndexError, RuntimeError, ValueError):
+        check_logits(logits, y)  # says what is wrong with labels or logits, if that is the reason
+        raise
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ def transferred(surrogate: nn.Module) -> Objective:
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             logits = logits_of(model, x)
-        with undisturbed(surrogate):
+        with eval_mode(surrogate):
             others = logits_of(surrogate, x, "surrogate")
         if others.shape != logits.shape:
             raise InputError(f"surrogate: knows {others.shape[1]} classes, the model {logits.shape[1]}")

@@ -42,3 +42,6 @@ def as_fraction(value: float | str | Fraction, name: str = "eps") -> Fraction:
     """The same budget kept exact; a float is taken for the simple fraction it was written as. Raises InputError."""
     as_budget(value, name)
     return Fraction(value) if isinstance(value, str | Fraction) else Fraction(float(value)).limit_denominator(10**6)
+
+
+Budget = float | str | Fraction

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paperlib import paths
+from paperlib.atomic_files import read_tensors, write_tensors
 from paperlib.config.serialise import canonical
 from paperlib.data.archives import list_archive
 from paperlib.data.image_files import (
@@ -45,7 +46,6 @@ from paperlib.data.image_files import (
     suffix_of,
 )
 from paperlib.errors import DataError, StoreError
-from paperlib.files import read_tensors, write_tensors
 from paperlib.progress import Say, track
 
 Ints = NDArray[np.int64]

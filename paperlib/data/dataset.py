@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paperlib import paths
-from paperlib.checks import as_images, as_labels
+from paperlib.arguments import as_images, as_labels
 from paperlib.config.plugins import load_extension
 from paperlib.config.schema import DataConfig, Profile
 from paperlib.config.serialise import canonical

@@ -15,19 +15,19 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.gradient import Budget, misclassified
-from paperlib.checks import as_images, as_labels, check_settings, check_shape, check_type, check_whole, outside_graph
-from paperlib.config.budgets import as_fraction, budget_text
+from paperlib.acceleration import Folded
+from paperlib.acceleration.precision import tensor_float32
+from paperlib.arguments import as_images, as_labels, check_settings, check_shape, check_type, check_whole, outside_graph
+from paperlib.attacks.early_stopping import misclassified
+from paperlib.attacks.inputs import adapt, check_module, look, no_gradient
+from paperlib.config.budgets import Budget, as_fraction, budget_text
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
 from paperlib.evaluation.case import Case, Effort, interval, share
 from paperlib.evaluation.checklist import PITFALLS, Pitfall
 from paperlib.evaluation.pitfalls import FIRES, NOT_RUN, Answer
-from paperlib.models import Folded
-from paperlib.models.adapted import ZeroGradient
-from paperlib.models.inputs import adapt, check_module, look, no_gradient
+from paperlib.models.adapters import ZeroGradient
 from paperlib.models.modes import float32_by_default, has_modes, outside_inference_mode
-from paperlib.precision import tensor_float32
 from paperlib.progress import Say, meter, say, silent
 from paperlib.seeds import hash_seed
 
@@ -153,7 +153,7 @@ def audit(
     Args:
         model: any module from pixels (N, C, H, W) in [0, 1] to logits (N, classes), in evaluation mode. Nothing in it
             changes. A mixture with a method ``evidence`` (see `paperlib.attacks.mixture`) is also attacked from inside.
-            See `paperlib.models.inputs` for what is taken and what is refused; that logits have no gradient is a
+            See `paperlib.attacks.inputs` for what is taken and what is refused; that logits have no gradient is a
             finding here.
         images, labels: what it is judged on; (N, C, H, W) in [0, 1] of any float dtype and (N,) int64.
         eps: L-infinity budget, a float or text such as ``"8/255"``.

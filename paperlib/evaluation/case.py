@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperlib.acceleration import Folded, fold
+from paperlib.acceleration.memory import in_batches
+from paperlib.arguments import logits_of
 from paperlib.attacks import (
     AIMS,
     Aim,
@@ -22,18 +25,15 @@ from paperlib.attacks import (
     mixture_aims,
     pgd,
     transferred,
-    undisturbed,
 )
 from paperlib.attacks.autoattack import ITERATIONS, QUERIES
+from paperlib.attacks.logits import logits_in_batches
 from paperlib.attacks.objectives import Loss
-from paperlib.checks import logits_of
 from paperlib.config.budgets import budget_text
 from paperlib.data import Split
 from paperlib.evaluation.metrics import wilson
 from paperlib.evaluation.robustness import CLEAN, AttackSpec, autoattack_spec, evaluate, pgd_spec
-from paperlib.memory import in_batches
-from paperlib.models import Folded, fold
-from paperlib.models.logits import logits_in_batches
+from paperlib.models.modes import eval_mode
 from paperlib.progress import Say, say
 from paperlib.seeds import cpu_generator
 
@@ -143,7 +143,7 @@ class Case:
             found = torch.autograd.grad(value, part, allow_unused=True)[0] if value.requires_grad else None
             return torch.zeros_like(part) if found is None else found
 
-        with undisturbed(self.model), torch.enable_grad():
+        with eval_mode(self.model), torch.enable_grad():
             return self.over(of, x, self.y)
 
     @functools.cached_property
@@ -157,7 +157,7 @@ class Case:
 
     def evidence(self, name: str, x: Tensor) -> Tensor:
         """One part of what a mixture shows of images: ``scores`` or ``gate_weights`` (N, experts)."""
-        with undisturbed(self.model), torch.no_grad():
+        with eval_mode(self.model), torch.no_grad():
             return self.over(lambda part: getattr(self.model.evidence(part), name), x)  # type: ignore[operator]
 
     # -- outcomes --------------------------------------------------------------------------------------------------

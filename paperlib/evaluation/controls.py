@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks import fgsm, pgd
-from paperlib.attacks.gradient import Budget
-from paperlib.config.budgets import as_budget
+from paperlib.config.budgets import Budget, as_budget
 from paperlib.data import Split
 from paperlib.models import Gate, Mixture
 from paperlib.seeds import cpu_generator, normal, permutation

@@ -14,18 +14,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import undisturbed
+from paperlib.acceleration.memory import in_batches
+from paperlib.arguments import logits_of
 from paperlib.attacks.autoattack import CLASSES, STANDARD
 from paperlib.attacks.mixture import LAMBDAS
 from paperlib.attacks.objectives import dlr_loss, entropy_loss
-from paperlib.checks import logits_of
 from paperlib.config.budgets import budget_text
 from paperlib.errors import InputError
 from paperlib.evaluation.case import CURVE, TAIL, Case, interval, share
 from paperlib.evaluation.robustness import AttackSpec, evaluate, fgsm_spec, noise_spec, square_spec
 from paperlib.evaluation.training_mode import SAME_ANSWER, Difference, difference_in_training_mode
-from paperlib.memory import in_batches
 from paperlib.models.mixture import mixed
+from paperlib.models.modes import eval_mode
 from paperlib.seeds import cpu_generator, uniform
 
 PASSES, FIRES, NOTED, NOT_RUN, NOT_APPLICABLE = "passes", "FIRES", "noted", "not run", "not applicable"
@@ -152,7 +152,7 @@ def smooth(case: Case) -> Answer:
     x = case.last
     noise = uniform(x.shape, cpu_generator(case.seed), x) * 2 - 1
     near = (x + noise * float(case.eps) / 100).clamp(0, 1)
-    with undisturbed(case.model):
+    with eval_mode(case.model):
         here, there = (entropy_loss(case.logits(images), case.y) for images in (x, near))
     change = float((there - here).abs().mean() / here.mean().clamp_min(1e-12))
     why = "the loss jumps under noise a hundredth of eps: gradients of it point nowhere; average them over noise"
@@ -314,7 +314,7 @@ def budget(case: Case) -> Answer:
 
 def any_iterate(case: Case) -> Answer:
     fooled = case.headline.fooled
-    with undisturbed(case.model):
+    with eval_mode(case.model):
         right = case.logits(case.last).argmax(dim=1) == case.y
     lost = int((fooled & right).sum())
     told = f"{lost} of {case.n} images wrong at some iterate and right at the last; any iterate counts here"

@@ -13,31 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import (
-    AIMS,
-    NEVER,
-    STANDARD,
-    Aim,
-    attack,
-    autoattack,
-    misclassified,
-    pgd,
-    random_noise,
-    undisturbed,
-)
+from paperlib.acceleration import Folded, fold
+from paperlib.acceleration.memory import in_batches
+from paperlib.acceleration.precision import tensor_float32
+from paperlib.arguments import check_settings, check_type, check_weights, check_whole
+from paperlib.attacks import AIMS, NEVER, STANDARD, Aim, attack, autoattack, misclassified, pgd, random_noise
 from paperlib.attacks.autoattack import ITERATIONS, QUERIES, WRONG
-from paperlib.attacks.gradient import Budget
-from paperlib.checks import check_settings, check_type, check_weights, check_whole
-from paperlib.config.budgets import as_fraction, budget_text
+from paperlib.attacks.inputs import admit, check_module
+from paperlib.config.budgets import Budget, as_fraction, budget_text
 from paperlib.config.schema import EvaluationConfig
 from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation.metrics import wilson
-from paperlib.memory import in_batches
-from paperlib.models import Folded, fold
-from paperlib.models.inputs import admit, check_module
-from paperlib.models.modes import outside_inference_mode
-from paperlib.precision import tensor_float32
+from paperlib.models.modes import eval_mode, outside_inference_mode
 from paperlib.progress import Say, meter, say
 from paperlib.seeds import cpu_generator
 
@@ -196,7 +184,7 @@ def evaluate(
         work = _Work(folded, split, spec, int(seed), batch_size, aims, state, lambda share: reached(int(100 * share)))
         correct, first, passes = ATTACKS[spec.kind](work)
     seconds = time.monotonic() - started
-    used = min(batch_size, folded.room or batch_size)
+    used = min(batch_size, folded.max_batch or batch_size)
     return Outcome(correct.cpu(), first.clamp(max=32_767).to(torch.int16).cpu(), passes / len(x), seconds, used)
 
 
@@ -223,7 +211,7 @@ Found = tuple[Tensor, Tensor, float]  # correct (N,), first success (N,), passes
 
 def _clean(work: _Work) -> Found:
     x, y = work.split.images, work.split.labels
-    with undisturbed(work.folded.model):
+    with eval_mode(work.folded.model):
         correct = ~misclassified(work.folded, x, y, work.batch_size)
     return correct, torch.where(correct, NEVER, 0), len(x)
 
@@ -237,7 +225,7 @@ def _gradient(work: _Work) -> Found:
     spent = 0
     how: dict[str, Any] = {"eps": spec.eps, "step_size": spec.step, "steps": spec.steps}
     if aim.targets is not None:
-        with undisturbed(work.folded.model):
+        with eval_mode(work.folded.model):
             found = in_batches(len(x), work.batch_size, work.folded, functools.partial(_targets, work, aim.targets))
             targets = torch.cat([part for _, part in found])
         spent += len(x)
@@ -349,7 +337,7 @@ def _check_spec(spec: object) -> None:
 
 
 def _admitted(model: nn.Module | Folded, split: Split, label: str, **needs: bool) -> tuple[Folded, Split]:
-    """A folded copy and the images it is judged on, as `paperlib.models.inputs` admits them."""
+    """A folded copy and the images it is judged on, as `paperlib.attacks.inputs` admits them."""
     if not isinstance(split, Split):
         raise InputError(f"{label}: expected images and labels as a Split, got a {type(split).__name__}")
     given = admit(model, split.images, split.labels, name=label, **needs)

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from paperlib.acceleration.memory import memory_ran_out
 from paperlib.evaluation.scaled_draws import ScaledDraws
-from paperlib.memory import memory_ran_out
 
 SAME_ANSWER = 1e-4  # of the largest logit
 SAME_GRADIENT = 1e-3  # of the largest entry; the same operations on the same numbers differ by less

@@ -13,13 +13,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import AIMS, Aim, fgsm, mixture_aims, pgd, undisturbed
+from paperlib.acceleration import fold
+from paperlib.acceleration.precision import cpu_threads
+from paperlib.attacks import AIMS, Aim, fgsm, mixture_aims, pgd
 from paperlib.config.budgets import budget_text
 from paperlib.config.schema import Profile
 from paperlib.data import Split, is_here
 from paperlib.errors import InputError, MissingError
-from paperlib.models import Evidence, fold
-from paperlib.precision import cpu_threads
+from paperlib.models import Evidence
+from paperlib.models.modes import eval_mode
 from paperlib.study import Study
 
 NONE, FGSM, PGD = "none", "FGSM", "PGD"
@@ -144,7 +146,7 @@ class Live:
         return Scene(question, int(y), x[0], found[0], before, after, path)
 
     def _evidence(self, x: Tensor) -> Evidence:
-        with undisturbed(self.mixture), torch.no_grad():
+        with eval_mode(self.mixture), torch.no_grad():
             seen: Evidence = self.mixture.evidence(x)  # type: ignore[operator]
         return seen
 

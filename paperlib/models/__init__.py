@@ -1,10 +1,10 @@
 """The networks of the series: experts, gate, mixture, other defences. All take [0, 1] pixels and return logits."""
 
 from paperlib.models.advmoe import ADVMoE
-from paperlib.models.folding import Folded, fold
+from paperlib.models.backbones import Backbone, backbone
+from paperlib.models.complexity import operations, parameters
 from paperlib.models.mixture import Evidence, Experts, Gate, Mixture, UniformGate
-from paperlib.models.plain import Backbone, backbone
-from paperlib.models.resnet import Normalize, ResNet, operations, parameters, resnet18
+from paperlib.models.resnet import Normalize, ResNet, resnet18
 from paperlib.models.soe import SoE
 
 __all__ = [
@@ -12,7 +12,6 @@ __all__ = [
     "Backbone",
     "Evidence",
     "Experts",
-    "Folded",
     "Gate",
     "Mixture",
     "Normalize",
@@ -20,7 +19,6 @@ __all__ = [
     "SoE",
     "UniformGate",
     "backbone",
-    "fold",
     "operations",
     "parameters",
     "resnet18",

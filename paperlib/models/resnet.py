@@ -88,21 +88,6 @@ def resnet18(classes: int, width: int, mean: Sequence[float], std: Sequence[floa
     return ResNet(classes, width, (2, 2, 2, 2), mean, std)
 
 
-def parameters(model: nn.Module) -> int:
-    """How many numbers the model learns."""
-    return sum(p.numel() for p in model.parameters())
-
-
-def operations(model: nn.Module, shape: Sequence[int]) -> int:
-    """Multiplications and additions of convolutions and matrix products for one image of ``shape`` (C, H, W)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
-        model(torch.full((1, *shape), 0.5, device=device))
-    return int(counted.get_total_flops())
-
-
 def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     kind = Shortcut if kernel == 1 and stride > 1 else nn.Conv2d
     conv = kind(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)

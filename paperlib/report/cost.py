@@ -14,9 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, ScalarFormatter
 
+from paperlib.atomic_files import read_json
 from paperlib.errors import StoreError
 from paperlib.evaluation import paired
-from paperlib.files import read_json
 from paperlib.paths import published_dir, store_dir
 from paperlib.report.style import INK, PALE, SMALL, WIDTH, label_of, shades
 from paperlib.report.tables import percent, points

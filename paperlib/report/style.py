@@ -16,7 +16,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.textpath import TextPath
 
-from paperlib.files import replacing
+from paperlib.atomic_files import replacing
 from paperlib.paths import figures_dir
 
 Colour = tuple[float, float, float]

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import Tensor
 
+from paperlib.atomic_files import replacing
 from paperlib.config.budgets import budget_text
 from paperlib.evaluation import (
     CLEAN,
@@ -22,7 +23,6 @@ from paperlib.evaluation import (
     sweep,
     wilson,
 )
-from paperlib.files import replacing
 from paperlib.paths import figures_dir
 from paperlib.report.outcomes import (
     ATTACK_LABELS,

@@ -9,11 +9,12 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import fgsm, pgd, undisturbed
+from paperlib.attacks import fgsm, pgd
 from paperlib.config.budgets import budget_text
 from paperlib.config.schema import Profile
 from paperlib.data import Split
 from paperlib.models import Mixture
+from paperlib.models.modes import eval_mode
 from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.training.build import System, system_of
@@ -85,7 +86,7 @@ def _gallery(context: Context, config: GalleryConfiguration) -> Result:
     for kind in ("clean", "fgsm", "pgd"):
         x = _attacked(model, split, kind, config.eps, config.steps, hash_seed(context.seed, "gallery"))
         arrays[f"{kind}/images"] = x.cpu()
-        with undisturbed(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             if isinstance(model, Mixture):
                 evidence = model.evidence(x)
                 arrays[f"{kind}/expert_logits"] = evidence.expert_logits.cpu()
@@ -115,7 +116,7 @@ def _attacked(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: i
 
 
 def _gate_weights(model: nn.Module, x: Tensor) -> Tensor:
-    with undisturbed(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         parts = [model.evidence(part).gate_weights for part in x.split(GATE_BATCH)]  # type: ignore[operator]
     return torch.cat(parts).cpu()
 

@@ -10,11 +10,11 @@ from fractions import Fraction
 import torch
 from torch import nn
 
-from paperlib.attacks import undisturbed
 from paperlib.config.budgets import budget_text
 from paperlib.config.schema import Profile
 from paperlib.errors import NotFiniteError
 from paperlib.evaluation import CLEAN, evaluate
+from paperlib.models.modes import eval_mode
 from paperlib.seeds import cpu_generator, hash_seed, uniform
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.stages.train import TrainConfiguration, TrainingRun, configuration, draw_network, train_network
@@ -51,7 +51,7 @@ def _nan_router(context: Context, config: NanRouterConfiguration) -> Result:
     name, eps = config.unsafe.system, float(config.eps)
     model = draw_network(context, config.unsafe)
     router = model.get_submodule("router")
-    with undisturbed(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         scores = router(context.data.train.images[:128].to(context.device))
         factor = config.gap / float((scores.amax(dim=1) - scores.amin(dim=1)).max())
         for parameter in router.get_submodule("head").parameters():
@@ -66,7 +66,7 @@ def _nan_router(context: Context, config: NanRouterConfiguration) -> Result:
     # What a careless evaluation prints: argmax of NaN is pathway 0, and a step along the sign of a NaN gradient
     # that is taken for zero goes nowhere, so only the attack's random start is left.
     left = [split.images, (split.images + eps * noise).clamp(0, 1)]
-    with undisturbed(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad():
         naive = [int((model(x).argmax(dim=1) == split.labels).sum()) for x in left]
     record: Json = {"system": name, "n": config.images, "eps": budget_text(config.eps)}
     record |= {"training_stopped": stopped, "evaluation_refused": refused, "safe_training_stopped": held}

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from paperlib.acceleration import fold
 from paperlib.attacks import AIMS, STANDARD, Aim, losses_for, mixture_aims, transferred
 from paperlib.attacks.autoattack import CLASSES
 from paperlib.config.schema import Profile
 from paperlib.evaluation import AttackSpec, autoattack_spec, evaluate, headline, noise_spec
-from paperlib.models import fold
 from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Result, Stage
 from paperlib.training.build import System, system_of

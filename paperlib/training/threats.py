@@ -13,8 +13,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks import AIMS, pgd, undisturbed
-from paperlib.models import Folded
+from paperlib.acceleration import Folded
+from paperlib.attacks import AIMS, pgd
+from paperlib.models.modes import eval_mode
 from paperlib.seeds import integers, normal
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ class Strike:
         targets = start = None
         if aim.targets is not None:
             folded = model if isinstance(model, Folded) else Folded(model, model)
-            with undisturbed(folded.model):
+            with eval_mode(folded.model):
                 targets = aim.targets(folded.network, x, y)
         if self.noise:
             start = x + self.noise * normal(x.shape, generator, x)

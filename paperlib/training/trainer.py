@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperlib.acceleration import Folded, fold
+from paperlib.acceleration.precision import tensor_float32
+from paperlib.arguments import check_weights
+from paperlib.atomic_files import read_tensors, write_tensors
 from paperlib.attacks import attack
-from paperlib.checks import check_weights
 from paperlib.config.schema import DataConfig, TrainConfig
 from paperlib.data import Dataset, Split, augment
 from paperlib.errors import InputError, NotFiniteError, StoreError
-from paperlib.files import read_tensors, write_tensors
-from paperlib.models import Folded, fold
-from paperlib.precision import tensor_float32
 from paperlib.progress import Say, say, track
 from paperlib.seeds import cpu_generator, hash_seed, permutation
 from paperlib.training.losses import CrossEntropy, Loss

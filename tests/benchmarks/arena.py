@@ -99,8 +99,8 @@ def _serve(pipe: Connection, contender: str, name: str, system: str, settings: J
     from contenders import CONTENDERS, OURS, Settings
     from subjects import subject
 
-    from paperlib.memory import keep_memory
-    from paperlib.precision import tensor_float32
+    from paperlib.acceleration.memory import keep_memory
+    from paperlib.acceleration.precision import tensor_float32
 
     torch.set_num_threads(threads)
     if contender in OURS:

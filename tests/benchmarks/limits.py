@@ -17,9 +17,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from ways import _Mean, _step, _trained_looking
 
+from paperlib.acceleration import fold
+from paperlib.acceleration.memory import keep_memory
 from paperlib.attacks import pgd
-from paperlib.memory import keep_memory
-from paperlib.models import Experts, fold
+from paperlib.models import Experts
 
 Json = dict[str, Any]
 STEPS = 20
@@ -95,7 +96,7 @@ def growth(*, rounds: int, say: Callable[[str], None]) -> list[Json]:
         say(f"cost against {axis}: exponent {exponent:.3f}, " + ", ".join(f"{s:.3f} s" for s in medians))
 
     one = fold(_network(width, channels, 1), _images(2, channels, side)[0])
-    one.room = batch  # a fixed batch: more images are more batches
+    one.max_batch = batch  # a fixed batch: more images are more batches
 
     def by_images(n: int) -> Callable[[], object]:
         x, y = _images(n, channels, side)

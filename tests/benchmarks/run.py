@@ -21,10 +21,10 @@ from arena import compete
 from contenders import CONTENDERS, PACKAGES, version
 from subjects import data_label, prepare, profile
 
+from paperlib.acceleration.memory import keep_memory
+from paperlib.atomic_files import write_json
 from paperlib.config.budgets import as_budget
 from paperlib.evaluation import paired, wilson
-from paperlib.files import write_json
-from paperlib.memory import keep_memory
 from paperlib.paths import published_dir, shown, store_dir
 from paperlib.progress import say
 from paperlib.provenance import provenance

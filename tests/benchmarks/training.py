@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperlib.acceleration import Folded
+from paperlib.acceleration.memory import keep_memory
 from paperlib.evaluation import evaluate, headline
-from paperlib.memory import keep_memory
-from paperlib.models import Folded
 from paperlib.progress import silent
 from paperlib.study import Study
 from paperlib.training import trainer

@@ -1,6 +1,6 @@
 """Nine experts as one, and one network several ways: the time of a forward pass with its input gradient.
 
-The winners are what `paperlib.models.fold` chooses; the losers stand here with their numbers.
+The winners are what `paperlib.acceleration.fold` chooses; the losers stand here with their numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from arena import interleave, spread, timed
 from torch import Tensor, nn
 
-from paperlib.models import ADVMoE, Experts, Normalize, fold, resnet18
+from paperlib.acceleration import fold
+from paperlib.models import ADVMoE, Experts, Normalize, resnet18
 from paperlib.models import advmoe as advmoe_module
 
 Json = dict[str, Any]

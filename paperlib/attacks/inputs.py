@@ -9,7 +9,8 @@ is handed in is changed.
 - Model: a `torch.nn.Module` from images to a float tensor of logits (N, classes), also for one image alone. It is asked
   about one image and about two first. A model that edits its input in place is handed copies, one whose weights have
   another dtype than the images is handed images of that dtype, and logits of another dtype are converted.
-- A folded copy (`paperlib.models.Folded`) is taken as it is, so a training loop pays for the checks of its images only.
+- A folded copy (`paperlib.acceleration.Folded`) is taken as it is, so a training loop pays for the checks of its
+  images only.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from paperlib.checks import as_images, as_labels, check_rows
+from paperlib.acceleration.folding import Folded
+from paperlib.acceleration.memory import memory_ran_out
+from paperlib.arguments import as_images, as_labels, check_rows
 from paperlib.errors import InputError, PaperlibError
-from paperlib.memory import memory_ran_out
-from paperlib.models.adapted import Adapted, call_on_copy
-from paperlib.models.folding import Folded
+from paperlib.models.adapters import Adapted, call_on_copy
 from paperlib.models.modes import eval_mode
 
 SEVERAL = 32  # images asked about together to explain a wrong answer to one
@@ -249,4 +250,4 @@ def _folded_for(folded: Folded, x: Tensor) -> Folded:
     if dtype in (None, torch.float32):
         return folded
     adapted = Adapted(folded.model, dtype)
-    return Folded(adapted, adapted, reason=folded.reason, room=folded.room)
+    return Folded(adapted, adapted, reason=folded.reason, max_batch=folded.max_batch)

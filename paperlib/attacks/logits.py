@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from paperlib.checks import logits_of
-from paperlib.memory import BatchLimit, in_batches
+from paperlib.acceleration.memory import BatchLimit, in_batches
+from paperlib.arguments import logits_of
 
 
 def logits_in_batches(

@@ -1,4 +1,4 @@
-"""What each single value may be: budgets, images, labels, logits, weights. `paperlib.models.inputs` combines them."""
+"""What each single value may be: budgets, images, labels, logits, weights. `paperlib.attacks.inputs` combines them."""
 
 from __future__ import annotations
 

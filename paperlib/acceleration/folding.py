@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.models.adapted import Adapted, call_on_copy
+from paperlib.acceleration.kernels import FoldedConvolution, FoldedLinear
+from paperlib.models.adapters import Adapted, call_on_copy
 from paperlib.models.advmoe import ADVMoE
-from paperlib.models.convolution import FoldedConvolution, FoldedLinear
 from paperlib.models.mixture import Apart, Experts
 from paperlib.models.modes import eval_mode
 from paperlib.models.resnet import Shortcut
@@ -39,7 +39,7 @@ class Folded:
     network: nn.Module  # its folded copy, or the network itself
     reason: str = ""  # why it could not be folded, if so
     layers: list[FoldedConvolution | FoldedLinear] = field(default_factory=list)
-    room: int | None = None  # how many images fit in memory at once, known after more did not
+    max_batch: int | None = None  # how many images fit in memory at once, known after more did not
 
     def refresh(self) -> None:
         """Take over the weights the network has now; what no folded layer holds, copy and network share."""

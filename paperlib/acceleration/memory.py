@@ -50,7 +50,7 @@ def keep_memory() -> bool:
 class BatchLimit(Protocol):
     """Whoever remembers how many images fit in memory at once; None while all did."""
 
-    room: int | None
+    max_batch: int | None
 
 
 def memory_ran_out(error: BaseException) -> bool:
@@ -81,11 +81,11 @@ def in_batches(n: int, batch_size: int, limit: BatchLimit, work: Callable[[slice
     """
     done = 0
     while done < n:
-        rows = slice(done, min(n, done + min(batch_size, limit.room or batch_size)))
+        rows = slice(done, min(n, done + min(batch_size, limit.max_batch or batch_size)))
         try:
             result = work(rows)
         except Exception as error:
-            limit.room = smaller_batch(rows.stop - rows.start, error)
+            limit.max_batch = smaller_batch(rows.stop - rows.start, error)
         else:
             yield rows, result
             done = rows.stop

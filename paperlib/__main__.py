@@ -145,7 +145,7 @@ def audit(options: argparse.Namespace) -> None:
     from paperlib.evaluation import audit as ask
     from paperlib.stages import benign_of, effort_of
     from paperlib.study import Study, load_system
-    from paperlib.training.recipes import recipe_for
+    from paperlib.systems.registry import recipe_for
 
     profile = load_profile(options.profile)
     check_home(write=False)

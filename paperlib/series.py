@@ -174,7 +174,7 @@ def _showing(notebooks: Sequence[Notebook], profile: str, say: Say) -> list[Note
     if not any(notebook.needs for notebook in notebooks):
         return list(notebooks)
     from paperlib.config.load import load_profile
-    from paperlib.training.recipes import recipes
+    from paperlib.systems.registry import recipes
 
     known, showing = recipes(load_profile(profile)), []
     for notebook in notebooks:

@@ -16,7 +16,7 @@ from paperlib.config.budgets import budget_text
 from paperlib.data import Dataset
 from paperlib.progress import Say
 from paperlib.store import Artefact
-from paperlib.training.build import Architecture, System
+from paperlib.systems.build import Architecture, System
 
 Json = dict[str, Any]
 

@@ -33,8 +33,8 @@ from paperlib.published import Published, write_published
 from paperlib.stage import Stage, as_json
 from paperlib.stages import PUBLISHED_WEIGHTS, evaluation, stages
 from paperlib.store import Artefact, Store, artefact_key
-from paperlib.training.build import Architecture, DataFacts, System, build_network, load_experts, system_of
-from paperlib.training.recipes import recipe_for
+from paperlib.systems.build import Architecture, DataFacts, System, build_network, load_experts, system_of
+from paperlib.systems.registry import recipe_for
 
 Json = dict[str, Any]
 
@@ -44,7 +44,7 @@ class Study:
 
     Args:
         profile: a profile or its name.
-        seed: decides initial weights, batches, strikes and random starts; the split of the data does not depend on it.
+        seed: decides initial weights, batches, attacks and random starts; the split of the data does not depend on it.
         replay: read published records where this machine has not computed its own. False never reads anything
             published.
         local: use, and add to, what this machine has computed. False, or ``PAPERLIB_LOCAL=no``, leaves only published

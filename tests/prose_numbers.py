@@ -19,7 +19,7 @@ from paperlib.evaluation import CLEAN, over_seeds
 from paperlib.evaluation.checklist import PITFALLS
 from paperlib.report import claims, tables
 from paperlib.stages.nan_router import REPORTED_GAP
-from paperlib.training.trainer import COLLAPSE_GAP
+from paperlib.training.validation import COLLAPSE_GAP
 
 PGD, BASIC, WORST = "PGD-50", tables.BASIC, tables.WORST
 
@@ -67,7 +67,7 @@ class Records:
         systems = [
             tables.called(name)
             for name in tables.everyone(self.studies[0])
-            if not name.startswith("plain") and not known[name].chooses
+            if not name.startswith("plain") and not known[name].hard_routing
         ]
         return [self.kept(name, PGD, self.slow) - self.kept(name, WORST) for name in systems]
 

@@ -17,7 +17,7 @@ from toys import Linear, ToyNet, same_state
 
 from paperlib import Dataset
 from paperlib.acceleration import Folded, fold
-from paperlib.attacks import AIMS, NEVER, Attacked, attack, cross_entropy, fgsm, misclassified, pgd
+from paperlib.attacks import NEVER, OBJECTIVES, Attacked, attack, cross_entropy, fgsm, misclassified, pgd
 from paperlib.attacks import pgd as gradient
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
@@ -286,15 +286,15 @@ def kl(p: list[float], q: list[float]) -> float:
 def test_the_divergence_is_kl_from_the_clean_answer(linear: Linear) -> None:
     x, y = images()
     moved = (x + 0.2 * torch.randn(x.shape, generator=rng())).clamp(0, 1)
-    aim = AIMS["divergence"]
-    assert aim.targets is not None
-    targets = aim.targets(linear, x, y)
+    objective = OBJECTIVES["divergence"]
+    assert objective.targets is not None
+    targets = objective.targets(linear, x, y)
     assert not targets.requires_grad
-    logits, values = aim.objective(linear, moved, targets)
+    logits, values = objective.function(linear, moved, targets)
     assert torch.equal(logits, linear(moved))
     clean, other = linear(x).tolist(), linear(moved).tolist()
     assert values.tolist() == pytest.approx([kl(p, q) for p, q in zip(clean, other, strict=True)], rel=1e-3, abs=1e-6)
-    assert aim.objective(linear, x, targets)[1].abs().max() < 1e-6
+    assert objective.function(linear, x, targets)[1].abs().max() < 1e-6
 
 
 class Choosing(nn.Module):
@@ -308,7 +308,7 @@ class Choosing(nn.Module):
         one = self.router(x).argmax(dim=1, keepdim=True) == 0
         return torch.where(one, self.first(x), self.second(x))
 
-    def with_soft(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_surrogate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shares = torch.softmax(self.router(x), dim=1).unsqueeze(2)
         each = torch.stack([torch.softmax(expert(x), dim=1) for expert in (self.first, self.second)], dim=1)
         return self(x), (shares * each).sum(dim=1).log()
@@ -318,9 +318,9 @@ def test_the_routed_divergence_adds_that_of_the_router() -> None:
     model = Choosing(*(torch.randn(n, 4, generator=rng(n)) for n in (3, 3, 2)))
     x, y = images()
     moved = (x + 0.2 * torch.randn(x.shape, generator=rng())).clamp(0, 1)
-    aim = AIMS["routed divergence"]
-    assert aim.targets is not None
-    logits, values = aim.objective(model, moved, aim.targets(model, x, y))
+    objective = OBJECTIVES["routed divergence"]
+    assert objective.targets is not None
+    logits, values = objective.function(model, moved, objective.targets(model, x, y))
     assert torch.equal(logits, model(moved))
     pairs = [zip(part(x).tolist(), part(moved).tolist(), strict=True) for part in (model, model.router)]
     expected = [kl(*answer) + kl(*route) for answer, route in zip(*pairs, strict=True)]
@@ -331,7 +331,7 @@ def test_the_divergence_is_finite_however_far_apart_answers_are() -> None:
     model = Linear(torch.tensor([[1e4, 0, 0, 0], [-1e4, 0, 0, 0]]))
     targets = torch.log_softmax(torch.tensor([[-1e4, 1e4]]), dim=1)
     x = torch.full((1, 1, 2, 2), 0.5, requires_grad=True)
-    _, values = AIMS["divergence"].objective(model, x, targets)
+    _, values = OBJECTIVES["divergence"].objective(model, x, targets)
     assert values.tolist() == pytest.approx([1e4])
     assert torch.isfinite(torch.autograd.grad(values.sum(), x)[0]).all()
 
@@ -347,7 +347,7 @@ def test_the_stand_in_leads_where_the_choice_gives_no_gradient() -> None:
     x, y = torch.full((3, 1, 2, 2), 0.5), torch.zeros(3, dtype=torch.int64)
     how: dict[str, Any] = {"eps": 0.2, "step_size": 0.02, "steps": 6, "random_start": False}
     assert not attack(model, x, y, **how).fooled.any()
-    done = attack(model, x, y, **how, objective=AIMS["soft"].objective)
+    done = attack(model, x, y, **how, objective=OBJECTIVES["soft"].objective)
     assert done.first_success.tolist() == [3] * 3  # 0.50, 0.52, 0.54, 0.56
     assert misclassified(model, done.images, y).all()
 
@@ -362,13 +362,13 @@ def test_success_is_read_off_the_answer_and_not_off_the_stand_in(answer: int, st
             said = torch.where(clean, torch.tensor(0), torch.tensor(answer))
             return nn.functional.one_hot(said, 2).float() + 0 * x.flatten(1).sum(dim=1, keepdim=True)
 
-        def with_soft(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        def forward_with_surrogate(self, x: Tensor) -> tuple[Tensor, Tensor]:
             tilt = torch.tensor([1.0, -1.0]) * (5 if stand_in == 0 else -5)
             return self(x), tilt - x.flatten(1)[:, :2]
 
     x, y = torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64)
     how: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 2, "random_start": False}
-    done = attack(Two(), x, y, **how, objective=AIMS["soft"].objective)
+    done = attack(Two(), x, y, **how, objective=OBJECTIVES["soft"].objective)
     assert done.fooled.tolist() == [fooled] * 4
     assert done.first_success.tolist() == [1 if fooled else NEVER] * 4
 

@@ -38,7 +38,8 @@ from paperlib.report.claims import (
     decide,
 )
 from paperlib.stages import facing, stages
-from paperlib.training.recipes import COMPARED, EXPERTS, recipes
+from paperlib.systems.experts import EXPERTS
+from paperlib.systems.registry import COMPARED, recipes
 
 DIGITS = load_profile("digits")
 KNOWN = recipes(DIGITS)
@@ -112,7 +113,7 @@ class Records:
     def outcome(self, system: str, spec: AttackSpec) -> SimpleNamespace:
         self.asked.add(f"evaluate:{system}:{spec.name}")
         found = self.right.get(system) or kept(0.5)
-        kind = "soft" if spec.aim == "soft" and "soft" in found else spec.kind
+        kind = "soft" if spec.objective == "soft" and "soft" in found else spec.kind
         return SimpleNamespace(arrays={"correct": found[kind].to(torch.uint8)})
 
 
@@ -639,7 +640,7 @@ def test_the_table_of_evidence_holds_every_number_with_seeds_and_n(found: list[V
 
 def test_a_story_tells_rule_numbers_and_verdict(found: list[Verdict]) -> None:
     for v in found:
-        told = claims.story(v)
+        told = claims.description(v)
         lines = told.splitlines()
         assert lines[0] == f"{v.claim.id}: {v.claim.says} ({v.claim.source})"
         assert lines[1].split(maxsplit=1) == ["rule", v.claim.rule]
@@ -650,7 +651,7 @@ def test_a_story_tells_rule_numbers_and_verdict(found: list[Verdict]) -> None:
         assert lines[-1].startswith(f"  VERDICT  {v.verdict}")
         assert v.why in lines[-1]
     (single,) = (decide(PAIR, series(1)),)
-    assert claims.story(single).endswith(f"VERDICT  undecided (1 seed) ({single.why})")
+    assert claims.description(single).endswith(f"VERDICT  undecided (1 seed) ({single.why})")
 
 
 def test_the_figures_frame_holds_the_differences_and_nothing_else(found: list[Verdict]) -> None:
@@ -677,20 +678,20 @@ NOTE = re.compile(
 )
 
 
-def shaken(seeds: int, luck: float) -> Any:
-    """Studies whose systems differ by chance: images fall as they may, runs move by ``luck``."""
+def shaken(seeds: int, seed_group: float) -> Any:
+    """Studies whose systems differ by chance: images fall as they may, runs move by ``seed_group``."""
     generator = np.random.default_rng(7)
 
     def drawn() -> dict[str, Tensor]:
-        right = torch.tensor(generator.random(N) < 0.5 + luck * generator.normal())
+        right = torch.tensor(generator.random(N) < 0.5 + seed_group * generator.normal())
         return dict.fromkeys(ATTACKS, right)
 
     return [Records(seed, {name: drawn() for name in ("dwf", "frozen", "pgd-at", "trades")}) for seed in range(seeds)]
 
 
 @pytest.mark.parametrize("luck", [0.0, 0.1])
-def test_the_note_on_power_names_seeds_images_and_both_errors(luck: float) -> None:
-    studies, others = shaken(3, luck), ("frozen", "pgd-at", "trades")
+def test_the_note_on_power_names_seeds_images_and_both_errors(seed_group: float) -> None:
+    studies, others = shaken(3, seed_group), ("frozen", "pgd-at", "trades")
     told = NOTE.match(claims.power_note(studies, others))
     assert told
     assert (told["seeds"], told["n"], told["count"]) == ("3", str(N), "3")

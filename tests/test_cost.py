@@ -212,10 +212,10 @@ def test_ours_and_the_textbook_agree_image_by_image(toy: ToyNet, digits: Dataset
 def test_ratios_are_medians_and_exponents_are_slopes(benchmarks: Any) -> None:
     arena, limits_ = benchmarks("arena"), benchmarks("limits")
     assert arena.spread([3.0, 1.0, 2.0]) == [2.0, 1.0, 3.0]
-    turns: list[str] = []
-    seconds = arena.interleave({name: lambda name=name: turns.append(name) or 1.0 for name in "ab"}, rounds=2)
+    update_steps: list[str] = []
+    seconds = arena.interleave({name: lambda name=name: update_steps.append(name) or 1.0 for name in "ab"}, rounds=2)
     assert seconds == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
-    assert turns == ["a", "b", "b", "a", "a", "b"]  # one round to warm up, and each starts with another
+    assert update_steps == ["a", "b", "b", "a", "a", "b"]  # one round to warm up, and each starts with another
     assert limits_._slope([0.0, 1.0, 2.0], [5.0, 6.5, 8.0]) == pytest.approx(1.5)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paperlib.acceleration import Folded, fold
 from paperlib.acceleration.kernels import FoldedConvolution
-from paperlib.attacks import AIMS, attack, misclassified, pgd
+from paperlib.attacks import OBJECTIVES, attack, misclassified, pgd
 from paperlib.models import ADVMoE, Gate, Mixture, SoE, backbone, operations, parameters, resnet18
 from paperlib.models import advmoe as advmoe_module
 from paperlib.models.mixture import Apart
@@ -104,7 +104,7 @@ def test_neither_the_head_nor_the_largest_probability_decides_alone() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
 def test_the_stand_in_of_soe_is_its_formula(temperature: float) -> None:
     model, x = SoE([Rows(FIRST), Rows(SECOND)]), images(2)
-    answer, soft = model.with_soft(x, temperature)
+    answer, soft = model.forward_with_surrogate(x, temperature)
     assert torch.equal(answer, model(x))
     for i in range(2):
         sure = [max(softmax(rows[i][:2])) / (1 + math.exp(-rows[i][2])) for rows in (FIRST, SECOND)]
@@ -119,7 +119,7 @@ def test_no_gradient_passes_the_choice_of_soe_but_one_passes_its_stand_in() -> N
     model, x = lively(SoE(resnet18(11, 2, (0.3,), (0.4,)) for _ in range(3))), images()
     chosen = model.evidence(x).gate_weights.argmax(dim=1)
     assert len(chosen.unique()) > 1
-    answer, soft = model.with_soft(x)
+    answer, soft = model.forward_with_surrogate(x)
     by_answer = torch.autograd.grad(answer.sum(), [e.head.weight for e in model.experts], retain_graph=True)
     for i, gradient in enumerate(by_answer):
         assert gradient[-1].abs().max() == 0  # the confidence score has no say in the logits
@@ -208,7 +208,7 @@ def test_the_router_picks_the_route() -> None:
 def test_the_stand_in_of_advmoe_is_its_formula(temperature: float) -> None:
     model, x = advmoe().double(), images(4).double()
     with torch.no_grad():
-        answer, soft = model.with_soft(x, temperature)
+        answer, soft = model.forward_with_surrogate(x, temperature)
         scores, paths = model.router(x).tolist(), model.evidence(x).expert_logits.tolist()
         assert torch.allclose(answer, model(x))
     for i in range(4):
@@ -220,7 +220,7 @@ def test_the_stand_in_of_advmoe_is_its_formula(temperature: float) -> None:
 
 def test_only_the_stand_in_of_advmoe_lets_gradients_reach_the_router() -> None:
     model, x = advmoe(), images(4)
-    answer, soft = model.with_soft(x)
+    answer, soft = model.forward_with_surrogate(x)
     router = list(model.router.parameters())
     found = torch.autograd.grad(answer[:, 0].sum(), router, allow_unused=True, retain_graph=True)
     assert all(gradient is None for gradient in found)
@@ -253,13 +253,13 @@ def test_a_mixture_may_let_its_favourite_answer_alone(mixing: str) -> None:
         assert len(favourite.unique()) == 3
         said = [expert(x) for expert in experts]
         expected = torch.stack([said[int(favourite[i])][i] for i in range(len(x))])
-        answer, soft = one.with_soft(x)
+        answer, soft = one.forward_with_surrogate(x)
         assert torch.equal(one(x), expected)
         assert torch.equal(answer, expected)
         assert torch.equal(soft, all_of_them(x))
         assert not torch.allclose(soft, answer, atol=1e-2)
         assert torch.equal(one.evidence(x).gate_weights, nn.functional.one_hot(favourite, 3).float())
-        assert all(torch.equal(found, all_of_them(x)) for found in all_of_them.with_soft(x))
+        assert all(torch.equal(found, all_of_them(x)) for found in all_of_them.forward_with_surrogate(x))
 
 
 def test_no_gradient_passes_the_gates_choice_but_one_passes_its_stand_in() -> None:
@@ -267,7 +267,7 @@ def test_no_gradient_passes_the_gates_choice_but_one_passes_its_stand_in() -> No
     model = lively(
         Mixture([resnet18(5, 2, (0.3,), (0.4,)) for _ in range(2)], Gate(2, 2, 1, (0.3,), (0.4,)), top1=True)
     )
-    answer, soft = model.with_soft(images())
+    answer, soft = model.forward_with_surrogate(images())
     gate = list(model.gate.parameters())
     found = torch.autograd.grad(answer[:, 0].sum(), gate, allow_unused=True, retain_graph=True)
     assert all(gradient is None for gradient in found)
@@ -404,8 +404,10 @@ def test_a_folded_copy_answers_like_the_network(build: Callable[[], nn.Module], 
     assert near(logits, their_logits)
     close = [near(a, b) for a, b in zip(gradient, their_gradient, strict=True)]
     assert close.count(False) <= 4  # a ReLU that rounding switches, in a deep network
-    if hasattr(model, "with_soft"):
-        for found, expected in zip(folded.network.with_soft(x), model.with_soft(x), strict=True):
+    if hasattr(model, "forward_with_surrogate"):
+        for found, expected in zip(
+            folded.network.forward_with_surrogate(x), model.forward_with_surrogate(x), strict=True
+        ):
             assert near(found, expected)
         assert near(folded.network.evidence(x).expert_logits, model.evidence(x).expert_logits)
 
@@ -488,12 +490,12 @@ def test_a_refreshed_copy_follows_a_network_that_has_learnt(build: Callable[[], 
 
 @pytest.mark.parametrize("aim", ["cross-entropy", "soft"])
 @pytest.mark.parametrize("build", CHOOSING.values(), ids=CHOOSING.keys())
-def test_attacks_through_a_copy_end_like_attacks_on_the_network(build: Callable[[], nn.Module], aim: str) -> None:
+def test_attacks_through_a_copy_end_like_attacks_on_the_network(build: Callable[[], nn.Module], objective: str) -> None:
     model, x = build(), images(60, seed=1)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
     how: dict[str, Any] = {"eps": 0.02, "step_size": 0.005, "steps": 3, "random_start": False}
-    how["objective"] = AIMS[aim].objective
+    how["objective"] = OBJECTIVES[objective].objective
     copied, plain = attack(fold(model, x), x, y, **how), attack(Folded(model, model), x, y, **how)
     assert 0 < int(plain.fooled.sum()) < 60
     assert int((copied.fooled != plain.fooled).sum()) <= 1  # rounding, at the border of a class
@@ -502,12 +504,12 @@ def test_attacks_through_a_copy_end_like_attacks_on_the_network(build: Callable[
 
 
 @pytest.mark.parametrize("aim", ["divergence", "routed divergence"])
-def test_attacks_on_answers_and_routes_move_them(aim: str) -> None:
+def test_attacks_on_answers_and_routes_move_them(objective: str) -> None:
     model, x = advmoe(), images(24)
-    folded, kind, y = fold(model, x), AIMS[aim], torch.zeros(24, dtype=torch.int64)
+    folded, kind, y = fold(model, x), OBJECTIVES[objective], torch.zeros(24, dtype=torch.int64)
     assert kind.targets is not None
     targets = kind.targets(folded.network, x, y)
-    assert targets.shape == (24, 5 if aim == "divergence" else 5 + 3)
+    assert targets.shape == (24, 5 if objective == "divergence" else 5 + 3)
     start = (x + 1e-5 * torch.randn(x.shape, generator=rng())).clamp(0, 1)
     how: dict[str, Any] = {"eps": 0.05, "step_size": 0.02, "steps": 4, "targets": targets, "objective": kind.objective}
     found = pgd(folded, x, y, **how, start=start)

@@ -17,15 +17,15 @@ from toys import ToyNet
 from paperlib import Dataset, Profile
 from paperlib.acceleration import Folded
 from paperlib.attacks import (
-    AIMS,
+    OBJECTIVES,
     attack,
     autoattack,
     fgsm,
     misclassified,
-    mixture_aims,
+    mixture_objectives,
     pgd,
     random_noise,
-    transferred,
+    transfer_objective,
 )
 from paperlib.attacks import pgd as gradient_attacks
 from paperlib.data import Split, augment
@@ -45,9 +45,10 @@ from paperlib.evaluation import (
 from paperlib.models import Gate, Mixture
 from paperlib.progress import silent
 from paperlib.seeds import cpu_generator, hash_seed
-from paperlib.training.build import DataFacts, architecture_of, build_network
-from paperlib.training.recipes import recipes
-from paperlib.training.trainer import Validation, train
+from paperlib.systems.build import DataFacts, architecture_of, build_network
+from paperlib.systems.registry import recipes
+from paperlib.training.trainer import train
+from paperlib.training.validation import Validation
 
 EPS, STEP = "0.1", "0.03"
 HOW: dict[str, Any] = {"eps": EPS, "step_size": STEP, "steps": 4}
@@ -192,10 +193,10 @@ ATTACKS: dict[str, Callable[[nn.Module, Tensor, Tensor], Any]] = {
     "attack by the global generator": lambda model, x, y: attack(model, x, y, **HOW, restarts=2),
     "attack from elsewhere": lambda model, x, y: attack(model, x, y, **HOW, start=(x + 0.05).clamp(0, 1)),
     "attack with targets": lambda model, x, y: attack(
-        model, x, y, **HOW, generator=cpu_generator(3), objective=AIMS["cross-entropy"].objective, targets=9 - y
+        model, x, y, **HOW, generator=cpu_generator(3), objective=OBJECTIVES["cross-entropy"].objective, targets=9 - y
     ),
     "attack on another network": lambda model, x, y: attack(
-        model, x, y, **HOW, generator=cpu_generator(3), objective=transferred(copy.deepcopy(model))
+        model, x, y, **HOW, generator=cpu_generator(3), objective=transfer_objective(copy.deepcopy(model))
     ),
     "noise": lambda model, x, y: random_noise(alone(model), x, y, eps="0.4", draws=4, generator=cpu_generator(3)),
     "noise by the global generator": lambda model, x, y: random_noise(
@@ -233,10 +234,12 @@ def test_every_attack_on_a_mixture_is_the_same_on_every_device(
     model = mixture(toy, **how)
 
     def all_aims(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Any]:
-        aims = {name: AIMS[name] for name in ("margin", "dlr", "divergence")} | mixture_aims(model, x, benign=0)
-        specs = {aim: pgd_spec(EPS, 1, STEP, aim=aim) for aim in aims}
-        run: dict[str, Any] = {"seed": 4, "aims": aims, "batch_size": 6, "say": silent}
-        return {aim: evaluate(alone(model), Split(x, y), spec, **run) for aim, spec in specs.items()}
+        objectives = {name: OBJECTIVES[name] for name in ("margin", "dlr", "divergence")} | mixture_objectives(
+            model, x, benign=0
+        )
+        specs = {objective: pgd_spec(EPS, 1, STEP, objective=objective) for objective in objectives}
+        run: dict[str, Any] = {"seed": 4, "aims": objectives, "batch_size": 6, "say": silent}
+        return {objective: evaluate(alone(model), Split(x, y), spec, **run) for objective, spec in specs.items()}
 
     found = same_on(device, model, digits.test.first(10), all_aims)
     assert len(found) > 12
@@ -324,7 +327,7 @@ def test_a_recipe_trains_the_same_network_on_every_device(
             small.to(where),
             config=recipe.training,
             augmentation=micro.data,
-            turns=recipe.turns,
+            update_steps=recipe.update_steps,
             validation=Validation(0.1, 0.025, 1, recipe.select),
             seed=5,
             label=system,

@@ -520,9 +520,9 @@ def test_the_interval_covers_the_true_difference_where_images_and_runs_vary(runs
     generator = np.random.default_rng(runs)
     # An image is as hard for both systems in all runs; each run of each system has its luck.
     hardness = generator.uniform(0.25, 0.65, (draws, 1, n))
-    luck = generator.normal(0, 0.06, (2, draws, runs, 1))
-    first = torch.tensor(generator.random((draws, runs, n)) < hardness + truth + luck[0])
-    second = torch.tensor(generator.random((draws, runs, n)) < hardness + luck[1])
+    seed_group = generator.normal(0, 0.06, (2, draws, runs, 1))
+    first = torch.tensor(generator.random((draws, runs, n)) < hardness + truth + seed_group[0])
+    second = torch.tensor(generator.random((draws, runs, n)) < hardness + seed_group[1])
     found = [over_seeds(a, b) for a, b in zip(first, second, strict=True)]
     covered = sum(value.low <= truth <= value.high for value in found) / draws
     assert 0.9 <= covered <= 0.99

@@ -22,14 +22,15 @@ from paperlib.errors import DataError, ProfileError
 from paperlib.papermill_child import MARK as MARK_OF_A_NOTEBOOK
 from paperlib.stages import facing, stages
 from paperlib.study import told_of
-from paperlib.training.recipes import recipes
+from paperlib.systems.registry import recipes
 
 SYSTEM = """
-from paperlib.training.recipes import Network, Recipe
-from paperlib.training.threats import Clean
-from paperlib.training.trainer import Turn
+from paperlib.systems.registry import Network, Recipe
+from paperlib.training.adversaries import Clean
+from paperlib.training.trainer import UpdateStep
 def systems(profile):
-    return [Recipe({name!r}, "mine", {family!r}, {network}, turns=(Turn(Clean()),), training={training})]
+    steps = (UpdateStep(NoAttack()),)
+    return [Recipe({name!r}, "mine", {family!r}, {network}, update_steps=steps, training={training})]
 """
 
 

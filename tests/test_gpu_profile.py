@@ -16,7 +16,7 @@ from paperlib.config.load import load_profile
 from paperlib.data import CIFAR10_CLASSES
 from paperlib.progress import silent
 from paperlib.report import claims, tables
-from paperlib.training.recipes import recipes
+from paperlib.systems.registry import recipes
 
 
 def pictures(folder: Path) -> Path:

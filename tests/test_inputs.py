@@ -20,7 +20,8 @@ from toys import Linear, same_state
 
 from paperlib.acceleration import Folded, fold
 from paperlib.arguments import as_images
-from paperlib.attacks import AIMS, attack, autoattack, fgsm, misclassified, pgd, random_noise, transferred
+from paperlib.attacks import OBJECTIVES as KNOWN_OBJECTIVES
+from paperlib.attacks import attack, autoattack, fgsm, misclassified, pgd, random_noise, transfer_objective
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError, PaperlibError
 from paperlib.evaluation import audit
@@ -561,7 +562,7 @@ OF_ANOTHER_TYPE: dict[str, tuple[Callable[[], object], str]] = {
     "spec of evaluate": (lambda: _evaluate(NET, X, Y, spec="pgd"), "spec: expected an AttackSpec, .* got a str"),
     "kind of a spec": (lambda: _evaluate(NET, X, Y, spec=AttackSpec("cw")), "spec: unknown kind 'cw'; known: clean, "),
     "seed of evaluate": (lambda: _evaluate(NET, X, Y, seed=None), "seed: .* got a NoneType"),
-    "aims of evaluate": (lambda: _evaluate(NET, X, Y, aims="dlr"), "aims: .* got a str"),
+    "aims of evaluate": (lambda: _evaluate(NET, X, Y, objectives="dlr"), "aims: .* got a str"),
     "say of evaluate": (lambda: _evaluate(NET, X, Y, say=None), "say: .* got a NoneType"),
     "specs of the worst case": (lambda: worst_case(NET, Split(X, Y), CLEAN, seed=0), "specs: .* got a AttackSpec"),  # type: ignore[arg-type]
     "a spec of the worst case": (
@@ -650,7 +651,7 @@ def test_no_examples_can_be_crafted_on_something_else(surrogate: Any, words: str
 
 @pytest.mark.parametrize("classes", [5, 11])
 def test_a_surrogate_of_other_classes_is_refused_by_the_attack_too(classes: int) -> None:
-    objective = transferred(Net(classes))
+    objective = transfer_objective(Net(classes))
     for call in (pgd, attack):
         with pytest.raises(InputError, match=f"surrogate: knows {classes} classes, the model 10"):
             call(NET, X, Y, **WALK, objective=objective)
@@ -658,7 +659,7 @@ def test_a_surrogate_of_other_classes_is_refused_by_the_attack_too(classes: int)
 
 def test_a_surrogate_is_a_module() -> None:
     with pytest.raises(InputError, match=r"surrogate: expected a torch.nn.Module"):
-        transferred(lambda x: x)  # type: ignore[arg-type]
+        transfer_objective(lambda x: x)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -790,12 +791,12 @@ def test_every_objective_is_of_the_images_as_they_were(
     (plain, _, labels), x = _shifted(), X.clone()
     model: Any = Through(NET, function)
     model = fold(model, x) if folded else model
-    aims = {name: AIMS[name] for name in ("margin", "dlr", "divergence")}
-    aims["transfer"] = replace(AIMS["margin"], objective=transferred(OTHER))
-    for name in aims:
-        spec = pgd_spec(EPS, 3, "4/256", aim=name)
+    objectives = {name: KNOWN_OBJECTIVES[name] for name in ("margin", "dlr", "divergence")}
+    objectives["transfer"] = replace(KNOWN_OBJECTIVES["margin"], function=transfer_objective(OTHER))
+    for name in objectives:
+        spec = pgd_spec(EPS, 3, "4/256", objective=name)
         found, expected = (
-            evaluate(network, Split(images, labels), spec, seed=3, aims=aims, say=silent)
+            evaluate(network, Split(images, labels), spec, seed=3, objectives=objectives, say=silent)
             for network, images in ((model, x), (plain, X))
         )
         assert torch.equal(found.first_success, expected.first_success), name

@@ -24,7 +24,8 @@ from paperlib.config.schema import parse_profile
 from paperlib.progress import silent
 from paperlib.stage import Stage, as_json
 from paperlib.stages import evaluation, stages, train
-from paperlib.training.recipes import Network, Recipe, recipes
+from paperlib.systems.recipe import Network, Recipe
+from paperlib.systems.registry import recipes
 
 Table = dict[str, list[str]]
 
@@ -202,7 +203,7 @@ def test_mixing_retrains_the_mixtures_that_mix_by_the_profile_and_nothing_else(h
     )
     names = [name for name in before.stages if name.startswith("train:")]
     again = {name for name in names if before.key(before.stages[name]) != after.key(after.stages[name])}
-    mixtures = {r.system for r in recipes(before.profile).values() if r.network.kind == "mixture" and r.turns}
+    mixtures = {r.system for r in recipes(before.profile).values() if r.network.kind == "mixture" and r.update_steps}
     assert again == {f"train:{system}" for system in mixtures - {"soe-moe", "more-own"}}  # these two always mix logits
     assert (len(again), len(names)) == (16, 81)
 

@@ -9,7 +9,7 @@ import pytest
 
 from paperlib import load_profile
 from paperlib.report.literature import REPORTED, Reported, literature
-from paperlib.training.recipes import recipes
+from paperlib.systems.registry import recipes
 
 COLUMNS = [field.name for field in fields(Reported) if field.name not in ("beside", "method")]
 rows = pytest.mark.parametrize("row", REPORTED, ids=lambda row: f"{row.beside} {row.method}")

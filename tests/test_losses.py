@@ -24,9 +24,12 @@ from paperlib.evaluation import CLEAN, evaluate
 from paperlib.models import ADVMoE
 from paperlib.models.soe import Confidence
 from paperlib.progress import silent
-from paperlib.training.losses import Collaboration, CrossEntropy, Loss, Routing, Trades, divergence
-from paperlib.training.threats import RandomPGD
-from paperlib.training.trainer import History, Turn, Validation, train
+from paperlib.training.adversaries import RandomPGD
+from paperlib.training.history import History
+from paperlib.training.losses import CrossEntropyLoss, RouterLoss, SoELoss, TradesLoss, TrainingLoss, mean_kl_divergence
+from paperlib.training.trainer import train
+from paperlib.training.update import UpdateStep
+from paperlib.training.validation import Validation
 
 Rows = list[list[float]]
 # What is said of two images on their clean and on their attacked pixels.
@@ -65,7 +68,7 @@ class Several(Said):
         return Confidence(said[..., :-1], said[..., -1])
 
 
-def asked(loss: Loss, model: nn.Module, labels: Iterable[int] = LABELS) -> Tensor:
+def asked(loss: TrainingLoss, model: nn.Module, labels: Iterable[int] = LABELS) -> Tensor:
     y = torch.tensor(list(labels))
     return loss(model, torch.zeros(len(y), 1, 1, 1), torch.ones(len(y), 1, 1, 1), y)
 
@@ -112,15 +115,15 @@ def close(found: Tensor | None, expected: Tensor) -> bool:
 
 def test_divergence_is_kl_of_the_first_from_the_second_averaged_over_images() -> None:
     first, second = torch.tensor(CLEAN_ROWS), torch.tensor(ATTACKED_ROWS)
-    assert float(divergence(first, second)) == pytest.approx(kl(CLEAN_ROWS, ATTACKED_ROWS), rel=1e-5)
-    assert float(divergence(second, first)) == pytest.approx(kl(ATTACKED_ROWS, CLEAN_ROWS), rel=1e-5)
+    assert float(mean_kl_divergence(first, second)) == pytest.approx(kl(CLEAN_ROWS, ATTACKED_ROWS), rel=1e-5)
+    assert float(mean_kl_divergence(second, first)) == pytest.approx(kl(ATTACKED_ROWS, CLEAN_ROWS), rel=1e-5)
     assert abs(kl(CLEAN_ROWS, ATTACKED_ROWS) - kl(ATTACKED_ROWS, CLEAN_ROWS)) > 0.01  # so that the order is seen
-    assert float(divergence(first, first)) == pytest.approx(0, abs=1e-7)
+    assert float(mean_kl_divergence(first, first)) == pytest.approx(0, abs=1e-7)
 
 
 @pytest.mark.parametrize("clean", [False, True])
 def test_cross_entropy_is_that_of_attacked_images_and_of_clean_ones_if_wanted(clean: bool) -> None:
-    model, loss = Said(CLEAN_ROWS, ATTACKED_ROWS), CrossEntropy(clean)
+    model, loss = Said(CLEAN_ROWS, ATTACKED_ROWS), CrossEntropyLoss(clean)
     expected = cross_entropy(ATTACKED_ROWS, LABELS) + clean * cross_entropy(CLEAN_ROWS, LABELS)
     assert float(asked(loss, model).detach()) == pytest.approx(expected, rel=1e-5)
     assert model.passes == loss.passes == 1 + clean
@@ -131,7 +134,7 @@ def test_trades_is_clean_cross_entropy_plus_beta_times_the_divergence(beta: floa
     def by_hand(clean: Rows, attacked: Rows) -> float:
         return cross_entropy(clean, LABELS) + beta * kl(clean, attacked)
 
-    model, loss = Said(CLEAN_ROWS, ATTACKED_ROWS), Trades(beta)
+    model, loss = Said(CLEAN_ROWS, ATTACKED_ROWS), TradesLoss(beta)
     value = asked(loss, model)
     assert float(value.detach()) == pytest.approx(by_hand(CLEAN_ROWS, ATTACKED_ROWS), rel=1e-5)
     assert model.passes == loss.passes == 2
@@ -142,7 +145,7 @@ def test_trades_is_clean_cross_entropy_plus_beta_times_the_divergence(beta: floa
 
 def test_trades_stays_finite_where_answers_are_far_apart() -> None:
     model = Said([[1e4, 0.0], [-1e4, 0.0]], [[0.0, 1e4], [1e4, 0.0]])
-    value = asked(Trades(), model, [1, 1])
+    value = asked(TradesLoss(), model, [1, 1])
     value.backward()
     assert all(torch.isfinite(t).all() for t in (value, model.clean.grad, model.attacked.grad))
 
@@ -178,7 +181,7 @@ def collaboration(
     return total
 
 
-def taught(loss: Collaboration) -> tuple[float, Tensor, Tensor]:
+def taught(loss: SoELoss) -> tuple[float, Tensor, Tensor]:
     """The loss of one batch, and its gradients with respect to logits and heads."""
     logits, heads = torch.tensor(LOGITS, requires_grad=True), torch.tensor(HEADS, requires_grad=True)
     value = loss.of(Confidence(logits, heads), torch.tensor(LABELS))
@@ -188,7 +191,7 @@ def taught(loss: Collaboration) -> tuple[float, Tensor, Tensor]:
 
 @pytest.mark.parametrize(("weight", "t"), [(1.0, 1.0), (0.0, 1.0), (2.5, 1.0), (1.0, 4.0), (0.5, 0.25)])
 def test_the_collaboration_is_its_formula_and_so_are_its_gradients(weight: float, t: float) -> None:
-    value, by_logits, by_heads = taught(Collaboration(weight, t))
+    value, by_logits, by_heads = taught(SoELoss(weight, t))
     assert value == pytest.approx(collaboration(LOGITS, HEADS, weight, t), rel=1e-5)
     assert close(by_logits, slope(lambda logits: collaboration(logits, HEADS, weight, t), LOGITS))
     assert close(by_heads, slope(lambda heads: collaboration(LOGITS, heads, weight, t), HEADS))
@@ -196,7 +199,7 @@ def test_the_collaboration_is_its_formula_and_so_are_its_gradients(weight: float
 
 def test_what_is_held_constant_would_change_the_gradients() -> None:
     # Else the test above could not tell a missing detach.
-    _, by_logits, by_heads = taught(Collaboration(1.0, 4.0))
+    _, by_logits, by_heads = taught(SoELoss(1.0, 4.0))
     free = slope(lambda logits: collaboration(logits, HEADS, 1.0, 4.0, (logits, HEADS)), LOGITS)
     assert (free - by_logits).abs().amax(dim=2).min() > 1e-2
     free = slope(lambda heads: collaboration(LOGITS, heads, 1.0, 4.0, (LOGITS, heads)), HEADS)
@@ -204,7 +207,7 @@ def test_what_is_held_constant_would_change_the_gradients() -> None:
 
 
 def test_confidence_teaches_the_largest_probability_only_where_the_sub_model_is_wrong() -> None:
-    (_, with_it, _), (_, without, heads) = taught(Collaboration(1.0)), taught(Collaboration(0.0))
+    (_, with_it, _), (_, without, heads) = taught(SoELoss(1.0)), taught(SoELoss(0.0))
     moved = (with_it - without).abs().amax(dim=2)
     assert torch.equal(moved < 1e-6, torch.tensor(RIGHT))
     assert moved[~torch.tensor(RIGHT)].min() > 1e-3
@@ -216,7 +219,7 @@ def test_a_collaboration_learns_from_clean_and_attacked_images_alike() -> None:
         return np.concatenate([np.array(logits), np.array(heads)[..., None]], axis=2).astype(np.float32).tolist()
 
     other = np.flip(np.array(LOGITS), axis=0).tolist()
-    model, loss = Several(rows(LOGITS, HEADS), rows(other, HEADS)), Collaboration(1.0, 2.0)
+    model, loss = Several(rows(LOGITS, HEADS), rows(other, HEADS)), SoELoss(1.0, 2.0)
     each = [
         loss.of(Confidence(torch.tensor(said), torch.tensor(HEADS)), torch.tensor(LABELS)) for said in (LOGITS, other)
     ]
@@ -230,7 +233,7 @@ def test_the_collaboration_is_finite_at_extremes() -> None:
     for head in (-1e4, -60.0, 0.0, 60.0, 1e4):
         heads = torch.full((1, 2), head, requires_grad=True)
         for label in range(3):
-            value = Collaboration().of(Confidence(logits, heads), torch.tensor([label]))
+            value = SoELoss().of(Confidence(logits, heads), torch.tensor([label]))
             gradients = torch.autograd.grad(value, (logits, heads))
             assert all(torch.isfinite(t).all() for t in (value, *gradients)), (head, label)
 
@@ -245,7 +248,7 @@ def test_the_collaboration_asks_nothing_that_autocast_refuses() -> None:
             return func(*args, **(kwargs or {}))
 
     with torch.autocast("cpu", torch.bfloat16), Watched():
-        Collaboration().of(Confidence(torch.tensor(LOGITS), torch.tensor(HEADS)), torch.tensor(LABELS))
+        SoELoss().of(Confidence(torch.tensor(LOGITS), torch.tensor(HEADS)), torch.tensor(LABELS))
     assert refused == []
 
 
@@ -258,7 +261,7 @@ def test_the_routers_loss_is_its_formula_and_so_are_its_gradients(beta: float, l
     def by_hand(clean: Rows, attacked: Rows) -> float:
         return beta * cross_entropy(clean, [y % 3 for y in labels]) + beta * kl(clean, attacked)
 
-    router, loss = Said(CLEAN_ROWS, ATTACKED_ROWS), Routing(beta, safe=safe)
+    router, loss = Said(CLEAN_ROWS, ATTACKED_ROWS), RouterLoss(beta, safe=safe)
     value = asked(loss, Routed(router), labels)
     assert float(value.detach()) == pytest.approx(by_hand(CLEAN_ROWS, ATTACKED_ROWS), rel=1e-5)
     assert router.passes == loss.passes == 2
@@ -273,15 +276,15 @@ def test_labels_are_taken_modulo_the_number_of_pathways() -> None:
     even = torch.zeros(4, 2)
     sure = torch.tensor([[9.0, -9.0], [-9.0, 9.0], [9.0, -9.0], [-9.0, 9.0]])
     y = torch.tensor([0, 1, 4, 9])
-    assert float(Routing(1.0).of(sure, sure, y)) < 1e-6
-    assert float(Routing(1.0).of(sure, sure, y + 1)) == pytest.approx(18, rel=1e-5)
-    assert float(Routing(1.0).of(even, even, y)) == pytest.approx(math.log(2))
+    assert float(RouterLoss(1.0).of(sure, sure, y)) < 1e-6
+    assert float(RouterLoss(1.0).of(sure, sure, y + 1)) == pytest.approx(18, rel=1e-5)
+    assert float(RouterLoss(1.0).of(even, even, y)) == pytest.approx(math.log(2))
 
 
 def routing(safe: bool, scores: Any, attacked: Any, y: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and its gradients with respect to the scores on clean and on attacked images."""
     clean, other = (torch.tensor(rows, dtype=torch.float32, requires_grad=True) for rows in (scores, attacked))
-    value = Routing(safe=safe).of(clean, other, torch.tensor(y))
+    value = RouterLoss(safe=safe).of(clean, other, torch.tensor(y))
     return value.detach(), *torch.autograd.grad(value, (clean, other))
 
 
@@ -333,13 +336,16 @@ def decided(digits: Dataset) -> ADVMoE:
 
 
 def taught_to_route(model: ADVMoE, digits: Dataset, batch_size: int, *, safe: bool) -> History:
-    threat = RandomPGD(0.1, 0.0625, (2,), random_start=False, noise=0.001, aim="routed divergence")
+    threat = RandomPGD(0.1, 0.0625, (2,), random_start=False, noise=0.001, objective="routed divergence")
     return train(
         model,
         digits,
         config=TrainConfig(1, batch_size, 1e-6, 0.9, 0.0, "constant", 1),
         augmentation=DataConfig("digits", train=240, validation=50, test=80, split_seed=0, crop=0),
-        turns=[Turn(threat, Trades(), "pathways"), Turn(threat, Routing(safe=safe), "router")],
+        update_steps=[
+            UpdateStep(threat, TradesLoss(), "pathways"),
+            UpdateStep(threat, RouterLoss(safe=safe), "router"),
+        ],
         validation=Validation(eps=0.1, step_size=0.05, steps=1, select="pgd"),
         seed=0,
         label="mine",

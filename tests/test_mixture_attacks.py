@@ -20,17 +20,17 @@ from toys import Linear, ToyNet, same_state
 from paperlib import Dataset
 from paperlib.acceleration import Folded, fold
 from paperlib.attacks import (
-    AIMS,
     NEVER,
-    Aim,
+    OBJECTIVES,
+    AttackObjective,
     attack,
     cross_entropy,
     is_mixture,
     misclassified,
-    mixture_aims,
+    mixture_objectives,
     pgd,
     random_noise,
-    transferred,
+    transfer_objective,
 )
 from paperlib.attacks import pgd as gradient
 from paperlib.attacks.mixture import (
@@ -43,7 +43,7 @@ from paperlib.attacks.mixture import (
     softened,
     toward,
 )
-from paperlib.attacks.objectives import climbing, dlr_loss, entropy_loss, margin_loss
+from paperlib.attacks.objectives import cross_entropy_loss, dlr_loss, loss_objective, margin_loss
 from paperlib.config.budgets import as_budget, as_fraction
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
@@ -209,7 +209,7 @@ rows_of_logits = st.lists(st.integers(-40, 40), min_size=3, max_size=7, unique=T
 def test_losses_are_their_formulas(rows: list[list[int]], y: int) -> None:
     logits = torch.tensor(rows, dtype=torch.float64) / 10
     labels = torch.full((len(rows),), y)
-    for loss, formula in ((entropy_loss, ce), (margin_loss, margin), (dlr_loss, dlr)):
+    for loss, formula in ((cross_entropy_loss, ce), (margin_loss, margin), (dlr_loss, dlr)):
         expected = [formula(row, y) for row in logits.tolist()]
         assert loss(logits, labels).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
@@ -246,12 +246,12 @@ def test_dlr_needs_three_classes_and_says_what_to_use_instead() -> None:
         dlr_loss(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64))
     x = images(3)
     with pytest.raises(InputError, match="2 classes"):
-        pgd(linear(2, 0), x, torch.zeros(3, dtype=torch.int64), **walk(), objective=AIMS["dlr"].objective)
+        pgd(linear(2, 0), x, torch.zeros(3, dtype=torch.int64), **walk(), objective=OBJECTIVES["dlr"].objective)
 
 
 def test_losses_stay_finite_where_all_logits_are_equal() -> None:
     logits = torch.zeros(1, 4, requires_grad=True)
-    for loss in (entropy_loss, margin_loss, dlr_loss):
+    for loss in (cross_entropy_loss, margin_loss, dlr_loss):
         value = loss(logits, torch.tensor([1]))
         assert torch.isfinite(value).all()
         assert torch.isfinite(torch.autograd.grad(value.sum(), logits)[0]).all()
@@ -261,11 +261,11 @@ def test_losses_stay_finite_where_all_logits_are_equal() -> None:
 def test_an_attack_may_climb_a_loss_by_name(name: str, formula: Callable[[list[float], int], float]) -> None:
     model, x = linear(CLASSES, 0), images(30)
     y = right(model, x)
-    logits, values = AIMS[name].objective(model, x, y)
+    logits, values = OBJECTIVES[name].objective(model, x, y)
     assert torch.equal(logits, model(x))
     expected = [formula(row, int(label)) for row, label in zip(logits.tolist(), y, strict=True)]
     assert values.tolist() == pytest.approx(expected, rel=1e-4)
-    found = pgd(model, x, y, **walk(), objective=climbing(margin_loss), random_start=False)
+    found = pgd(model, x, y, **walk(), objective=loss_objective(margin_loss), random_start=False)
     assert margin_loss(model(found), y).mean() > margin_loss(model(x), y).mean() + 0.1
 
 
@@ -276,7 +276,7 @@ def walk(steps: int = 4) -> dict[str, Any]:
 # -- objectives --------------------------------------------------------------------------------------------------------
 
 FORMULAS: dict[str, tuple[Any, Callable[[Said, int], float]]] = {
-    "experts": (on_experts(entropy_loss), lambda s, y: sum(ce(row, y) for row in s.rows)),
+    "experts": (on_experts(cross_entropy_loss), lambda s, y: sum(ce(row, y) for row in s.rows)),
     "experts margin": (on_experts(margin_loss), lambda s, y: sum(margin(row, y) for row in s.rows)),
     "expert 0": (on_expert(0), lambda s, y: ce(s.rows[0], y)),
     "expert 2": (on_expert(2), lambda s, y: ce(s.rows[2], y)),
@@ -286,8 +286,8 @@ FORMULAS: dict[str, tuple[Any, Callable[[Said, int], float]]] = {
     "gate to 0": (toward(0), lambda s, y: s.heard(0, y)),
     "gate to 2": (toward(2), lambda s, y: s.heard(2, y)),
     "gate to worst": (toward(WORST), lambda s, y: s.heard(WORST, y)),
-    "joint 0.1": (joint(0.1, WORST, entropy_loss), lambda s, y: ce(s.reachable(), y) + 0.1 * s.heard(WORST, y)),
-    "joint 10 to 1": (joint(10, 1, entropy_loss), lambda s, y: ce(s.reachable(), y) + 10 * s.heard(1, y)),
+    "joint 0.1": (joint(0.1, WORST, cross_entropy_loss), lambda s, y: ce(s.reachable(), y) + 0.1 * s.heard(WORST, y)),
+    "joint 10 to 1": (joint(10, 1, cross_entropy_loss), lambda s, y: ce(s.reachable(), y) + 10 * s.heard(1, y)),
     "joint 1 margin": (joint(1, 1, margin_loss), lambda s, y: margin(s.reachable(), y) + s.heard(1, y)),
 }
 
@@ -318,9 +318,9 @@ def test_the_worst_expert_is_the_one_with_the_largest_loss_on_each_image(name: s
 @every_mixture
 def test_a_gate_held_weighs_as_it_did_on_the_clean_image(name: str) -> None:
     model, x, y = scene(name)
-    aim = mixture_aims(model, x)["gate held"]
-    assert aim.objective is gate_held and aim.targets is not None
-    targets = aim.targets(model, x, y)
+    objective = mixture_objectives(model, x)["gate held"]
+    assert objective.function is gate_held and objective.targets is not None
+    targets = objective.targets(model, x, y)
     assert not targets.requires_grad
     clean = said(model, x)
     moved = images(30, seed=5).double().requires_grad_()
@@ -339,17 +339,17 @@ def test_a_gate_held_weighs_as_it_did_on_the_clean_image(name: str) -> None:
 def test_no_gradient_of_a_gate_held_or_of_a_uniform_one_passes_the_gate(name: str) -> None:
     model, x, y = scene(name)
     gate = list((model.router if name == "advmoe" else model.gate).parameters())
-    aims = mixture_aims(model, x)
-    held = aims["gate held"].targets
+    objectives = mixture_objectives(model, x)
+    held = objectives["gate held"].targets
     assert held is not None
     for objective, targets, reaches in (
         (gate_held, held(model, x, y), False),
         (gate_uniform, y, False),
-        (on_experts(entropy_loss), y, False),
+        (on_experts(cross_entropy_loss), y, False),
         (on_expert(1), y, False),
-        (aims["gate to worst"].objective, y, True),
-        (aims["joint 1"].objective, y, True),
-        (aims["two-stage worst"].objective, y, True),
+        (objectives["gate to worst"].objective, y, True),
+        (objectives["joint 1"].objective, y, True),
+        (objectives["two-stage worst"].objective, y, True),
         (softened(5), y, True),
     ):
         found = torch.autograd.grad(objective(model, x, targets)[1].sum(), gate, allow_unused=True)
@@ -358,7 +358,7 @@ def test_no_gradient_of_a_gate_held_or_of_a_uniform_one_passes_the_gate(name: st
 
 def test_a_gate_held_gives_the_gradient_of_the_mixture_with_constant_weights() -> None:
     model, x, y = scene("probabilities")
-    held = mixture_aims(model, x)["gate held"].targets
+    held = mixture_objectives(model, x)["gate held"].targets
     assert held is not None
     weights = model.evidence(x).gate_weights.detach()
     here = x.clone().requires_grad_()
@@ -366,14 +366,14 @@ def test_a_gate_held_gives_the_gradient_of_the_mixture_with_constant_weights() -
     shares = (weights.unsqueeze(2) * torch.softmax(model.experts(here), dim=2)).sum(dim=1)
     expected = torch.autograd.grad(-shares.gather(1, y.unsqueeze(1)).log().sum(), here)[0]
     assert torch.allclose(found, expected, atol=1e-5)
-    own = torch.autograd.grad(entropy_loss(model(here), y).sum(), here)[0]
+    own = torch.autograd.grad(cross_entropy_loss(model(here), y).sum(), here)[0]
     assert not torch.allclose(found, own, atol=1e-2)
 
 
 def test_the_second_stage_climbs_the_loss_of_the_answer_or_of_its_stand_in() -> None:
     for name in MIXTURES:
         model, x, y = scene(name)
-        logits, values = mixture_aims(model, x)["two-stage worst"].objective(model, x, y)
+        logits, values = mixture_objectives(model, x)["two-stage worst"].objective(model, x, y)
         assert torch.allclose(logits, model(x))
         expected = [ce(s.reachable(), int(label)) for s, label in zip(said(model, x), y, strict=True)]
         assert values.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
@@ -383,7 +383,7 @@ def test_labels_stay_exact_among_the_log_weights() -> None:
     x = images(6)
     model = Mixture([linear(300, i) for i in range(2)], linear(2, 9))
     y = torch.tensor([0, 1, 127, 255, 256, 299])
-    targets = mixture_aims(model, x)["gate held"].targets
+    targets = mixture_objectives(model, x)["gate held"].targets
     assert targets is not None
     held = targets(model, x, y)
     assert torch.equal(held[:, 0].long(), y)
@@ -401,43 +401,45 @@ def test_the_aims_of_a_mixture_have_these_names(name: str) -> None:
     model, x, _ = scene(name)
     expected = ON_EXPERTS | ON_GATE | ({"soft 1", "soft 5"} if name in CHOOSERS else set())
     assert is_mixture(model)
-    assert set(mixture_aims(model, x)) == expected
-    assert set(mixture_aims(model, x, benign=0)) == expected | {"gate to benign", "two-stage benign"}
+    assert set(mixture_objectives(model, x)) == expected
+    assert set(mixture_objectives(model, x, benign=0)) == expected | {"gate to benign", "two-stage benign"}
     with torch.no_grad():
-        assert set(mixture_aims(model.requires_grad_(False), x[:1])) == expected
+        assert set(mixture_objectives(model.requires_grad_(False), x[:1])) == expected
 
 
 @pytest.mark.parametrize("top1", [False, True])
 def test_a_gate_that_knows_nothing_cannot_be_steered(top1: bool) -> None:
     model = Mixture([linear(CLASSES, i) for i in range(3)], UniformGate(3), top1=top1)
-    assert set(mixture_aims(model, images(), benign=1)) == ON_EXPERTS
+    assert set(mixture_objectives(model, images(), benign=1)) == ON_EXPERTS
 
 
 def test_a_plain_network_has_no_such_aims() -> None:
     assert not is_mixture(linear(CLASSES, 0))
-    assert mixture_aims(linear(CLASSES, 0), images(), benign=0) == {}
+    assert mixture_objectives(linear(CLASSES, 0), images(), benign=0) == {}
 
 
 def test_no_name_hides_an_aim_that_every_network_has() -> None:
     model, x, _ = scene("top1")
-    assert not set(mixture_aims(model, x, benign=0)) & set(AIMS)
+    assert not set(mixture_objectives(model, x, benign=0)) & set(OBJECTIVES)
 
 
 def test_the_gate_is_pushed_towards_the_benign_expert_where_there_is_one() -> None:
     model, x, y = scene("probabilities")
     for benign in (None, 0, 2):
-        aims, pushed = mixture_aims(model, x, benign), WORST if benign is None else benign
+        objectives, pushed = mixture_objectives(model, x, benign), WORST if benign is None else benign
         for weight, name in ((0.1, "joint 0.1"), (1, "joint 1"), (10, "joint 10")):
-            expected = joint(weight, pushed, entropy_loss)(model, x, y)[1]
-            assert torch.equal(aims[name].objective(model, x, y)[1], expected)
+            expected = joint(weight, pushed, cross_entropy_loss)(model, x, y)[1]
+            assert torch.equal(objectives[name].objective(model, x, y)[1], expected)
         expected = joint(1, pushed, margin_loss)(model, x, y)[1]
-        assert torch.equal(aims["joint 1 margin"].objective(model, x, y)[1], expected)
-        assert torch.equal(aims["gate to worst"].objective(model, x, y)[1], toward(WORST)(model, x, y)[1])
+        assert torch.equal(objectives["joint 1 margin"].objective(model, x, y)[1], expected)
+        assert torch.equal(objectives["gate to worst"].objective(model, x, y)[1], toward(WORST)(model, x, y)[1])
         for name in ("worst",) if benign is None else ("worst", "benign"):
-            first, expert = aims[f"two-stage {name}"].first, WORST if name == "worst" else pushed
+            first, expert = objectives[f"two-stage {name}"].first, WORST if name == "worst" else pushed
             assert first is not None
             assert torch.equal(first(model, x, y)[1], toward(expert)(model, x, y)[1])
-    assert all(aim.first is None for name, aim in aims.items() if not name.startswith("two-stage"))
+    assert all(
+        objective.warm_start is None for name, objective in objectives.items() if not name.startswith("two-stage")
+    )
 
 
 @pytest.mark.parametrize(
@@ -450,7 +452,7 @@ def test_asking_for_the_aims_leaves_a_model_as_it_was(training: bool) -> None:
     model = settled(Mixture(experts, Gate(2, 2, 1, (0.3,), (0.4,)))).train(training)
     before, x = copy.deepcopy(model), images()
     kept = x.clone()
-    mixture_aims(model, x)
+    mixture_objectives(model, x)
     assert same_state(model, before)
     assert all(p.grad is None for p in model.parameters())
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
@@ -498,25 +500,29 @@ def gated(top1: bool, sharpness: float) -> nn.Module:
     )
 
 
-def under(model: nn.Module, split: Split, aim: str, aims: dict[str, Aim] | None = None, **more: Any) -> Outcome:
+def under(
+    model: nn.Module, split: Split, objective: str, objectives: dict[str, AttackObjective] | None = None, **more: Any
+) -> Outcome:
     """PGD on one aim from the clean image, or from where its first stage ends; 20 steps cross the ball."""
-    spec = replace(pgd_spec("0.2", 20, "0.02", aim=aim), random_start=False)
-    aims = mixture_aims(model, split.images, benign=1) if aims is None else aims
-    return evaluate(same(model), split, spec, seed=0, aims={**AIMS, **aims}, say=silent, **more)
+    spec = replace(pgd_spec("0.2", 20, "0.02", objective=objective), random_start=False)
+    objectives = mixture_objectives(model, split.images, benign=1) if objectives is None else objectives
+    return evaluate(same(model), split, spec, seed=0, objectives={**OBJECTIVES, **objectives}, say=silent, **more)
 
 
 @pytest.mark.parametrize(("top1", "sharpness"), [(True, 1.0), (False, 1e4)], ids=["picks", "saturated"])
 def test_attacks_on_the_gate_find_what_a_gate_without_a_gradient_hides(top1: bool, sharpness: float) -> None:
     model, split = gated(top1, sharpness), grey()
-    for aim in ("cross-entropy", "margin", "experts", "expert 0", "gate uniform", "gate held"):
-        assert under(model, split, aim).correct.all(), aim
-    for aim in ("gate to worst", "gate to benign", "joint 1", "joint 0.1", "joint 10", "joint 1 margin"):
-        found = under(model, split, aim)
-        assert found.first_success.tolist() == [3] * 3, aim  # 0.50, 0.52, 0.54, 0.56
-    for aim in ("two-stage worst", "two-stage benign"):
-        assert under(model, split, aim).first_success.tolist() == [0] * 3, aim  # the first stage ends at 0.7
-    for aim in ("soft 1", "soft 5") if top1 else ():
-        assert under(model, split, aim).first_success.tolist() == [3] * 3, aim
+    for objective in ("cross-entropy", "margin", "experts", "expert 0", "gate uniform", "gate held"):
+        assert under(model, split, objective).correct.all(), objective
+    for objective in ("gate to worst", "gate to benign", "joint 1", "joint 0.1", "joint 10", "joint 1 margin"):
+        found = under(model, split, objective)
+        assert found.first_success.tolist() == [3] * 3, objective  # 0.50, 0.52, 0.54, 0.56
+    for objective in ("two-stage worst", "two-stage benign"):
+        assert under(model, split, objective).first_success.tolist() == [0] * 3, (
+            objective
+        )  # the first stage ends at 0.7
+    for objective in ("soft 1", "soft 5") if top1 else ():
+        assert under(model, split, objective).first_success.tolist() == [3] * 3, objective
 
 
 def test_a_gate_that_a_gradient_passes_falls_to_plain_pgd() -> None:
@@ -536,8 +542,8 @@ def guarded() -> nn.Module:
 
 def test_two_stages_win_where_neither_the_gate_nor_the_experts_alone_give_way() -> None:
     model, split = guarded(), grey(20)
-    for aim in ("cross-entropy", "experts", "expert 1", "gate uniform", "gate held", "gate to benign"):
-        assert under(model, split, aim).correct.all(), aim
+    for objective in ("cross-entropy", "experts", "expert 1", "gate uniform", "gate held", "gate to benign"):
+        assert under(model, split, objective).correct.all(), objective
     found = under(model, split, "two-stage benign", batch_size=7)
     assert not found.correct.any()
 
@@ -554,9 +560,9 @@ def test_the_second_stage_begins_where_the_first_ends() -> None:
 
         return watching
 
-    aim = Aim(watched("second", cross_entropy), first=watched("first", toward(1)))
-    spec = pgd_spec("0.02", 5, "0.005", aim="staged")
-    found = evaluate(same(model), Split(x, y), spec, seed=3, aims={"staged": aim}, say=silent)
+    objective = AttackObjective(watched("second", cross_entropy), warm_start=watched("first", toward(1)))
+    spec = pgd_spec("0.02", 5, "0.005", objective="staged")
+    found = evaluate(same(model), Split(x, y), spec, seed=3, objectives={"staged": objective}, say=silent)
     assert [len(z) for z in seen["first"]] == [30] * 5
     how: dict[str, Any] = {"eps": 0.02, "step_size": 0.005, "steps": 5}
     end = pgd(same(model), x, y, **how, generator=rng(3), objective=toward(1))
@@ -572,10 +578,10 @@ def test_the_second_stage_begins_where_the_first_ends() -> None:
 def test_an_evaluation_holds_each_images_own_gate(batch_size: int) -> None:
     model, x, _ = scene("top1")
     y = right(model, x)
-    aims = mixture_aims(model, x)
-    spec = pgd_spec("0.02", 5, "0.005", aim="gate held")
-    found = evaluate(same(model), Split(x, y), spec, seed=3, aims=aims, batch_size=batch_size, say=silent)
-    held = aims["gate held"].targets
+    objectives = mixture_objectives(model, x)
+    spec = pgd_spec("0.02", 5, "0.005", objective="gate held")
+    found = evaluate(same(model), Split(x, y), spec, seed=3, objectives=objectives, batch_size=batch_size, say=silent)
+    held = objectives["gate held"].targets
     assert held is not None
     how: dict[str, Any] = {"eps": 0.02, "step_size": 0.005, "steps": 5, "batch_size": batch_size, "generator": rng(3)}
     by_hand = attack(same(model), x, y, **how, objective=gate_held, targets=held(model, x, y))
@@ -586,19 +592,25 @@ def test_an_evaluation_holds_each_images_own_gate(batch_size: int) -> None:
 
 def test_an_unknown_aim_is_an_input_error_that_lists_those_there_are() -> None:
     model, x, y = scene("probabilities")
-    spec = pgd_spec("0.1", 2, "0.05", aim="gate to benign")
+    spec = pgd_spec("0.1", 2, "0.05", objective="gate to benign")
     with pytest.raises(InputError, match=r"'gate to benign'.*it has experts, experts margin, .*joint 1 margin"):
-        evaluate(same(model), Split(x, y), spec, seed=0, aims=mixture_aims(model, x), say=silent)
+        evaluate(same(model), Split(x, y), spec, seed=0, objectives=mixture_objectives(model, x), say=silent)
     with pytest.raises(InputError, match="it has cross-entropy, margin, dlr"):
         evaluate(same(model), Split(x, y), spec, seed=0, say=silent)
     with pytest.raises(InputError, match=r"'cross-entropy'.*experts"):
-        evaluate(same(model), Split(x, y), replace(spec, aim="cross-entropy"), seed=0, aims=mixture_aims(model, x))
+        evaluate(
+            same(model),
+            Split(x, y),
+            replace(spec, objective="cross-entropy"),
+            seed=0,
+            objectives=mixture_objectives(model, x),
+        )
 
 
 def test_the_aim_is_part_of_an_attacks_name() -> None:
-    assert pgd_spec("8/255", 50, "2/255", aim="gate to worst").name == "pgd-50-gate-to-worst@8/255"
+    assert pgd_spec("8/255", 50, "2/255", objective="gate to worst").name == "pgd-50-gate-to-worst@8/255"
     assert pgd_spec("8/255", 50, "2/255").name == "pgd-50@8/255"
-    assert pgd_spec("0.1", 5, "0.05", aim="joint 1").table()["aim"] == "joint 1"
+    assert pgd_spec("0.1", 5, "0.05", objective="joint 1").table()["aim"] == "joint 1"
 
 
 # -- through a folded copy ---------------------------------------------------------------------------------------------
@@ -626,14 +638,14 @@ def test_a_copy_has_the_aims_of_the_network_with_the_same_values_and_gradients(k
     model, x = convolutional(kind), images(24)
     y, folded = right(model, x), fold(model, x)
     assert folded.network is not model, folded.reason
-    aims = mixture_aims(model, x, benign=1)
-    assert set(mixture_aims(folded.network, x, benign=1)) == set(aims)
-    for name, aim in aims.items():
+    objectives = mixture_objectives(model, x, benign=1)
+    assert set(mixture_objectives(folded.network, x, benign=1)) == set(objectives)
+    for name, objective in objectives.items():
         results = []
         for network in (folded.network, model):
             here = x.clone().requires_grad_()
-            targets = y if aim.targets is None else aim.targets(network, x, y)
-            logits, values = aim.objective(network, here, targets)
+            targets = y if objective.targets is None else objective.targets(network, x, y)
+            logits, values = objective.function(network, here, targets)
             results.append((logits.detach(), values.detach(), torch.autograd.grad(values.sum(), here)[0]))
         (logits, values, slopes), (their_logits, their_values, their_slopes) = results
         assert near(logits, their_logits), name
@@ -644,13 +656,15 @@ def test_a_copy_has_the_aims_of_the_network_with_the_same_values_and_gradients(k
 
 @pytest.mark.parametrize("aim", ["gate held", "joint 1", "two-stage worst", "experts margin"])
 @every_convolutional
-def test_attacks_through_a_copy_end_like_attacks_on_the_network(kind: str, aim: str) -> None:
+def test_attacks_through_a_copy_end_like_attacks_on_the_network(kind: str, objective: str) -> None:
     model, x = convolutional(kind), images(40, seed=1)
-    split, aims = Split(x, right(model, x)), mixture_aims(model, x)
-    spec = replace(pgd_spec("0.04", 3, "0.02", aim=aim), random_start=False)
+    split, objectives = Split(x, right(model, x)), mixture_objectives(model, x)
+    spec = replace(pgd_spec("0.04", 3, "0.02", objective=objective), random_start=False)
     folded = fold(model, x)
     assert folded.network is not model
-    copied, itself = (evaluate(given, split, spec, seed=0, aims=aims, say=silent) for given in (folded, same(model)))
+    copied, itself = (
+        evaluate(given, split, spec, seed=0, objectives=objectives, say=silent) for given in (folded, same(model))
+    )
     assert not itself.correct.all()
     assert int((copied.correct != itself.correct).sum()) <= 1  # rounding, at the border of a class
 
@@ -779,7 +793,7 @@ def test_a_transfer_is_crafted_on_the_surrogate_alone() -> None:
     hook = other.register_forward_hook(
         lambda module, args, out: asked.append(any(m.training for m in module.modules()))
     )
-    found = pgd(model, x, y, **walk(), generator=rng(), objective=transferred(other))
+    found = pgd(model, x, y, **walk(), generator=rng(), objective=transfer_objective(other))
     hook.remove()
     assert asked == [False] * 4
     assert [module.training for module in other.modules()] == modes
@@ -792,7 +806,7 @@ def test_a_transfer_is_crafted_on_the_surrogate_alone() -> None:
 
 def test_no_graph_of_the_model_is_built_in_a_transfer() -> None:
     x = images(3).requires_grad_()
-    logits, values = transferred(surrogate())(linear(CLASSES, 0), x, torch.zeros(3, dtype=torch.int64))
+    logits, values = transfer_objective(surrogate())(linear(CLASSES, 0), x, torch.zeros(3, dtype=torch.int64))
     assert not logits.requires_grad
     assert torch.autograd.grad(values.sum(), x)[0].abs().max() > 0
 
@@ -801,7 +815,7 @@ def test_a_surrogate_gets_its_mode_back_when_the_attack_fails() -> None:
     other = surrogate()
     modes = [module.training for module in other.modules()]
     with pytest.raises(IndexError):
-        transferred(other)(linear(CLASSES, 0), images(3), torch.full((3,), CLASSES + 3))
+        transfer_objective(other)(linear(CLASSES, 0), images(3), torch.full((3,), CLASSES + 3))
     assert [module.training for module in other.modules()] == modes
 
 
@@ -814,9 +828,14 @@ def test_a_transfer_succeeds_where_the_model_is_fooled_and_not_the_surrogate() -
     for steps in range(6, 0, -1):
         crafted = pgd(other, x, y, **how, steps=steps)
         first[misclassified(model, crafted, y)] = steps
-    spec = replace(pgd_spec(EPS, 6, STEP, aim="transfer"), random_start=False)
+    spec = replace(pgd_spec(EPS, 6, STEP, objective="transfer"), random_start=False)
     found = evaluate(
-        same(Sealed(model)), Split(x, y), spec, seed=0, aims={"transfer": Aim(transferred(other))}, say=silent
+        same(Sealed(model)),
+        Split(x, y),
+        spec,
+        seed=0,
+        objectives={"transfer": AttackObjective(transfer_objective(other))},
+        say=silent,
     )
     assert found.first_success.tolist() == first.tolist()
     assert 0 < int(found.correct.sum()) < 40

@@ -113,8 +113,8 @@ def equal_systems(generator: np.random.Generator, systems: int, runs: int, n: in
     second attack.
     """
     hardness, draw = generator.beta(0.6, 0.6, n), generator.random((systems, runs, n))
-    luck = generator.normal(0, spread, (2, systems, runs, 1))
-    return [torch.tensor(draw < hardness + shift) for shift in (luck[0], luck[0] + luck[1] / 3 + 0.1)]
+    seed_group = generator.normal(0, spread, (2, systems, runs, 1))
+    return [torch.tensor(draw < hardness + shift) for shift in (seed_group[0], seed_group[0] + seed_group[1] / 3 + 0.1)]
 
 
 def verdicts_against(values: list[OverSeeds]) -> tuple[bool, bool]:

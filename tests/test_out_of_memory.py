@@ -16,7 +16,7 @@ from toys import ToyNet
 from paperlib import Dataset
 from paperlib.acceleration import Folded
 from paperlib.acceleration.memory import in_batches, memory_ran_out, smaller_batch
-from paperlib.attacks import AIMS, attack, autoattack, misclassified, pgd, random_noise
+from paperlib.attacks import OBJECTIVES, attack, autoattack, misclassified, pgd, random_noise
 from paperlib.data import Split
 from paperlib.evaluation import (
     CLEAN,
@@ -212,7 +212,7 @@ def test_an_error_of_autoattack_that_is_none_of_memory_is_passed_on(toy: ToyNet,
         autoattack(alone(model), digits.test.images[:8], digits.test.labels[:8], eps=EPS, iterations=2, queries=2)
 
 
-SPECS = [CLEAN, pgd_spec(EPS, 3, STEP), pgd_spec(EPS, 3, STEP, aim="divergence"), noise_spec(EPS, 3)]
+SPECS = [CLEAN, pgd_spec(EPS, 3, STEP), pgd_spec(EPS, 3, STEP, objective="divergence"), noise_spec(EPS, 3)]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
@@ -222,7 +222,7 @@ def test_an_evaluation_in_small_memory_has_the_outcome_of_a_large_one(
 ) -> None:
     split = Split(digits.test.images[:20].double(), digits.test.labels[:20])
     model = copy.deepcopy(toy).double()
-    how: dict[str, Any] = {"seed": 0, "batch_size": 20, "say": silent, "aims": AIMS}
+    how: dict[str, Any] = {"seed": 0, "batch_size": 20, "say": silent, "aims": OBJECTIVES}
     large, small = (evaluate(alone(m), split, spec, **how) for m in (model, build(model, 6)))
     assert torch.equal(small.correct, large.correct) and torch.equal(small.first_success, large.first_success)
     asks_back = spec.kind == "pgd"

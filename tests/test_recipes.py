@@ -20,7 +20,7 @@ from safetensors.torch import save_model
 from toys import changed, micro_table, toml_text
 
 from paperlib import load_dataset, load_profile, paths
-from paperlib.training.recipes import COMPARED
+from paperlib.systems.registry import COMPARED
 
 RECIPES = (paths.ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", RECIPES, re.DOTALL))

@@ -24,7 +24,7 @@ from paperlib.paths import ROOT, figures_dir, published_dir
 from paperlib.report import figures, stress, stress_figures, style, tables
 from paperlib.report.stress_figures import LAYERS
 from paperlib.stages import ROUTED, facing
-from paperlib.training.recipes import EXPERTS
+from paperlib.systems.experts import EXPERTS
 
 
 @pytest.fixture(scope="module")

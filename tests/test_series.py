@@ -14,7 +14,7 @@ from toys import micro_table, toml_text
 
 from paperlib import notebook_files, notebook_process, paths, series
 from paperlib.errors import MissingError, SeriesError
-from paperlib.training.recipes import COMPARED
+from paperlib.systems.registry import COMPARED
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 PARAMETERS = 'profile = "tiny"\nseed = 0\nreplay = True\nseeds = []'

@@ -34,7 +34,8 @@ from paperlib.progress import silent
 from paperlib.stage import Stage
 from paperlib.stages import BEST, stages
 from paperlib.study import publish
-from paperlib.training.recipes import COMPARED, EXPERTS
+from paperlib.systems.experts import EXPERTS
+from paperlib.systems.registry import COMPARED
 
 EXPERT_STAGES = [f"train:{name}" for name in EXPERTS]
 
@@ -721,7 +722,7 @@ def test_on_another_machine_gross_changes_are_found(micro: Profile, full: Path, 
 UNREAD = (
     r"(.*\.)?name",  # a label
     r".*schedule\.validation_steps",  # `Validation` holds it too
-    r"run\.turns\.\d+\.threat\.threats\..*",  # drawn at random: with few batches, some attacks never are
+    r"run\.update_steps\.\d+\.attack\.attacks\..*",  # drawn at random: with few batches, some attacks never are
     r"unsafe\.(reference_width|run\.validation\..*)",  # this training stops before it has an epoch to judge
 )
 

@@ -29,33 +29,19 @@ from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, par
 from paperlib.models.modes import eval_mode
 from paperlib.progress import silent
 from paperlib.stages import stages
-from paperlib.training import recipes as recipes_module
+from paperlib.systems import registry as recipes_module
+from paperlib.systems.build import DataFacts, architecture_of, build_network, load_experts
+from paperlib.systems.experts import EXPERT_KINDS, EXPERTS
+from paperlib.systems.recipe import Network, Recipe
+from paperlib.systems.registry import COMPARED, recipe_for, recipes
+from paperlib.systems.singles import BACKBONES
 from paperlib.training import trainer
-from paperlib.training.build import DataFacts, architecture_of, build_network, load_experts
-from paperlib.training.losses import Collaboration, CrossEntropy, Loss, Routing, Trades
-from paperlib.training.recipes import (
-    BACKBONES,
-    COMPARED,
-    EXPERT_KINDS,
-    EXPERTS,
-    Network,
-    Recipe,
-    recipe_for,
-    recipes,
-)
-from paperlib.training.threats import Clean, RandomFGSM, RandomPGD, Strike, Threat
-from paperlib.training.threats import Mixture as OneOf
-from paperlib.training.trainer import (
-    TRAINABLE,
-    Epoch,
-    History,
-    Turn,
-    Validation,
-    hash_seed,
-    schedule,
-    train,
-    validate,
-)
+from paperlib.training.adversaries import AttackDistribution, NoAttack, OneOf, RandomFGSM, RandomPGD, SampledAttack
+from paperlib.training.history import Epoch, History
+from paperlib.training.losses import CrossEntropyLoss, RouterLoss, SoELoss, TradesLoss, TrainingLoss
+from paperlib.training.trainer import hash_seed, schedule, train
+from paperlib.training.update import TRAINABLE, UpdateStep
+from paperlib.training.validation import Validation, validate
 
 CONFIG = TrainConfig(
     epochs=3, batch_size=60, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="one-cycle", validation_steps=2
@@ -64,7 +50,7 @@ AUGMENTATION = DataConfig("digits", train=240, validation=50, test=80, split_see
 VALIDATION = Validation(eps=0.1, step_size=0.025, steps=2, select="pgd")
 FGSM = RandomFGSM((0.02, 0.05, 0.08))
 PGD = RandomPGD(0.1, 0.05, (1, 2), random_start=True)
-PHASE2 = OneOf((Clean(), FGSM, PGD))
+PHASE2 = OneOf((NoAttack(), FGSM, PGD))
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -80,7 +66,7 @@ def run(model: nn.Module, data: Dataset, **changes: Any) -> History:
     settings: dict[str, Any] = {
         "config": CONFIG,
         "augmentation": AUGMENTATION,
-        "turns": [Turn(PHASE2)],
+        "turns": [UpdateStep(PHASE2)],
         "validation": VALIDATION,
         "seed": 5,
         "say": silent,
@@ -97,65 +83,65 @@ def without_times(history: History) -> list[dict[str, Any]]:
 
 def test_random_fgsm_draws_each_eps_of_its_set_equally_often() -> None:
     threat, generator = RandomFGSM(tuple(i / 100 for i in range(1, 10))), rng()
-    strikes = [threat.draw(generator) for _ in range(4500)]
-    counts = Counter(strike.eps for strike in strikes)
+    attack_generator = [threat.sample(generator) for _ in range(4500)]
+    counts = Counter(sampled.eps for sampled in attack_generator)
     assert set(counts) == set(threat.eps)
     assert all(abs(count - 500) < 110 for count in counts.values())  # five standard deviations
-    assert all(s.steps == 1 and s.step_size == s.eps and not s.random_start for s in strikes)
+    assert all(s.steps == 1 and s.step_size == s.eps and not s.random_start for s in attack_generator)
 
 
 def test_random_pgd_draws_each_number_of_iterations_equally_often() -> None:
     threat, generator = RandomPGD(0.1, 0.025, (10, 20, 30, 40, 50)), rng()
-    strikes = [threat.draw(generator) for _ in range(2500)]
-    counts = Counter(strike.steps for strike in strikes)
+    attack_generator = [threat.sample(generator) for _ in range(2500)]
+    counts = Counter(sampled.steps for sampled in attack_generator)
     assert set(counts) == set(threat.steps)
     assert all(abs(count - 500) < 100 for count in counts.values())
-    assert {(s.eps, s.step_size, s.random_start) for s in strikes} == {(0.1, 0.025, True)}
+    assert {(s.eps, s.step_size, s.random_start) for s in attack_generator} == {(0.1, 0.025, True)}
 
 
 def test_a_mixed_threat_draws_all_members_equally_often() -> None:
     generator = rng()
-    strikes = [PHASE2.draw(generator) for _ in range(3000)]
-    kinds = Counter("clean" if s.steps == 0 else "pgd" if s.random_start else "fgsm" for s in strikes)
+    attack_generator = [PHASE2.sample(generator) for _ in range(3000)]
+    kinds = Counter("clean" if s.steps == 0 else "pgd" if s.random_start else "fgsm" for s in attack_generator)
     assert set(kinds) == {"clean", "fgsm", "pgd"}
     assert all(abs(count - 1000) < 130 for count in kinds.values())
 
 
 def test_a_draw_follows_from_the_generator_alone() -> None:
-    first, again, other = ([PHASE2.draw(g) for _ in range(30)] for g in (rng(1), rng(1), rng(2)))
+    first, again, other = ([PHASE2.sample(g) for _ in range(30)] for g in (rng(1), rng(1), rng(2)))
     assert first == again
     assert first != other
 
 
 def test_the_expected_steps_are_the_mean_of_what_is_drawn() -> None:
-    assert (Clean().mean_steps(), FGSM.mean_steps(), PGD.mean_steps()) == (0, 1, 1.5)
+    assert (NoAttack().mean_steps(), FGSM.mean_steps(), PGD.mean_steps()) == (0, 1, 1.5)
     assert PHASE2.mean_steps() == pytest.approx(2.5 / 3)
     generator = rng()
-    drawn = sum(PHASE2.draw(generator).steps for _ in range(3000)) / 3000
+    drawn = sum(PHASE2.sample(generator).steps for _ in range(3000)) / 3000
     assert drawn == pytest.approx(PHASE2.mean_steps(), abs=0.07)
 
 
-def test_a_drawn_fgsm_strike_is_fgsm(toy: ToyNet, digits: Dataset) -> None:
+def test_a_drawn_fgsm_attack_is_fgsm(toy: ToyNet, digits: Dataset) -> None:
     x, y = digits.train.images[:50], digits.train.labels[:50]
-    strike = FGSM.draw(rng())
-    assert torch.equal(strike.perturb(toy, x, y, rng()), fgsm(toy, x, y, eps=strike.eps))
+    sampled = FGSM.sample(rng())
+    assert torch.equal(sampled.perturb(toy, x, y, rng()), fgsm(toy, x, y, eps=sampled.eps))
 
 
-def test_a_drawn_pgd_strike_starts_at_random_and_takes_its_steps(toy: ToyNet, digits: Dataset) -> None:
+def test_a_drawn_pgd_attack_starts_at_random_and_takes_its_steps(toy: ToyNet, digits: Dataset) -> None:
     x, y = digits.train.images[:50], digits.train.labels[:50]
-    strike = Strike(0.1, 0.05, steps=3, random_start=True)
+    sampled = SampledAttack(0.1, 0.05, steps=3, random_start=True)
     passes = []
     hook = toy.register_forward_hook(lambda *seen: passes.append(1))
-    first, again, other = (strike.perturb(toy, x, y, rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (sampled.perturb(toy, x, y, rng(seed)) for seed in (1, 1, 2))
     hook.remove()
     assert len(passes) == 9
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-def test_a_clean_strike_gives_the_images_themselves(toy: ToyNet, digits: Dataset) -> None:
+def test_a_clean_attack_gives_the_images_themselves(toy: ToyNet, digits: Dataset) -> None:
     x, y = digits.train.images, digits.train.labels
-    assert Clean().draw(rng()).perturb(toy, x, y, rng()) is x
+    assert NoAttack().sample(rng()).perturb(toy, x, y, rng()) is x
 
 
 # -- schedule and seeds ----------------------------------------------------------------------------------------------
@@ -188,10 +174,10 @@ def test_seeds_of_neighbours_differ_and_fit_a_generator() -> None:
 # -- training --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threat", [Clean(), FGSM, PGD], ids=["clean", "fgsm", "pgd"])
-def test_training_lowers_the_loss_and_beats_chance(digits: Dataset, threat: Threat) -> None:
+@pytest.mark.parametrize("threat", [NoAttack(), FGSM, PGD], ids=["clean", "fgsm", "pgd"])
+def test_training_lowers_the_loss_and_beats_chance(digits: Dataset, threat: AttackDistribution) -> None:
     model = net()
-    history = run(model, digits, turns=[Turn(threat)], config=dataclasses.replace(CONFIG, epochs=20))
+    history = run(model, digits, update_steps=[UpdateStep(threat)], config=dataclasses.replace(CONFIG, epochs=20))
     assert history.epochs[-1].loss < 0.9 * history.epochs[0].loss
     assert not model.training
     right = model(digits.validation.images).argmax(dim=1) == digits.validation.labels
@@ -201,8 +187,8 @@ def test_training_lowers_the_loss_and_beats_chance(digits: Dataset, threat: Thre
 def test_adversarial_training_is_more_robust_than_clean_training(digits: Dataset) -> None:
     config = dataclasses.replace(CONFIG, epochs=20)
     clean, robust = (
-        run(net(), digits, turns=[Turn(threat)], config=config).epochs[-1].pgd
-        for threat in (Clean(), RandomPGD(0.1, 0.05, (3,)))
+        run(net(), digits, update_steps=[UpdateStep(threat)], config=config).epochs[-1].pgd
+        for threat in (NoAttack(), RandomPGD(0.1, 0.05, (3,)))
     )
     assert robust > clean + 0.1
 
@@ -210,14 +196,14 @@ def test_adversarial_training_is_more_robust_than_clean_training(digits: Dataset
 def test_each_batch_is_attacked_in_evaluation_mode_and_learnt_from_in_training_mode(digits: Dataset) -> None:
     modes: list[str] = []
 
-    class Watched(Clean):
-        def draw(self, generator: torch.Generator) -> Strike:
+    class Watched(NoAttack):
+        def sample(self, generator: torch.Generator) -> SampledAttack:
             modes.append("|")
-            return Strike(0.1, 0.1, steps=2)
+            return SampledAttack(0.1, 0.1, steps=2)
 
     model = net()
     hook = model.register_forward_hook(lambda module, *seen: modes.append("t" if module.body[1].training else "e"))
-    run(model, digits, turns=[Turn(Watched())], config=dataclasses.replace(CONFIG, epochs=1))
+    run(model, digits, update_steps=[UpdateStep(Watched())], config=dataclasses.replace(CONFIG, epochs=1))
     hook.remove()
     batches = "".join(modes).split("|")[1:]
     assert len(batches) == 4
@@ -232,21 +218,21 @@ class Spied:
         self.stale: list[float] = []
         self.validated: list[Folded] = []
         self.tf32: list[str] = []
-        perturb = Strike.perturb
+        perturb = SampledAttack.perturb
 
-        def watched(strike: Strike, model: Folded, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        def watched(sampled: SampledAttack, model: Folded, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
             self.attacked.append(model)
             with eval_mode(model.model), torch.no_grad():
                 self.stale.append(float((model.network(x).float() - model.model(x).float()).abs().max()))
             self.tf32.append("attack on" if torch.backends.cudnn.allow_tf32 else "attack off")
-            return perturb(strike, model, x, y, generator)
+            return perturb(sampled, model, x, y, generator)
 
         def judged(model: Folded, *rest: Any, **settings: Any) -> Any:
             self.validated.append(model)
             self.tf32.append("judged on" if torch.backends.cudnn.allow_tf32 else "judged off")
             return validate(model, *rest, **settings)
 
-        monkeypatch.setattr(Strike, "perturb", watched)
+        monkeypatch.setattr(SampledAttack, "perturb", watched)
         monkeypatch.setattr(trainer, "validate", judged)
 
 
@@ -255,7 +241,7 @@ def test_attacks_see_the_weights_of_the_moment_through_a_folded_copy(
 ) -> None:
     spied = Spied(monkeypatch)
     model = net()
-    run(model, digits, turns=[Turn(PGD)])
+    run(model, digits, update_steps=[UpdateStep(PGD)])
     assert len(spied.attacked) == 12
     assert all(folded.model is model and folded.network is not model for folded in spied.attacked)
     assert max(spied.stale) < 1e-4
@@ -266,7 +252,7 @@ def test_bfloat16_attacks_a_copy_in_bfloat16_and_judges_in_float32(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spied = Spied(monkeypatch)
-    run(net(), digits, turns=[Turn(PGD)], bf16=True)
+    run(net(), digits, update_steps=[UpdateStep(PGD)], bf16=True)
     assert {layer.dtype for folded in spied.attacked for layer in folded.layers} == {torch.bfloat16}
     assert {layer.dtype for folded in spied.validated for layer in folded.layers} == {torch.float32}
 
@@ -275,7 +261,7 @@ def test_bfloat16_attacks_a_copy_in_bfloat16_and_judges_in_float32(
 def test_tensor_float32_is_for_training_alone(digits: Dataset, monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     spied = Spied(monkeypatch)
-    run(net(), digits, turns=[Turn(PGD)], tf32=tf32)
+    run(net(), digits, update_steps=[UpdateStep(PGD)], tf32=tf32)
     assert set(spied.tf32) == {"attack on" if tf32 else "attack off", "judged off"}
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
 
@@ -296,12 +282,12 @@ def test_the_choice_of_precision_is_taken_back_after_an_error() -> None:
 
 
 def test_training_on_a_folded_copy_is_training_as_it_is(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Rounding aside: the same strikes against the same weights.
+    # Rounding aside: the same attacks against the same weights.
     folded, plain = net(), net()
     config = dataclasses.replace(CONFIG, epochs=1)
-    run(folded, digits, turns=[Turn(RandomFGSM((0.1,)))], config=config)
+    run(folded, digits, update_steps=[UpdateStep(RandomFGSM((0.1,)))], config=config)
     monkeypatch.setattr(trainer, "fold", lambda model, example, **settings: Folded(model, model))
-    run(plain, digits, turns=[Turn(RandomFGSM((0.1,)))], config=config)
+    run(plain, digits, update_steps=[UpdateStep(RandomFGSM((0.1,)))], config=config)
     for a, b in zip(folded.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(a, b, atol=2e-3)
 
@@ -323,7 +309,7 @@ def test_training_leaves_torchs_global_generator_alone(digits: Dataset) -> None:
 
 def test_passes_count_every_iterate_and_every_update(digits: Dataset) -> None:
     threat = RandomPGD(0.1, 0.05, (3,))
-    history = run(net(), digits, turns=[Turn(threat)], config=dataclasses.replace(CONFIG, epochs=2))
+    history = run(net(), digits, update_steps=[UpdateStep(threat)], config=dataclasses.replace(CONFIG, epochs=2))
     assert history.passes == 2 * 240 * (3 + 1)
     assert [e.steps for e in history.epochs] == [3, 3]
 
@@ -351,7 +337,7 @@ def test_the_kept_weights_are_those_of_the_last_best_epoch(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch, select: str, expected: int
 ) -> None:
     scripted = iter([(0.3, 0.9, 0.2, False), (0.8, 0.9, 0.4, False), (0.5, 0.9, 0.4, False), (0.7, 0.9, 0.1, True)])
-    monkeypatch.setattr("paperlib.training.trainer.validate", lambda *args, **kw: next(scripted))
+    monkeypatch.setattr("paperlib.training.validation.validate", lambda *args, **kw: next(scripted))
     model, seen = net(), []
     history = run(
         model,
@@ -381,7 +367,12 @@ def two_experts(seed: int = 0) -> Mixture:
 def test_frozen_modules_keep_their_weights_and_batch_statistics(digits: Dataset) -> None:
     model = two_experts()
     before = copy.deepcopy(model)
-    run(model, digits, turns=[Turn(PHASE2, trainable="gate")], config=dataclasses.replace(CONFIG, schedule="constant"))
+    run(
+        model,
+        digits,
+        update_steps=[UpdateStep(PHASE2, trainable="gate")],
+        config=dataclasses.replace(CONFIG, schedule="constant"),
+    )
     assert same_state(model.experts, before.experts)
     assert all(p.grad is None for p in model.experts.parameters())
     gate, old = model.gate.state_dict(), before.gate.state_dict()
@@ -400,8 +391,8 @@ def test_joint_training_moves_gate_and_experts(digits: Dataset) -> None:
 
 # -- turns -----------------------------------------------------------------------------------------------------------
 
-ROUTED = RandomPGD(0.1, 0.0625, (2,), random_start=False, noise=0.001, aim="routed divergence")
-ALTERNATING = [Turn(ROUTED, Trades(), "pathways"), Turn(ROUTED, Routing(), "router")]
+ROUTED = RandomPGD(0.1, 0.0625, (2,), random_start=False, noise=0.001, objective="routed divergence")
+ALTERNATING = [UpdateStep(ROUTED, TradesLoss(), "pathways"), UpdateStep(ROUTED, RouterLoss(), "router")]
 
 
 def routed(seed: int = 0) -> ADVMoE:
@@ -413,7 +404,7 @@ def routed(seed: int = 0) -> ADVMoE:
 class Seen:
     """A loss that tells ``look`` each time it is asked."""
 
-    loss: Loss
+    loss: TrainingLoss
     look: Callable[[nn.Module], object]
 
     @property
@@ -429,20 +420,20 @@ def test_two_turns_alternate_and_each_changes_only_its_part(digits: Dataset) -> 
     states: list[tuple[str, dict[str, Tensor]]] = []
     modes: dict[str, set[tuple[bool, bool]]] = {"pathways": set(), "router": set()}
 
-    def watching(turn: Turn) -> Turn:
+    def watching(update_step: UpdateStep) -> UpdateStep:
         def look(model: nn.Module) -> None:
-            states.append((turn.trainable, {name: value.clone() for name, value in model.state_dict().items()}))
-            modes[turn.trainable].add((model.network.stem[1].training, model.router.stem[1].training))
+            states.append((update_step.trainable, {name: value.clone() for name, value in model.state_dict().items()}))
+            modes[update_step.trainable].add((model.network.stem[1].training, model.router.stem[1].training))
 
-        return dataclasses.replace(turn, loss=Seen(turn.loss, look))
+        return dataclasses.replace(update_step, loss=Seen(update_step.loss, look))
 
     config = dataclasses.replace(CONFIG, epochs=1, schedule="constant")
-    run(routed(), digits, turns=[watching(turn) for turn in ALTERNATING], config=config)
+    run(routed(), digits, update_steps=[watching(update_step) for update_step in ALTERNATING], config=config)
     assert [name for name, _ in states] == ["pathways", "router"] * 4
     assert modes == {"pathways": {(True, False)}, "router": {(False, True)}}
-    for (turn, before), (_, after) in itertools.pairwise(states):
+    for (update_step, before), (_, after) in itertools.pairwise(states):
         changed = {name for name in before if not torch.equal(before[name], after[name])}
-        part, other = ("network.", "router.") if turn == "pathways" else ("router.", "network.")
+        part, other = ("network.", "router.") if update_step == "pathways" else ("router.", "network.")
         assert {f"{part}head.weight", f"{part}stem.0.weight", f"{part}stem.1.running_mean"} <= changed
         assert not any(name.startswith(other) for name in changed)
 
@@ -497,8 +488,8 @@ def test_a_part_that_learns_is_in_training_mode_with_all_it_contains_and_no_othe
         modes.append({name for name, module in model.named_modules() if module.training})
 
     before = copy.deepcopy(model.state_dict())
-    turn = Turn(PHASE2, Seen(CrossEntropy(), look), trainable)
-    run(model, digits, turns=[turn], config=dataclasses.replace(CONFIG, epochs=1, schedule="constant"))
+    update_step = UpdateStep(PHASE2, Seen(CrossEntropyLoss(), look), trainable)
+    run(model, digits, update_steps=[update_step], config=dataclasses.replace(CONFIG, epochs=1, schedule="constant"))
     assert modes == [learning] * 4
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name in before if name.rpartition(".")[0] in learning}
@@ -513,7 +504,12 @@ def test_a_part_whose_parameters_need_no_gradients_is_frozen_and_what_lies_besid
     def look(model: nn.Module) -> None:
         modes.append([module.training for module in model.children()])
 
-    run(model, digits, turns=[Turn(FGSM, Seen(CrossEntropy(), look))], config=dataclasses.replace(CONFIG, epochs=1))
+    run(
+        model,
+        digits,
+        update_steps=[UpdateStep(FGSM, Seen(CrossEntropyLoss(), look))],
+        config=dataclasses.replace(CONFIG, epochs=1),
+    )
     assert modes == [[False, True, True, True]] * 4
     assert same_state(model[0], before[0])
     assert not torch.equal(model[2].running_var, before[2].running_var)
@@ -541,7 +537,7 @@ def test_dropout_acts_in_training_and_draws_the_same_in_every_run(
     def trained(model: nn.Module, global_seed: int = 0, **settings: Any) -> nn.Module:
         torch.manual_seed(global_seed)
         state = torch.get_rng_state()
-        run(model, digits, turns=[Turn(FGSM)], **settings)
+        run(model, digits, update_steps=[UpdateStep(FGSM)], **settings)
         assert torch.equal(torch.get_rng_state(), state)
         return model
 
@@ -587,9 +583,9 @@ def test_each_turn_has_the_momentum_of_its_own_gradients(digits: Dataset) -> Non
     def look(model: nn.Module) -> None:
         scales.append(float(model.get_parameter("scale").detach()))
 
-    turns = [Turn(Clean(), Seen(Push(1.0), look)), Turn(Clean(), Seen(Push(0.0), look))]
+    update_steps = [UpdateStep(NoAttack(), Seen(Push(1.0), look)), UpdateStep(NoAttack(), Seen(Push(0.0), look))]
     config = TrainConfig(1, 20, lr=0.1, momentum=0.9, weight_decay=0, schedule="constant", validation_steps=1)
-    run(Collapsed(), data, turns=turns, config=config)
+    run(Collapsed(), data, update_steps=update_steps, config=config)
     scale, speed, expected = 1.0, 0.0, []
     for _ in range(4):
         speed = 0.9 * speed + 1
@@ -599,16 +595,16 @@ def test_each_turn_has_the_momentum_of_its_own_gradients(digits: Dataset) -> Non
     assert scales == pytest.approx(expected)
 
 
-def test_each_turn_draws_its_own_strike(digits: Dataset) -> None:
-    drawn: list[Strike] = []
+def test_each_turn_draws_its_own_attack(digits: Dataset) -> None:
+    drawn: list[SampledAttack] = []
 
     class Watched(RandomFGSM):
-        def draw(self, generator: torch.Generator) -> Strike:
-            drawn.append(super().draw(generator))
+        def sample(self, generator: torch.Generator) -> SampledAttack:
+            drawn.append(super().sample(generator))
             return drawn[-1]
 
-    turns = [Turn(Watched(FGSM.eps)), Turn(Watched(FGSM.eps))]
-    history = run(net(), digits, turns=turns, config=dataclasses.replace(CONFIG, batch_size=20, epochs=1))
+    update_steps = [UpdateStep(Watched(FGSM.eps)), UpdateStep(Watched(FGSM.eps))]
+    history = run(net(), digits, update_steps=update_steps, config=dataclasses.replace(CONFIG, batch_size=20, epochs=1))
     assert len(drawn) == 24
     assert drawn[::2] != drawn[1::2]
     assert history.epochs[0].steps == 1  # per turn
@@ -617,26 +613,26 @@ def test_each_turn_draws_its_own_strike(digits: Dataset) -> None:
 @pytest.mark.parametrize(
     ("turns", "each"),
     [
-        ([Turn(Clean())], 1),
-        ([Turn(Clean(), CrossEntropy(clean=True))], 2),
-        ([Turn(RandomPGD(0.1, 0.05, (3,)), CrossEntropy(clean=True))], 3 + 2),
-        ([Turn(RandomPGD(0.1, 0.05, (3,), False, 0.001, "divergence"), Trades())], 3 + 1 + 2),
-        ([Turn(Clean()), Turn(RandomPGD(0.1, 0.05, (2,)), Trades())], 1 + 2 + 2),
+        ([UpdateStep(NoAttack())], 1),
+        ([UpdateStep(NoAttack(), CrossEntropyLoss(clean=True))], 2),
+        ([UpdateStep(RandomPGD(0.1, 0.05, (3,)), CrossEntropyLoss(clean=True))], 3 + 2),
+        ([UpdateStep(RandomPGD(0.1, 0.05, (3,), False, 0.001, "divergence"), TradesLoss())], 3 + 1 + 2),
+        ([UpdateStep(NoAttack()), UpdateStep(RandomPGD(0.1, 0.05, (2,)), TradesLoss())], 1 + 2 + 2),
     ],
 )
-def test_passes_are_those_of_strikes_and_losses(
-    digits: Dataset, monkeypatch: pytest.MonkeyPatch, turns: list[Turn], each: int
+def test_passes_are_those_of_attacks_and_losses(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch, update_steps: list[UpdateStep], each: int
 ) -> None:
     monkeypatch.setattr(trainer, "fold", lambda model, example, **settings: Folded(model, model))
     monkeypatch.setattr(trainer, "validate", lambda *args, **settings: (0.0, 0.0, 0.0, False))
     model, seen = net(), []
     model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    history = run(model, digits, turns=turns, config=dataclasses.replace(CONFIG, epochs=2))
+    history = run(model, digits, update_steps=update_steps, config=dataclasses.replace(CONFIG, epochs=2))
     assert history.passes == sum(seen) == 2 * 240 * each
 
 
 def test_passes_of_alternating_turns_are_counted_for_both(digits: Dataset) -> None:
-    history = run(routed(), digits, turns=ALTERNATING, config=dataclasses.replace(CONFIG, epochs=1))
+    history = run(routed(), digits, update_steps=ALTERNATING, config=dataclasses.replace(CONFIG, epochs=1))
     # two steps, one look at the clean answers, two passes of the loss; twice
     assert history.passes == 240 * 2 * (2 + 1 + 2)
 
@@ -644,8 +640,8 @@ def test_passes_of_alternating_turns_are_counted_for_both(digits: Dataset) -> No
 def test_a_collaboration_learns(digits: Dataset) -> None:
     torch.manual_seed(0)
     model = SoE(ToyNet(width=4, classes=11) for _ in range(2))
-    turns = [Turn(RandomPGD(0.05, 0.025, (2,)), Collaboration())]
-    history = run(model, digits, turns=turns, config=dataclasses.replace(CONFIG, epochs=8))
+    update_steps = [UpdateStep(RandomPGD(0.05, 0.025, (2,)), SoELoss())]
+    history = run(model, digits, update_steps=update_steps, config=dataclasses.replace(CONFIG, epochs=8))
     assert history.epochs[-1].loss < 0.9 * history.epochs[0].loss
     assert history.epochs[history.best].clean > 0.4  # chance is 0.1
 
@@ -686,26 +682,26 @@ def test_interrupted_within_an_epoch_it_ends_bit_for_bit_the_same(digits: Datase
     class Faulty(OneOf):
         drawn = 0
 
-        def draw(self, generator: torch.Generator) -> Strike:
+        def sample(self, generator: torch.Generator) -> SampledAttack:
             Faulty.drawn += 1
             if Faulty.drawn == batch:
                 raise Interrupted
-            return super().draw(generator)
+            return super().sample(generator)
 
     straight, model = net(), net()
     expected = run(straight, digits)
     checkpoint = tmp_path / "state.safetensors"
     with pytest.raises(Interrupted):
-        run(model, digits, turns=[Turn(Faulty(PHASE2.threats))], checkpoint=checkpoint)
+        run(model, digits, update_steps=[UpdateStep(Faulty(PHASE2.threats))], checkpoint=checkpoint)
     model = net()
-    history = run(model, digits, turns=[Turn(PHASE2)], checkpoint=checkpoint)
+    history = run(model, digits, update_steps=[UpdateStep(PHASE2)], checkpoint=checkpoint)
     assert same_state(model, straight)
     assert (without_times(history), history.passes) == (without_times(expected), expected.passes)
 
 
 def test_a_frozen_run_goes_on_bit_for_bit_the_same(digits: Dataset, tmp_path: Path) -> None:
     straight, checkpoint = two_experts(), tmp_path / "state.safetensors"
-    gate = {"turns": [Turn(PHASE2, trainable="gate")], "config": dataclasses.replace(CONFIG, epochs=2)}
+    gate = {"turns": [UpdateStep(PHASE2, trainable="gate")], "config": dataclasses.replace(CONFIG, epochs=2)}
     run(straight, digits, **gate)
     with pytest.raises(Interrupted):
         run(two_experts(), digits, **gate, checkpoint=checkpoint, say=stop_after(1))
@@ -769,11 +765,11 @@ def test_a_corrupt_checkpoint_is_one_clear_error(digits: Dataset, tmp_path: Path
 # -- alarms ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("threat", [Clean(), PGD], ids=["clean", "pgd"])
-def test_a_loss_that_is_not_finite_stops_the_training(digits: Dataset, threat: Threat) -> None:
+@pytest.mark.parametrize("threat", [NoAttack(), PGD], ids=["clean", "pgd"])
+def test_a_loss_that_is_not_finite_stops_the_training(digits: Dataset, threat: AttackDistribution) -> None:
     config = dataclasses.replace(CONFIG, lr=1e30, schedule="constant")
     with pytest.raises(NotFiniteError, match=r"epoch 1\b"):
-        run(net(), digits, config=config, turns=[Turn(threat)], label="mine")
+        run(net(), digits, config=config, update_steps=[UpdateStep(threat)], label="mine")
 
 
 class Spare(ToyNet):
@@ -791,7 +787,7 @@ class Poison:
     passes = 1
 
     def __call__(self, model: nn.Module, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
-        loss = CrossEntropy()(model, clean, attacked, y)
+        loss = CrossEntropyLoss()(model, clean, attacked, y)
         return loss + (model.get_parameter("spare").sqrt() * 0).sum()
 
 
@@ -799,7 +795,7 @@ def test_weights_that_turn_nan_stop_the_training_although_loss_and_answers_are_f
     model = Spare()
     config = dataclasses.replace(CONFIG, epochs=1, batch_size=240, schedule="constant")
     with pytest.raises(NotFiniteError, match="mine: spare holds NaN"):
-        run(model, digits, config=config, turns=[Turn(Clean(), Poison())], label="mine")
+        run(model, digits, config=config, update_steps=[UpdateStep(NoAttack(), Poison())], label="mine")
     assert torch.isfinite(model(digits.test.images)).all()
 
 
@@ -838,11 +834,23 @@ def test_the_collapse_is_said_in_the_log(digits: Dataset) -> None:
     lines: list[str] = []
     config = dataclasses.replace(CONFIG, epochs=1, lr=0.0)
     how = dataclasses.replace(VALIDATION, steps=10)
-    history = run(Collapsed(), data, turns=[Turn(RandomFGSM((0.0,)))], config=config, validation=how, say=lines.append)
+    history = run(
+        Collapsed(),
+        data,
+        update_steps=[UpdateStep(RandomFGSM((0.0,)))],
+        config=config,
+        validation=how,
+        say=lines.append,
+    )
     assert history.epochs[0].collapsed
     assert "collapse" in lines[-1].lower()
     longer = run(
-        Collapsed(), data, turns=[Turn(RandomPGD(0.0, 0.0, (2,)))], config=config, validation=how, say=lines.append
+        Collapsed(),
+        data,
+        update_steps=[UpdateStep(RandomPGD(0.0, 0.0, (2,)))],
+        config=config,
+        validation=how,
+        say=lines.append,
     )
     assert not longer.epochs[0].collapsed
 
@@ -860,7 +868,7 @@ def test_validation_does_not_depend_on_its_batches(
     toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = validate(toy, digits.validation, VALIDATION, seed=3)
-    monkeypatch.setattr("paperlib.training.trainer.VALIDATION_BATCH", 20)
+    monkeypatch.setattr("paperlib.training.validation.VALIDATION_BATCH", 20)
     sizes = set()
     hook = toy.register_forward_hook(lambda module, args, out: sizes.add(len(args[0])))
     assert validate(toy, digits.validation, VALIDATION, seed=3) == whole
@@ -881,17 +889,17 @@ def digits_profile() -> Profile:
     return load_profile("digits")
 
 
-def only_threat(recipe: Recipe) -> Threat:
-    (turn,) = recipe.turns
-    assert (turn.loss, turn.trainable) == (CrossEntropy(), "all")
-    return turn.threat
+def only_threat(recipe: Recipe) -> AttackDistribution:
+    (update_step,) = recipe.update_steps
+    assert (update_step.loss, update_step.trainable) == (CrossEntropyLoss(), "all")
+    return update_step.attack
 
 
 def test_there_are_one_benign_four_fgsm_and_four_pgd_experts(digits_profile: Profile) -> None:
     known = recipes(digits_profile)
     threats = [only_threat(known[name]) for name in EXPERTS]
     assert list(EXPERTS) == [f"expert-{i}" for i in range(9)]
-    assert [type(threat) for threat in threats] == [Clean] + [RandomFGSM] * 4 + [RandomPGD] * 4
+    assert [type(threat) for threat in threats] == [NoAttack] + [RandomFGSM] * 4 + [RandomPGD] * 4
     assert EXPERT_KINDS == ("benign",) + ("FGSM",) * 4 + ("PGD",) * 4
     assert all(known[name].network == Network() and not known[name].starts_from for name in EXPERTS)
     assert Network() == Network("single", member="resnet18", width=1, experts=1)
@@ -914,28 +922,28 @@ def test_phase_two_starts_from_the_nine_experts_under_clean_fgsm_and_pgd(digits_
     assert dwf.starts_from == EXPERTS
     assert dwf.network == Network("mixture", experts=9, gate="learned")
     assert dwf.training == digits_profile.phase2
-    diets = (Clean(), only_threat(known["expert-1"]), only_threat(known["expert-5"]))
-    assert dwf.turns == (Turn(OneOf(diets), CrossEntropy(), "all"),)
+    sets = (NoAttack(), only_threat(known["expert-1"]), only_threat(known["expert-5"]))
+    assert dwf.update_steps == (UpdateStep(OneOf(sets), CrossEntropyLoss(), "all"),)
 
 
 def test_frozen_differs_from_dwf_in_what_learns_alone(digits_profile: Profile) -> None:
     known = recipes(digits_profile)
-    frozen, dwf = (dataclasses.replace(known[name], system="", story="") for name in ("frozen", "dwf"))
-    (gate_alone,) = frozen.turns
+    frozen, dwf = (dataclasses.replace(known[name], system="", description="") for name in ("frozen", "dwf"))
+    (gate_alone,) = frozen.update_steps
     assert gate_alone.trainable == "gate"
-    assert dataclasses.replace(frozen, turns=(dataclasses.replace(gate_alone, trainable="all"),)) == dwf
+    assert dataclasses.replace(frozen, update_steps=(dataclasses.replace(gate_alone, trainable="all"),)) == dwf
 
 
 def test_the_uniform_average_learns_nothing(digits_profile: Profile) -> None:
     uniform = recipes(digits_profile)["uniform"]
-    assert (uniform.network.gate, uniform.training, uniform.turns) == ("uniform", None, ())
+    assert (uniform.network.gate, uniform.training, uniform.update_steps) == ("uniform", None, ())
     assert uniform.starts_from == EXPERTS
 
 
 def test_only_networks_that_learn_from_clean_images_are_picked_by_clean_accuracy(digits_profile: Profile) -> None:
     known = recipes(digits_profile)
-    threats = {name: {turn.threat for turn in recipe.turns} for name, recipe in known.items()}
-    learn_from_clean = {name for name in known if threats[name] == {Clean()}}
+    threats = {name: {update_step.attack for update_step in recipe.update_steps} for name, recipe in known.items()}
+    learn_from_clean = {name for name in known if threats[name] == {NoAttack()}}
     assert {name for name, recipe in known.items() if recipe.select == "clean"} == learn_from_clean
     assert {"plain", "expert-0", *(f"plain-{name}" for name in BACKBONES)} <= learn_from_clean
     assert learn_from_clean.isdisjoint({"pgd-at", "dwf", "frozen", *EXPERTS[1:]})
@@ -954,7 +962,13 @@ def test_the_names_of_the_contract_are_known(digits_profile: Profile) -> None:
 
 def test_no_two_systems_share_a_name(digits_profile: Profile) -> None:
     module = recipes_module
-    parts = (module._singles, module._experts, module._mixtures, module._defences, module._ablations)
+    parts = (
+        module.single_systems,
+        module.expert_systems,
+        module.mixture_systems,
+        module.defence_systems,
+        module.ablation_systems,
+    )
     names = [recipe.system for part in parts for recipe in part(digits_profile)]
     assert [name for name, count in Counter(names).items() if count > 1] == []
     assert names == list(recipes(digits_profile))
@@ -966,15 +980,15 @@ def test_what_a_recipe_starts_from_exists_and_fits(digits_profile: Profile) -> N
         assert recipe.family in {"single", "expert", "member", "mixture", "defence", "ablation"}, name
         assert len(recipe.starts_from) in (0, recipe.network.experts), name
         for start in recipe.starts_from:
-            assert known[start].turns, (name, start)  # its weights were learned, not drawn
+            assert known[start].update_steps, (name, start)  # its weights were learned, not drawn
             assert known[start].network == Network(member=recipe.network.member), (name, start)
         if recipe.weights_of:
             source = known[recipe.weights_of]
-            assert source.turns and not recipe.turns, name
+            assert source.update_steps and not recipe.update_steps, name
             assert dataclasses.replace(recipe.network, top1=False) == source.network, name
-        assert (recipe.training is None) == (not recipe.turns), name
-        assert {turn.trainable for turn in recipe.turns} <= set(TRAINABLE), name
-        assert recipe.turns or recipe.starts_from or recipe.weights_of, name
+        assert (recipe.training is None) == (not recipe.update_steps), name
+        assert {update_step.trainable for update_step in recipe.update_steps} <= set(TRAINABLE), name
+        assert recipe.update_steps or recipe.starts_from or recipe.weights_of, name
 
 
 def build(recipe: Recipe, profile: Profile, data: Dataset) -> nn.Module:
@@ -1060,18 +1074,18 @@ def test_mores_l2_budgets_follow_the_size_of_any_images(
     system: str, shape: tuple[int, ...], digits_profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr("paperlib.training.threats.pgd", lambda model, x, y, **settings: seen.append(settings))
+    monkeypatch.setattr("paperlib.training.adversaries.pgd", lambda model, x, y, **settings: seen.append(settings))
     own = replace(digits_profile, data=replace(digits_profile.data, name="mine"))
-    threat, generator = recipes(own)[system].turns[0].threat, rng()
+    threat, generator = recipes(own)[system].update_steps[0].attack, rng()
     images = torch.zeros(2, *shape)
-    for strike in [threat.draw(generator) for _ in range(30)]:
-        strike.perturb(nn.Identity(), images, torch.zeros(2, dtype=torch.int64), generator)
+    for sampled in [threat.sample(generator) for _ in range(30)]:
+        sampled.perturb(nn.Identity(), images, torch.zeros(2, dtype=torch.int64), generator)
     l2 = [settings for settings in seen if settings["norm"] == "l2"]
     assert l2 and all(settings["random_start"] and settings["steps"] == 10 for settings in l2)
     expected = L2_RADII.get(system, 80) / 255 * 0.1 / (8 / 255) * (images[0].numel() / 3072) ** 0.5
     assert {settings["eps"] for settings in l2} == {expected}
     assert {settings["step_size"] for settings in l2} == {expected / 4}
-    assert threat.mean_steps() == recipes(digits_profile)[system].turns[0].threat.mean_steps()
+    assert threat.mean_steps() == recipes(digits_profile)[system].update_steps[0].attack.mean_steps()
 
 
 def comparing(profile: Profile, *systems: str) -> Profile:
@@ -1162,6 +1176,6 @@ def test_what_is_trainable_is_what_its_name_says(micro: Profile, digits: Dataset
 
 def test_bfloat16_and_channels_last_learn_as_well_and_leave_float32_weights(digits: Dataset) -> None:
     model = net()
-    history = run(model, digits, bf16=True, channels_last=True, turns=[Turn(RandomPGD(0.05, 0.02, (2,)))])
+    history = run(model, digits, bf16=True, channels_last=True, update_steps=[UpdateStep(RandomPGD(0.05, 0.02, (2,)))])
     assert history.epochs[-1].loss < history.epochs[0].loss
     assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -2,16 +2,23 @@
 
 from paperlib.attacks.autoattack import STANDARD, AutoAttacked, autoattack
 from paperlib.attacks.early_stopping import NEVER, Attacked, attack, misclassified
-from paperlib.attacks.mixture import is_mixture, mixture_aims
+from paperlib.attacks.mixture import is_mixture, mixture_objectives
 from paperlib.attacks.noise import random_noise
-from paperlib.attacks.objectives import AIMS, Aim, Objective, cross_entropy, losses_for, transferred
+from paperlib.attacks.objectives import (
+    OBJECTIVES,
+    AttackObjective,
+    Objective,
+    cross_entropy,
+    losses_for,
+    transfer_objective,
+)
 from paperlib.attacks.pgd import fgsm, pgd
 
 __all__ = [
-    "AIMS",
+    "OBJECTIVES",
     "NEVER",
     "STANDARD",
-    "Aim",
+    "AttackObjective",
     "Attacked",
     "AutoAttacked",
     "Objective",
@@ -22,8 +29,8 @@ __all__ = [
     "is_mixture",
     "losses_for",
     "misclassified",
-    "mixture_aims",
+    "mixture_objectives",
     "pgd",
     "random_noise",
-    "transferred",
+    "transfer_objective",
 ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from paperlib.attacks.objectives import Aim, Loss, Objective, entropy_loss, margin_loss
+from paperlib.attacks.objectives import AttackObjective, LogitLoss, Objective, cross_entropy_loss, margin_loss
 from paperlib.models.mixture import Evidence, mixed
 from paperlib.models.modes import eval_mode
 
@@ -29,7 +29,7 @@ def is_mixture(model: nn.Module) -> bool:
     return callable(getattr(model, "evidence", None))
 
 
-def on_experts(loss: Loss) -> Objective:
+def on_experts(loss: LogitLoss) -> Objective:
     """The sum of the experts' losses, sum_i L(f_i(x), y), whatever the gate makes of them (RA-E)."""
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,7 @@ def on_expert(expert: int) -> Objective:
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         seen = _seen(model, x)
-        return seen.logits, entropy_loss(seen.expert_logits[:, expert], y)
+        return seen.logits, cross_entropy_loss(seen.expert_logits[:, expert], y)
 
     return objective
 
@@ -52,13 +52,13 @@ def on_expert(expert: int) -> Objective:
 def gate_uniform(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of the experts' plain average: no gradient of the gate."""
     seen = _seen(model, x)
-    return seen.logits, entropy_loss(_mixed(model, seen, torch.zeros_like(seen.scores)), y)
+    return seen.logits, cross_entropy_loss(_mixed(model, seen, torch.zeros_like(seen.scores)), y)
 
 
 def gate_held(model: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of the mixture with the gate's weights of the clean image; ``targets``: label and log weights."""
     seen = _seen(model, x)
-    return seen.logits, entropy_loss(_mixed(model, seen, targets[:, 1:]), targets[:, 0].long())
+    return seen.logits, cross_entropy_loss(_mixed(model, seen, targets[:, 1:]), targets[:, 0].long())
 
 
 def softened(temperature: float) -> Objective:
@@ -66,7 +66,7 @@ def softened(temperature: float) -> Objective:
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         seen = _seen(model, x)
-        return seen.logits, entropy_loss(_mixed(model, seen, seen.scores / temperature), y)
+        return seen.logits, cross_entropy_loss(_mixed(model, seen, seen.scores / temperature), y)
 
     return objective
 
@@ -81,7 +81,7 @@ def toward(expert: int) -> Objective:
     return objective
 
 
-def joint(weight: float, expert: int, loss: Loss) -> Objective:
+def joint(weight: float, expert: int, loss: LogitLoss) -> Objective:
     """L(x, y) + lambda log w_i(x): fools the mixture and steers its gate at once."""
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,7 +91,7 @@ def joint(weight: float, expert: int, loss: Loss) -> Objective:
     return objective
 
 
-def mixture_aims(model: nn.Module, x: Tensor, benign: int | None = None) -> dict[str, Aim]:
+def mixture_objectives(model: nn.Module, x: Tensor, benign: int | None = None) -> dict[str, AttackObjective]:
     """Every aim of this file that applies to ``model``, by name; none for a model that is no mixture.
 
     Args:
@@ -103,23 +103,32 @@ def mixture_aims(model: nn.Module, x: Tensor, benign: int | None = None) -> dict
     with eval_mode(model), torch.enable_grad():
         seen = _seen(model, x[:2].detach().clone().requires_grad_())
     experts, steerable = seen.scores.shape[1], seen.scores.requires_grad
-    aims = {"experts": Aim(on_experts(entropy_loss)), "experts margin": Aim(on_experts(margin_loss))}
-    aims |= {f"expert {i}": Aim(on_expert(i)) for i in range(experts)}
-    aims |= {"gate uniform": Aim(gate_uniform)}
+    objectives = {
+        "experts": AttackObjective(on_experts(cross_entropy_loss)),
+        "experts margin": AttackObjective(on_experts(margin_loss)),
+    }
+    objectives |= {f"expert {i}": AttackObjective(on_expert(i)) for i in range(experts)}
+    objectives |= {"gate uniform": AttackObjective(gate_uniform)}
     if steerable:
-        aims |= {"gate held": Aim(gate_held, _label_and_log_weights)}
+        objectives |= {"gate held": AttackObjective(gate_held, _label_and_log_weights)}
         favoured = {"worst": WORST} | ({} if benign is None else {"benign": benign})
-        aims |= {f"gate to {name}": Aim(toward(i)) for name, i in favoured.items()}
-        aims |= {f"two-stage {name}": Aim(_whole, first=toward(i)) for name, i in favoured.items()}
+        objectives |= {f"gate to {name}": AttackObjective(toward(i)) for name, i in favoured.items()}
+        objectives |= {
+            f"two-stage {name}": AttackObjective(_whole, warm_start=toward(i)) for name, i in favoured.items()
+        }
         pushed = WORST if benign is None else benign
-        aims |= {f"joint {weight:g}": Aim(joint(weight, pushed, entropy_loss)) for weight in LAMBDAS}
-        aims |= {"joint 1 margin": Aim(joint(1, pushed, margin_loss))}
+        objectives |= {
+            f"joint {weight:g}": AttackObjective(joint(weight, pushed, cross_entropy_loss)) for weight in LAMBDAS
+        }
+        objectives |= {"joint 1 margin": AttackObjective(joint(1, pushed, margin_loss))}
         if not seen.gate_weights.requires_grad:
-            aims |= {f"soft {temperature}": Aim(softened(temperature)) for temperature in TEMPERATURES}
-    return aims
+            objectives |= {
+                f"soft {temperature}": AttackObjective(softened(temperature)) for temperature in TEMPERATURES
+            }
+    return objectives
 
 
-def _each(seen: Evidence, y: Tensor, loss: Loss) -> Tensor:
+def _each(seen: Evidence, y: Tensor, loss: LogitLoss) -> Tensor:
     """Every expert's loss (N, experts)."""
     n, experts, classes = seen.expert_logits.shape
     flat = seen.expert_logits.reshape(n * experts, classes)
@@ -128,7 +137,7 @@ def _each(seen: Evidence, y: Tensor, loss: Loss) -> Tensor:
 
 def _whole(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     seen = _seen(model, x)
-    return seen.logits, entropy_loss(_reachable(model, seen), y)
+    return seen.logits, cross_entropy_loss(_reachable(model, seen), y)
 
 
 def _reachable(model: nn.Module, seen: Evidence) -> Tensor:
@@ -140,7 +149,7 @@ def _heard(seen: Evidence, y: Tensor, expert: int) -> Tensor:
     log_weights = torch.log_softmax(seen.scores, dim=1)
     if expert != WORST:
         return log_weights[:, expert]
-    wrong = _each(seen, y, entropy_loss).detach()
+    wrong = _each(seen, y, cross_entropy_loss).detach()
     return log_weights.gather(1, wrong.argmax(dim=1, keepdim=True)).squeeze(1)
 
 

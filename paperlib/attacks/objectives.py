@@ -1,4 +1,4 @@
-"""What gradient attacks climb beside cross-entropy, by name: margins, divergence from clean answers, soft stand-ins."""
+"""Attack objectives, by name: what a gradient attack maximises, one value for each image."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from paperlib.errors import InputError
 from paperlib.models.modes import eval_mode
 
 # An objective maps the model, the images (N, C, H, W) and the labels (N,), or other targets with a row per image, to
-# the logits (N, classes) and to one value per image (N,) that the attack climbs.
+# the logits (N, classes) and to one value per image (N,) that the attack maximises.
 Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 # From logits (N, classes) and labels (N,) to one value per image (N,), the higher the worse for the model.
-Loss = Callable[[Tensor, Tensor], Tensor]
+LogitLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,15 +32,22 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tenso
 
 
 @dataclass(frozen=True)
-class Aim:
-    """An objective, and the targets it wants in place of labels, if any."""
+class AttackObjective:
+    """An objective with what else it needs.
 
-    objective: Objective
-    targets: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None  # from the model, clean images and labels
-    first: Objective | None = None  # climbed before, by an attack of its own; this one starts where that one ends
+    Attributes:
+        function: what the attack maximises.
+        targets: from the model, clean images and labels to what ``function`` is given in place of the labels; None for
+            the labels.
+        warm_start: maximised first, by an attack of its own; the attack on ``function`` begins where that one ends.
+    """
+
+    function: Objective
+    targets: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
+    warm_start: Objective | None = None
 
 
-def entropy_loss(logits: Tensor, y: Tensor) -> Tensor:
+def cross_entropy_loss(logits: Tensor, y: Tensor) -> Tensor:
     """-log p_y: cross-entropy per image (N,)."""
     return nn.functional.cross_entropy(logits.float(), y, reduction="none")
 
@@ -69,8 +76,8 @@ def losses_for(classes: int) -> tuple[str, ...]:
     return ("margin", "dlr") if classes >= 3 else ("margin",)
 
 
-def climbing(loss: Loss) -> Objective:
-    """The objective that is a loss of the model's own answer."""
+def loss_objective(loss: LogitLoss) -> Objective:
+    """The objective that is a loss of the model's logits."""
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         logits = logits_of(model, x)
@@ -79,11 +86,11 @@ def climbing(loss: Loss) -> Objective:
     return objective
 
 
-def transferred(surrogate: nn.Module) -> Objective:
-    """Cross-entropy of another network: an attack that never asks the model for a gradient.
+def transfer_objective(surrogate: nn.Module) -> Objective:
+    """Cross-entropy of another network: an attack that uses no gradient of the model.
 
     Raises:
-        InputError: no module, or one of other classes than the model's; the latter from the objective.
+        InputError: the surrogate is no module, or (when the objective is called) has other classes than the model.
     """
     check_module(surrogate, "surrogate")
 
@@ -94,60 +101,60 @@ def transferred(surrogate: nn.Module) -> Objective:
             others = logits_of(surrogate, x, "surrogate")
         if others.shape != logits.shape:
             raise InputError(f"surrogate: knows {others.shape[1]} classes, the model {logits.shape[1]}")
-        return logits, entropy_loss(others, y)
+        return logits, cross_entropy_loss(others, y)
 
     return objective
 
 
-def divergence(model: nn.Module, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+def kl_divergence(model: nn.Module, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
     """KL(p(clean) || p(x)) per image: the inner maximisation of TRADES (Zhang et al. 2019, arXiv 1901.08573)."""
     logits = logits_of(model, x)
-    return logits, _divergence(clean, logits)
+    return logits, _kl_divergence(clean, logits)
 
 
-def routed_divergence(model: nn.Module, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of the answer plus the same of the router: the attack of ADVMoE's training (arXiv 2308.10110)."""
+def routed_kl_divergence(model: nn.Module, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
+    """`kl_divergence` of the logits plus that of the router: the attack of ADVMoE's training (arXiv 2308.10110)."""
     logits, scores = logits_of(model, x), model.get_submodule("router")(x.clone())
-    answer, route = clean[:, : logits.shape[1]], clean[:, logits.shape[1] :]
-    return logits, _divergence(answer, logits) + _divergence(route, scores)
+    classes, route = clean[:, : logits.shape[1]], clean[:, logits.shape[1] :]
+    return logits, _kl_divergence(classes, logits) + _kl_divergence(route, scores)
 
 
-def soft(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the model's soft stand-in: reaches through a choice that has no gradient (BPDA).
+def surrogate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a differentiable surrogate of a model with hard routing (BPDA, Athalye et al. 2018).
 
-    Whether the image fooled the model is still read off the model's own answer.
+    Whether an image is misclassified is decided by the logits of the model itself.
 
     Raises:
-        InputError: the model has no stand-in.
+        InputError: the model has no method ``forward_with_surrogate``.
     """
-    if not hasattr(model, "with_soft"):
-        raise InputError(f"soft: a {type(model).__name__} picks no expert, so it has no stand-in to attack")
-    logits, stand_in = model.with_soft(x.clone())  # type: ignore[operator]
-    return logits, entropy_loss(stand_in, y)
+    if not hasattr(model, "forward_with_surrogate"):
+        raise InputError(f"soft: a {type(model).__name__} has no hard routing, so it has no surrogate to attack")
+    logits, surrogate_logits = model.forward_with_surrogate(x.clone())  # type: ignore[operator]
+    return logits, cross_entropy_loss(surrogate_logits, y)
 
 
-def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
+def _kl_divergence(clean: Tensor, logits: Tensor) -> Tensor:
     # KL(p || q) = sum_c p_c (log p_c - log q_c), with both logarithms from the logits, so that nothing underflows
     log_p, log_q = clean.float(), torch.log_softmax(logits.float(), dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def _answer(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _log_probabilities(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.log_softmax(logits_of(model, x).float(), dim=1)
 
 
-def _answer_and_route(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _log_probabilities_and_route(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         scores = model.get_submodule("router")(x.clone())
-        return torch.cat([_answer(model, x, y), torch.log_softmax(scores.float(), dim=1)], dim=1)
+        return torch.cat([_log_probabilities(model, x, y), torch.log_softmax(scores.float(), dim=1)], dim=1)
 
 
-AIMS = {
-    "cross-entropy": Aim(cross_entropy),
-    "margin": Aim(climbing(margin_loss)),
-    "dlr": Aim(climbing(dlr_loss)),
-    "divergence": Aim(divergence, _answer),
-    "routed divergence": Aim(routed_divergence, _answer_and_route),
-    "soft": Aim(soft),
+OBJECTIVES = {
+    "cross-entropy": AttackObjective(cross_entropy),
+    "margin": AttackObjective(loss_objective(margin_loss)),
+    "dlr": AttackObjective(loss_objective(dlr_loss)),
+    "divergence": AttackObjective(kl_divergence, _log_probabilities),
+    "routed divergence": AttackObjective(routed_kl_divergence, _log_probabilities_and_route),
+    "soft": AttackObjective(surrogate),
 }

@@ -2,7 +2,7 @@
 
 | it may define       | what                                                                                         |
 |---------------------|----------------------------------------------------------------------------------------------|
-| `systems(profile)`  | a list of `paperlib.training.recipes.Recipe`: further rows of every table                    |
+| `systems(profile)`  | a list of `paperlib.systems.recipe.Recipe`: further rows of every table                    |
 | `NETWORKS`          | functions by name: ``(classes, shape, mean, std)`` to a module, for `Network("own", name)`   |
 | `DATASETS`          | functions by name: a folder or archive (Path) to `paperlib.data.Source`, for ``data.name``   |
 

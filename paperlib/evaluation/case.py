@@ -15,20 +15,20 @@ from paperlib.acceleration import Folded, fold
 from paperlib.acceleration.memory import in_batches
 from paperlib.arguments import logits_of
 from paperlib.attacks import (
-    AIMS,
-    Aim,
+    OBJECTIVES,
     Attacked,
+    AttackObjective,
     attack,
     cross_entropy,
     is_mixture,
     losses_for,
-    mixture_aims,
+    mixture_objectives,
     pgd,
-    transferred,
+    transfer_objective,
 )
 from paperlib.attacks.autoattack import ITERATIONS, QUERIES
 from paperlib.attacks.logits import logits_in_batches
-from paperlib.attacks.objectives import Loss
+from paperlib.attacks.objectives import LogitLoss
 from paperlib.config.budgets import budget_text
 from paperlib.data import Split
 from paperlib.evaluation.metrics import wilson
@@ -90,13 +90,13 @@ class Case:
         return fold(self.model, self.x)
 
     @functools.cached_property
-    def aims(self) -> dict[str, Aim]:
+    def objectives(self) -> dict[str, AttackObjective]:
         """What gradient attacks may climb on this model, by name: losses, its experts and gate, other networks."""
-        found = {name: AIMS[name] for name in ("cross-entropy", *losses_for(self.classes))}
+        found = {name: OBJECTIVES[name] for name in ("cross-entropy", *losses_for(self.classes))}
         if self.mixture:
-            found |= mixture_aims(self.model, self.x, self.benign)
+            found |= mixture_objectives(self.model, self.x, self.benign)
         others = {f"transfer {name}": fold(other, self.x).network for name, other in self.transfer_from.items()}
-        return found | {name: Aim(transferred(network)) for name, network in others.items()}
+        return found | {name: AttackObjective(transfer_objective(network)) for name, network in others.items()}
 
     @functools.cached_property
     def classes(self) -> int:
@@ -134,7 +134,7 @@ class Case:
         x = self.x if x is None else x
         return torch.cat([found for _, found in logits_in_batches(self.model, x, self.batch_size, self.asked)])
 
-    def gradient(self, x: Tensor, loss: Loss) -> Tensor:
+    def gradient(self, x: Tensor, loss: LogitLoss) -> Tensor:
         """The input gradient of a loss of the answer (N, C, H, W)."""
 
         def of(part: Tensor, labels: Tensor) -> Tensor:
@@ -180,9 +180,9 @@ class Case:
     def accuracy(self, spec: AttackSpec) -> float:
         return share(self.right(spec))
 
-    def aimed(self, aim: str) -> AttackSpec:
+    def with_objective(self, objective: str) -> AttackSpec:
         """The attack of the claim with another aim."""
-        return replace(self.pgd, aim=aim)
+        return replace(self.pgd, objective=objective)
 
     def at(self, eps: Fraction) -> AttackSpec:
         """The attack of the claim with another budget."""
@@ -247,7 +247,7 @@ class Case:
 
     def _run(self, spec: AttackSpec, split: Split) -> Tensor:
         how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "label": self.label, "say": self.say}
-        return evaluate(self.folded, split, spec, aims=self.aims, **how).correct.to(self.x.device)
+        return evaluate(self.folded, split, spec, objectives=self.objectives, **how).correct.to(self.x.device)
 
     @property
     def _how(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from paperlib.acceleration.memory import in_batches
 from paperlib.arguments import logits_of
 from paperlib.attacks.autoattack import CLASSES, STANDARD
 from paperlib.attacks.mixture import LAMBDAS
-from paperlib.attacks.objectives import dlr_loss, entropy_loss
+from paperlib.attacks.objectives import cross_entropy_loss, dlr_loss
 from paperlib.config.budgets import budget_text
 from paperlib.errors import InputError
 from paperlib.evaluation.case import CURVE, TAIL, Case, interval, share
@@ -76,7 +76,7 @@ def finite(case: Case) -> Answer:
     found = {"answers": case.logits()}
     if case.mixture:
         found["gate scores"] = case.evidence("scores", case.x)
-    found["input gradients"] = case.gradient(case.x, entropy_loss)
+    found["input gradients"] = case.gradient(case.x, cross_entropy_loss)
     broken = [what for what, value in found.items() if not bool(torch.isfinite(value).all())]
     why = f"its {' and '.join(broken)} hold NaN or infinity: nothing about it can be reported"
     return _judged(bool(broken), f"weights, {', '.join(found)}", why)
@@ -136,7 +136,7 @@ def logits(case: Case) -> Answer:
 
 
 def gradients(case: Case) -> Answer:
-    losses = {"cross-entropy": entropy_loss} | ({"DLR": dlr_loss} if case.classes >= 3 else {})
+    losses = {"cross-entropy": cross_entropy_loss} | ({"DLR": dlr_loss} if case.classes >= 3 else {})
     told, fires, right = [], False, case.clean
     for name, loss in losses.items():
         # Of images it gets right: DLR is constant where the true class comes third.
@@ -153,7 +153,7 @@ def smooth(case: Case) -> Answer:
     noise = uniform(x.shape, cpu_generator(case.seed), x) * 2 - 1
     near = (x + noise * float(case.eps) / 100).clamp(0, 1)
     with eval_mode(case.model):
-        here, there = (entropy_loss(case.logits(images), case.y) for images in (x, near))
+        here, there = (cross_entropy_loss(case.logits(images), case.y) for images in (x, near))
     change = float((there - here).abs().mean() / here.mean().clamp_min(1e-12))
     why = "the loss jumps under noise a hundredth of eps: gradients of it point nowhere; average them over noise"
     return _judged(change > 0.1, f"{change:.1%} of the loss", why)
@@ -239,10 +239,12 @@ def _sees_gradients(name: str) -> bool:
 
 
 def transfer(case: Case) -> Answer:
-    named = [aim for aim in case.aims if aim.startswith(("transfer", "expert ", "gate uniform"))]
+    named = [
+        objective for objective in case.objectives if objective.startswith(("transfer", "expert ", "gate uniform"))
+    ]
     if not named:
         return Answer(NOT_RUN, "", "no other network was given to craft examples on (transfer_from)")
-    found = {aim: case.accuracy(case.aimed(aim)) for aim in named}
+    found = {objective: case.accuracy(case.with_objective(objective)) for objective in named}
     best = min(found, key=found.__getitem__)
     ours = case.accuracy(case.pgd)
     told = f"PGD {_percent(ours)}; crafted on {best.removeprefix('transfer ')} {_percent(found[best])}"
@@ -268,7 +270,7 @@ def noise(case: Case) -> Answer:
 def one_step(case: Case) -> Answer:
     one, many, clean = case.accuracy(fgsm_spec(case.eps)), case.accuracy(case.pgd), share(case.clean)
     noise = (uniform(case.x.shape, cpu_generator(case.seed), case.x) * 2 - 1) * float(case.eps)
-    here, there = (case.gradient(x, entropy_loss).flatten(1) for x in (case.x, (case.x + noise).clamp(0, 1)))
+    here, there = (case.gradient(x, cross_entropy_loss).flatten(1) for x in (case.x, (case.x + noise).clamp(0, 1)))
     aligned = float(nn.functional.cosine_similarity(here, there, dim=1).mean())
     told = f"clean {_percent(clean)}, FGSM {_percent(one)}, PGD {_percent(many)}; gradients aligned {aligned:.2f}"
     # An undefended network has the gap too, at a low FGSM accuracy nobody would claim.
@@ -289,7 +291,11 @@ def target(case: Case) -> Answer:
 
 
 def loss(case: Case) -> Answer:
-    found = {aim: case.accuracy(case.aimed(aim)) for aim in case.aims if aim in ("margin", "dlr")}
+    found = {
+        objective: case.accuracy(case.with_objective(objective))
+        for objective in case.objectives
+        if objective in ("margin", "dlr")
+    }
     return _adaptive(case, found, "another loss than the claim's does much better")
 
 
@@ -335,28 +341,34 @@ def _adaptive(case: Case, found: dict[str, float], why: str) -> Answer:
 
 
 def _among(case: Case, wanted: Callable[[str], bool], why: str) -> Answer:
-    found = {aim: case.accuracy(case.aimed(aim)) for aim in case.aims if wanted(aim)}
+    found = {
+        objective: case.accuracy(case.with_objective(objective)) for objective in case.objectives if wanted(objective)
+    }
     if not found:
         return Answer(NOT_APPLICABLE, "no such part")
     return _adaptive(case, found, why)
 
 
 def experts(case: Case) -> Answer:
-    return _among(case, lambda aim: aim.startswith("expert"), "attacking its experts directly does much better")
+    return _among(
+        case, lambda objective: objective.startswith("expert"), "attacking its experts directly does much better"
+    )
 
 
 def gate(case: Case) -> Answer:
     names = ("gate to", "two-stage", *(f"joint {weight:g}" for weight in LAMBDAS))
-    return _among(case, lambda aim: aim.startswith(names), "steering its gate does much better")
+    return _among(case, lambda objective: objective.startswith(names), "steering its gate does much better")
 
 
 def past_gate(case: Case) -> Answer:
-    return _among(case, lambda aim: aim in ("gate held", "gate uniform"), "attacking past its gate does much better")
+    return _among(
+        case, lambda objective: objective in ("gate held", "gate uniform"), "attacking past its gate does much better"
+    )
 
 
 def choice(case: Case) -> Answer:
     why = "its experts are picked by a choice no gradient passes; through a soft stand-in little is left"
-    return _among(case, lambda aim: aim.startswith("soft"), why)
+    return _among(case, lambda objective: objective.startswith("soft"), why)
 
 
 def collapse(case: Case) -> Answer:

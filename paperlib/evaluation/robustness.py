@@ -17,7 +17,17 @@ from paperlib.acceleration import Folded, fold
 from paperlib.acceleration.memory import in_batches
 from paperlib.acceleration.precision import tensor_float32
 from paperlib.arguments import check_settings, check_type, check_weights, check_whole
-from paperlib.attacks import AIMS, NEVER, STANDARD, Aim, attack, autoattack, misclassified, pgd, random_noise
+from paperlib.attacks import (
+    NEVER,
+    OBJECTIVES,
+    STANDARD,
+    AttackObjective,
+    attack,
+    autoattack,
+    misclassified,
+    pgd,
+    random_noise,
+)
 from paperlib.attacks.autoattack import ITERATIONS, QUERIES, WRONG
 from paperlib.attacks.inputs import admit, check_module
 from paperlib.config.budgets import Budget, as_fraction, budget_text
@@ -40,7 +50,7 @@ class AttackSpec:
     steps: int = 0  # of noise the draws, of Square the queries, of AutoAttack the iterations of its gradient attacks
     restarts: int = 1
     random_start: bool = False
-    aim: str = "cross-entropy"  # what it climbs, a key of the aims `evaluate` is given
+    objective: str = "cross-entropy"  # what it climbs, a key of the aims `evaluate` is given
     queries: int = 0  # of AutoAttack: Square's
 
     @property
@@ -52,8 +62,8 @@ class AttackSpec:
         if self.kind == "autoattack" and not self.standard:
             steps = f"-{self.steps}-{self.queries}"
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
-        aim = f"-{self.aim.replace(' ', '-')}" if self.aim != "cross-entropy" else ""
-        return f"{self.kind}{steps}{restarts}{aim}@{budget_text(self.eps)}"
+        objective = f"-{self.objective.replace(' ', '-')}" if self.objective != "cross-entropy" else ""
+        return f"{self.kind}{steps}{restarts}{objective}@{budget_text(self.eps)}"
 
     @property
     def standard(self) -> bool:
@@ -75,9 +85,11 @@ def fgsm_spec(eps: Budget) -> AttackSpec:
     return AttackSpec("fgsm", eps, eps, 1)
 
 
-def pgd_spec(eps: Budget, steps: int, step: Budget, restarts: int = 1, aim: str = "cross-entropy") -> AttackSpec:
+def pgd_spec(eps: Budget, steps: int, step: Budget, restarts: int = 1, objective: str = "cross-entropy") -> AttackSpec:
     """PGD with ``steps`` of size ``step`` from random starts."""
-    return AttackSpec("pgd", as_fraction(eps), as_fraction(step, "step"), steps, restarts, random_start=True, aim=aim)
+    return AttackSpec(
+        "pgd", as_fraction(eps), as_fraction(step, "step"), steps, restarts, random_start=True, objective=objective
+    )
 
 
 def noise_spec(eps: Budget, draws: int) -> AttackSpec:
@@ -107,7 +119,7 @@ def battery(config: EvaluationConfig) -> list[AttackSpec]:
 
 def through_choices(config: EvaluationConfig) -> list[AttackSpec]:
     """What a system must withstand too if it picks an expert by argmax: the headline attack on its soft stand-in."""
-    return [replace(headline(config), aim="soft")]
+    return [replace(headline(config), objective="soft")]
 
 
 def sweep(config: EvaluationConfig) -> list[AttackSpec]:
@@ -154,7 +166,7 @@ def evaluate(
     *,
     seed: int,
     batch_size: int = 512,
-    aims: Mapping[str, Aim] = AIMS,
+    objectives: Mapping[str, AttackObjective] = OBJECTIVES,
     state: Path | None = None,
     label: str = "evaluation",
     say: Say = say,
@@ -165,7 +177,7 @@ def evaluate(
     Square decides which images share random numbers. The outcome holds the one that was used.
 
     Args:
-        aims: what a gradient attack may climb, by the name ``spec.aim`` gives; see `paperlib.attacks.mixture_aims`.
+        aims: what a gradient attack may climb, by the name ``spec.objective`` gives; see `paperlib.attacks.mixture_objectives`.
         state: a file from which an interrupted AutoAttack goes on.
 
     Raises:
@@ -174,14 +186,16 @@ def evaluate(
     batch_size = check_whole("batch_size", batch_size)
     _check_spec(spec)
     check_settings(seed=seed, say=say)
-    check_type("aims", aims, Mapping, "objectives by name, such as paperlib.attacks.AIMS")
+    check_type("aims", objectives, Mapping, "objectives by name, such as paperlib.attacks.AIMS")
     check_weights(model.model if isinstance(model, Folded) else check_module(model, label), label)
-    gradient = spec.kind == "autoattack" or (spec.kind in ("fgsm", "pgd") and spec.aim == "cross-entropy")
+    gradient = spec.kind == "autoattack" or (spec.kind in ("fgsm", "pgd") and spec.objective == "cross-entropy")
     folded, split = _admitted(model, split, label, gradient=gradient, float32=spec.kind in ("square", "autoattack"))
     x = split.images
     started = time.monotonic()
     with meter(100, f"{label} under {spec.name}", say, unit="%") as reached:
-        work = _Work(folded, split, spec, int(seed), batch_size, aims, state, lambda share: reached(int(100 * share)))
+        work = _Work(
+            folded, split, spec, int(seed), batch_size, objectives, state, lambda share: reached(int(100 * share))
+        )
         correct, first, passes = ATTACKS[spec.kind](work)
     seconds = time.monotonic() - started
     used = min(batch_size, folded.max_batch or batch_size)
@@ -197,7 +211,7 @@ class _Work:
     spec: AttackSpec
     seed: int
     batch_size: int
-    aims: Mapping[str, Aim]
+    objectives: Mapping[str, AttackObjective]
     state: Path | None
     progress: Callable[[float], None]
 
@@ -218,20 +232,24 @@ def _clean(work: _Work) -> Found:
 
 def _gradient(work: _Work) -> Found:
     x, y, spec = work.split.images, work.split.labels, work.spec
-    if spec.aim not in work.aims:
-        raise InputError(f"aim {spec.aim!r}: this model has none of that name; it has {', '.join(work.aims)}")
-    aim, generator = work.aims[spec.aim], work.generator
+    if spec.objective not in work.objectives:
+        raise InputError(
+            f"aim {spec.objective!r}: this model has none of that name; it has {', '.join(work.objectives)}"
+        )
+    objective, generator = work.objectives[spec.objective], work.generator
     targets = start = None
     spent = 0
     how: dict[str, Any] = {"eps": spec.eps, "step_size": spec.step, "steps": spec.steps}
-    if aim.targets is not None:
+    if objective.targets is not None:
         with eval_mode(work.folded.model):
-            found = in_batches(len(x), work.batch_size, work.folded, functools.partial(_targets, work, aim.targets))
+            found = in_batches(
+                len(x), work.batch_size, work.folded, functools.partial(_targets, work, objective.targets)
+            )
             targets = torch.cat([part for _, part in found])
         spent += len(x)
-    if aim.first is not None:
+    if objective.warm_start is not None:
         begin: dict[str, Any] = {"random_start": spec.random_start, "generator": generator}
-        start = pgd(work.folded, x, y, **how, **begin, objective=aim.first)
+        start = pgd(work.folded, x, y, **how, **begin, objective=objective.warm_start)
         spent += len(x) * spec.steps
     done = attack(
         work.folded,
@@ -241,7 +259,7 @@ def _gradient(work: _Work) -> Found:
         random_start=spec.random_start,
         restarts=spec.restarts,
         generator=generator,
-        objective=aim.objective,
+        objective=objective.function,
         targets=targets,
         start=start,
         batch_size=work.batch_size,

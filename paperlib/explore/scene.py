@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from paperlib.acceleration import fold
 from paperlib.acceleration.precision import cpu_threads
-from paperlib.attacks import AIMS, Aim, fgsm, mixture_aims, pgd
+from paperlib.attacks import OBJECTIVES, AttackObjective, fgsm, mixture_objectives, pgd
 from paperlib.config.budgets import budget_text
 from paperlib.config.schema import Profile
 from paperlib.data import Split, is_here
@@ -105,11 +105,13 @@ class Live:
         self.note, self.steps, self.budgets = note, STEPS, tuple(budgets)
         self.labels = split.labels[:IMAGES].tolist()
         self._folded = fold(mixture, split.images[:2])
-        inside = mixture_aims(mixture, split.images[:2], benign)
-        self._aims: dict[str, Aim] = {PGD: AIMS["cross-entropy"]}
+        inside = mixture_objectives(mixture, split.images[:2], benign)
+        self._objectives: dict[str, AttackObjective] = {PGD: OBJECTIVES["cross-entropy"]}
         # Names as the notebooks have them; an aim the gate has no gradient for is not among them.
-        self._aims |= {f"PGD, {name}": aim for name, aim in inside.items() if name.startswith(("gate to", "expert "))}
-        self.attacks = (NONE, FGSM, *self._aims)
+        self._objectives |= {
+            f"PGD, {name}": objective for name, objective in inside.items() if name.startswith(("gate to", "expert "))
+        }
+        self.attacks = (NONE, FGSM, *self._objectives)
 
     def scene(self, question: Question) -> Scene:
         """The scene, computed now; the same question always has the same answer."""
@@ -130,16 +132,16 @@ class Live:
         if question.attack == FGSM:
             found = fgsm(self._folded, x, y, eps=question.eps)
         else:
-            aim = self._aims[question.attack]
+            objective = self._objectives[question.attack]
 
             def watched(model: nn.Module, at: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
                 with torch.no_grad():
                     weights.append(model.evidence(at).gate_weights)  # type: ignore[operator]
-                return aim.objective(model, at, wanted)
+                return objective.function(model, at, wanted)
 
             # From the image itself, unlike the attacks of the tables: so the path begins where the image is.
             how: dict[str, Any] = {"eps": question.eps, "step_size": question.eps / 4, "steps": question.steps}
-            targets = None if aim.targets is None else aim.targets(self._folded.network, x, y)
+            targets = None if objective.targets is None else objective.targets(self._folded.network, x, y)
             found = pgd(self._folded, x, y, **how, random_start=False, objective=watched, targets=targets)
         after = self._evidence(found)
         path = torch.cat([before.gate_weights, *weights[1:], after.gate_weights])

@@ -26,7 +26,7 @@ from paperlib.config.budgets import budget_text
 from paperlib.explore.scene import FGSM, NONE, Scene
 from paperlib.report.figures import expert_colours
 from paperlib.report.style import KINDS, WRONG, Colour, tint
-from paperlib.training.recipes import EXPERT_KINDS
+from paperlib.systems.experts import EXPERT_KINDS
 
 WIDTH, HEIGHT, DPI = 11.6, 5.4, 100  # fits beside a notebook's margins at 1280 pixels
 RIGHT, QUIET, LINES = "0.15", "0.3", "0.85"

@@ -85,7 +85,7 @@ class ADVMoE(nn.Module):
         """The answer with every pathway's logits; the weights (N, pathways) are one-hot."""
         return picked(self._all(x), self.router(x))
 
-    def with_soft(self, x: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def forward_with_surrogate(self, x: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """The answer, and its differentiable stand-in: log sum_i softmax_i(router / T) softmax(f_i); (N, classes)."""
         logits, scores = self._all(x), self.router(x)
         soft = mixed_probabilities(logits, torch.log_softmax(scores / temperature, dim=1))

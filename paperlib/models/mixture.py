@@ -90,7 +90,7 @@ class Mixture(nn.Module):
         mixed = self._mixed(x)
         return picked(mixed.expert_logits, mixed.scores) if self.top1 else mixed
 
-    def with_soft(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward_with_surrogate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The answer, and the one with all experts weighed: what an attacker differentiates where the gate picks."""
         mixed = self._mixed(x)
         answer = picked(mixed.expert_logits, mixed.scores) if self.top1 else mixed

@@ -51,7 +51,7 @@ class SoE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.evidence(x).logits
 
-    def with_soft(self, x: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def forward_with_surrogate(self, x: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """The answer, and its differentiable stand-in: log sum_i softmax_i(r / T) softmax(f_i); both (N, classes)."""
         said = self.confidence(x)
         sure = said.predicted()

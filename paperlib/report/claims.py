@@ -21,7 +21,8 @@ from paperlib.report import tables
 from paperlib.report.outcomes import BASIC, BEST, WORST
 from paperlib.stages import facing
 from paperlib.study import Study
-from paperlib.training.recipes import BACKBONES, EXPERTS, STRONGEST
+from paperlib.systems.experts import EXPERTS
+from paperlib.systems.singles import BACKBONES, STRONGEST
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_RUN = "supported", "not supported", "undecided", "not run"
 SEEDS = 3  # an accuracy is decided by no fewer
@@ -367,7 +368,7 @@ def side_by_side(runs: Mapping[str, Sequence[Study]]) -> pd.DataFrame:
     return pd.DataFrame({**told, **columns}).rename_axis("claim")
 
 
-def story(found: Verdict) -> str:
+def description(found: Verdict) -> str:
     """A claim told in full: sentence, source, rule, numbers, verdict."""
     claim = found.claim
     lines = [f"{claim.id}: {claim.says} ({claim.source})", f"  rule     {claim.rule}"]

@@ -37,7 +37,7 @@ from paperlib.report.style import (
     tint,
 )
 from paperlib.seeds import cpu_generator, integers
-from paperlib.training.recipes import EXPERT_KINDS
+from paperlib.systems.experts import EXPERT_KINDS
 
 _EXPERTS = "expert: 0 benign, 1 to 4 FGSM, 5 to 8 PGD"
 

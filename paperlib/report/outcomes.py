@@ -12,7 +12,9 @@ from paperlib.evaluation import AttackSpec, battery
 from paperlib.stages import BEST as BEST_STRESSED
 from paperlib.stages import attacks_on, autoattack_of, best_expert, facing
 from paperlib.study import Study
-from paperlib.training.recipes import COMPARED, EXPERTS, Recipe, recipes
+from paperlib.systems.experts import EXPERTS
+from paperlib.systems.recipe import Recipe
+from paperlib.systems.registry import COMPARED, recipes
 
 Systems = Callable[[Study], list[str]]
 ATTACK_LABELS = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD"}
@@ -55,7 +57,7 @@ def stages_of(study: Study, systems: Sequence[str]) -> list[str]:
     found = []
     for system in systems:
         every = EXPERTS if system == BEST else (system,)
-        found += [f"train:{name}" for name in every if known(study)[name].kept]
+        found += [f"train:{name}" for name in every if known(study)[name].has_weights]
         found += [f"evaluate:{name}:{s.name}" for name in every for s in attacks_on(known(study)[name], study.profile)]
     return found
 
@@ -136,4 +138,4 @@ def column(kind: str, steps: int) -> str:
 
 def column_of(spec: AttackSpec) -> str:
     """The same of an attack with all its settings: PGD-50 soft where it aims at a soft stand-in."""
-    return column(spec.kind, spec.steps) + (" soft" if spec.aim == "soft" else "")
+    return column(spec.kind, spec.steps) + (" soft" if spec.objective == "soft" else "")

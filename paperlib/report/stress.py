@@ -33,7 +33,7 @@ FAMILIES = (
     "noise",
     "AutoAttack",
 )
-_AIMS = {
+_OBJECTIVE_NAMES = {
     r"margin|dlr": "other losses",
     r"soft.*": "hard choice",
     r"expert.*": "experts",
@@ -52,10 +52,10 @@ def family_of(attack: str) -> str:
     found = re.fullmatch(r"pgd-\d+(x\d+)?(?:-(.+))?@.+", attack)
     if not found:
         raise ValueError(f"attack {attack!r}: of no family known")
-    restarts, aim = found.groups()
-    if aim is None:
+    restarts, objective = found.groups()
+    if objective is None:
         return "longer PGD" if restarts else "PGD"
-    return next(name for pattern, name in _AIMS.items() if re.fullmatch(pattern, aim))
+    return next(name for pattern, name in _OBJECTIVE_NAMES.items() if re.fullmatch(pattern, objective))
 
 
 def every_attack(study: Study, system: str) -> pd.DataFrame:

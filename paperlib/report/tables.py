@@ -50,7 +50,8 @@ from paperlib.report.outcomes import (
     worst_case,
 )
 from paperlib.study import Study
-from paperlib.training.recipes import EXPERT_KINDS, EXPERTS, Recipe
+from paperlib.systems.experts import EXPERT_KINDS, EXPERTS
+from paperlib.systems.recipe import Recipe
 
 __all__ = [  # what a notebook asks of this module; the first ones live in `paperlib.report.outcomes`
     "BASIC",
@@ -134,7 +135,7 @@ def main_table(study: Study, systems: Sequence[str] | None = None) -> pd.DataFra
     """
     rows = []
     for system in compared(study) if systems is None else systems:
-        row: dict[str, Any] = {"system": system, "what it is": known(study)[system].story}
+        row: dict[str, Any] = {"system": system, "what it is": known(study)[system].description}
         for spec, right in basic(study, system).items():
             row[column_of(spec)] = counted(right)
         every = stressed(study, system)
@@ -164,7 +165,7 @@ def cost(study: Study, system: str) -> dict[str, Any]:
     recipe = known(study)[system]
     records = [study.record(f"train:{name}") for name in _training(study, recipe)]
     source = known(study)[recipe.weights_of] if recipe.weights_of else recipe
-    own = records[-1:] if source.kept else records
+    own = records[-1:] if source.has_weights else records
     units = [r["training_units"] for r in records]
     return {
         "parameters": sum(r["parameters"] for r in own),
@@ -177,7 +178,7 @@ def _training(study: Study, recipe: Recipe) -> list[str]:
     """The systems trained on the way to one, itself last."""
     if recipe.weights_of:
         return _training(study, known(study)[recipe.weights_of])
-    return [*recipe.starts_from, *([recipe.system] if recipe.kept else [])]
+    return [*recipe.starts_from, *([recipe.system] if recipe.has_weights else [])]
 
 
 def growth(study: Study, systems: Sequence[str]) -> pd.DataFrame:
@@ -294,7 +295,7 @@ def ablations(studies: Sequence[Study]) -> pd.DataFrame:
     for system in systems:
         recipe = known(studies[0])[system]
         clean, worst = (over_runs(outcomes(studies, system, shown)) for shown in ("clean", BASIC))
-        row: dict[str, Any] = {"system": system, "what it is": recipe.story}
+        row: dict[str, Any] = {"system": system, "what it is": recipe.description}
         row |= {"clean": share(clean), BASIC: share(worst)}
         if system in apart.index:
             found = apart.loc[system]
@@ -326,12 +327,14 @@ def settings(study: Study, systems: Sequence[str]) -> pd.DataFrame:
         rows.append(
             {
                 "system": system,
-                "setting": "its own paper's" if recipe.own else "DWF's budget",
+                "setting": "its own paper's" if recipe.as_published else "DWF's budget",
                 "built of": f"{network.experts} {member}{width}",
                 "starts from": "trained experts" if recipe.starts_from else "scratch",
-                "learns": ", then ".join(turn.trainable for turn in recipe.turns),
-                "loss": ", then ".join(type(turn.loss).__name__ for turn in recipe.turns),
-                "mean attack steps": ", ".join(f"{turn.threat.mean_steps():.1f}" for turn in recipe.turns),
+                "learns": ", then ".join(update_step.trainable for update_step in recipe.update_steps),
+                "loss": ", then ".join(type(update_step.loss).__name__ for update_step in recipe.update_steps),
+                "mean attack steps": ", ".join(
+                    f"{update_step.attack.mean_steps():.1f}" for update_step in recipe.update_steps
+                ),
                 "epochs": config.epochs if config else "",
             }
         )

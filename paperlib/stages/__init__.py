@@ -18,7 +18,7 @@ from paperlib.stages.gate import gallery, gate, gate_attacks
 from paperlib.stages.nan_router import nan_router
 from paperlib.stages.stress import BEST, autoattack_of, benign_of, best_expert, facing, stress_stages, stressed
 from paperlib.stages.train import training
-from paperlib.training.recipes import recipes
+from paperlib.systems.registry import recipes
 
 __all__ = [
     "BEST",
@@ -48,7 +48,7 @@ def stages(profile: Profile) -> dict[str, Stage]:
     """Every stage of the series at the scale of ``profile``, by name; inputs stand before what needs them."""
     known = recipes(profile)
     listed = [data_facts()]
-    listed += [training(recipe, profile) for recipe in known.values() if recipe.kept]
+    listed += [training(recipe, profile) for recipe in known.values() if recipe.has_weights]
     listed += [stage for recipe in known.values() for stage in evaluations(recipe, profile)]
     listed += traces([known[system] for system in TRACED], profile)
     listed += [gate(known[system], profile, gate_attacks(profile)) for system in GATED]

@@ -14,8 +14,9 @@ from paperlib.evaluation.controls import Control, Ground, controls
 from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.stages.stress import benign_of
-from paperlib.training.build import System, system_of
-from paperlib.training.recipes import Recipe, recipes
+from paperlib.systems.build import System, system_of
+from paperlib.systems.recipe import Recipe
+from paperlib.systems.registry import recipes
 
 AUDITED = ("plain", "pgd-at", "dwf", "soe", "advmoe")
 CONTROLS = "audit:controls"

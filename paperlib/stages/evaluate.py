@@ -12,8 +12,9 @@ from paperlib.config.schema import Profile
 from paperlib.evaluation import AttackSpec, battery, evaluate, headline, sweep, through_choices
 from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.stage import Context, Result, Stage
-from paperlib.training.build import System, system_of
-from paperlib.training.recipes import COMPARED, Recipe
+from paperlib.systems.build import System, system_of
+from paperlib.systems.recipe import Recipe
+from paperlib.systems.registry import COMPARED
 
 TRACED_IMAGES = 256
 
@@ -42,7 +43,7 @@ def attacks_on(recipe: Recipe, profile: Profile) -> list[AttackSpec]:
     if recipe.family == "member":
         return []
     specs = battery(profile.evaluation)
-    return [*specs, *through_choices(profile.evaluation)] if recipe.chooses else specs
+    return [*specs, *through_choices(profile.evaluation)] if recipe.hard_routing else specs
 
 
 def evaluations(recipe: Recipe, profile: Profile) -> list[Stage]:

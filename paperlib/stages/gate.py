@@ -17,8 +17,8 @@ from paperlib.models import Mixture
 from paperlib.models.modes import eval_mode
 from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.stage import Context, Json, Result, Stage
-from paperlib.training.build import System, system_of
-from paperlib.training.recipes import Recipe
+from paperlib.systems.build import System, system_of
+from paperlib.systems.recipe import Recipe
 
 GATE_BATCH = 500  # images whose gate weights are computed at once
 

@@ -18,7 +18,7 @@ from paperlib.models.modes import eval_mode
 from paperlib.seeds import cpu_generator, hash_seed, uniform
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.stages.train import TrainConfiguration, TrainingRun, configuration, draw_network, train_network
-from paperlib.training.recipes import unsafe_advmoe
+from paperlib.systems.defences import unsafe_advmoe
 
 REPORTED_GAP = 320.0  # between router scores, when published ADVMoE code turned NaN
 

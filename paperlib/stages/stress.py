@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from paperlib.acceleration import fold
-from paperlib.attacks import AIMS, STANDARD, Aim, losses_for, mixture_aims, transferred
+from paperlib.attacks import OBJECTIVES, STANDARD, AttackObjective, losses_for, mixture_objectives, transfer_objective
 from paperlib.attacks.autoattack import CLASSES
 from paperlib.config.schema import Profile
 from paperlib.evaluation import AttackSpec, autoattack_spec, evaluate, headline, noise_spec
 from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Result, Stage
-from paperlib.training.build import System, system_of
-from paperlib.training.recipes import EXPERTS, Recipe, recipes
+from paperlib.systems.build import System, system_of
+from paperlib.systems.experts import EXPERTS
+from paperlib.systems.recipe import Recipe
+from paperlib.systems.registry import recipes
 
 # Who faces AutoAttack where it cannot be everyone: DWF, those it is compared with first, and other mixtures.
 FACING = ("plain", "pgd-at", "trades", "pgd-at-ensemble", "dwf", "soe", "advmoe", "best-expert")
@@ -166,10 +168,10 @@ def _stress(context: Context, config: StressConfiguration) -> Result:
     split = context.data.test.first(config.images).to(context.device)
     model = _model(context, config.candidates)
     folded, surrogate = fold(model, split.images), fold(context.model(config.surrogate), split.images).network
-    aims = {name: AIMS[name] for name in losses_for(len(context.data.classes))}
-    aims |= mixture_aims(model, split.images, config.benign)
-    aims |= {f"transfer {config.surrogate.name}": Aim(transferred(surrogate))}
-    specs = [*(replace(config.attack, aim=aim) for aim in aims), config.longer, config.noise]
+    objectives = {name: OBJECTIVES[name] for name in losses_for(len(context.data.classes))}
+    objectives |= mixture_objectives(model, split.images, config.benign)
+    objectives |= {f"transfer {config.surrogate.name}": AttackObjective(transfer_objective(surrogate))}
+    specs = [*(replace(config.attack, objective=objective) for objective in objectives), config.longer, config.noise]
     rows, arrays = [], {}
     for spec in specs:
         outcome = evaluate(
@@ -178,7 +180,7 @@ def _stress(context: Context, config: StressConfiguration) -> Result:
             spec,
             seed=hash_seed(context.seed, "stress", spec.name),
             batch_size=config.batch_size,
-            aims={"cross-entropy": AIMS["cross-entropy"], **aims},
+            objectives={"cross-entropy": OBJECTIVES["cross-entropy"], **objectives},
             label=config.name,
             say=context.say,
         )

@@ -13,16 +13,19 @@ from paperlib.data import Dataset
 from paperlib.models import backbone, operations, parameters
 from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Result, Stage
-from paperlib.training.build import Architecture, architecture_of, load_experts
-from paperlib.training.recipes import Recipe
-from paperlib.training.trainer import Augmentation, History, Turn, Validation, train
+from paperlib.systems.build import Architecture, architecture_of, load_experts
+from paperlib.systems.recipe import Recipe
+from paperlib.training.history import History
+from paperlib.training.trainer import Augmentation, train
+from paperlib.training.update import UpdateStep
+from paperlib.training.validation import Validation
 
 
 @dataclass(frozen=True)
 class TrainingRun:
     """How a network learns: updates of each batch, schedule, the attack that picks the checkpoint, and arithmetic."""
 
-    turns: tuple[Turn, ...]
+    update_steps: tuple[UpdateStep, ...]
     schedule: TrainConfig
     validation: Validation
     augmentation: Augmentation
@@ -47,7 +50,11 @@ def training(recipe: Recipe, profile: Profile) -> Stage:
     """``train:SYSTEM``."""
     config = configuration(recipe, profile)
     epochs = recipe.training.epochs if recipe.training else 0
-    units = sum(turn.threat.mean_steps() + 2 for turn in recipe.turns) * epochs * recipe.network.experts
+    units = (
+        sum(update_step.attack.mean_steps() + 2 for update_step in recipe.update_steps)
+        * epochs
+        * recipe.network.experts
+    )
     units *= 6 if recipe.network.member == "wrn28-10" else recipe.network.width**1.5
     # advmoe: since a folded copy runs all pathways side by side; own: since dropout acts during training
     version = 4 if recipe.network.kind in ("advmoe", "own") else 3
@@ -59,10 +66,10 @@ def training(recipe: Recipe, profile: Profile) -> Stage:
 def configuration(recipe: Recipe, profile: Profile) -> TrainConfiguration:
     """What decides the weights of a recipe's system at the scale of a profile."""
     run = None
-    if recipe.turns:
+    if recipe.update_steps:
         assert recipe.training is not None
         run = TrainingRun(
-            turns=recipe.turns,
+            update_steps=recipe.update_steps,
             schedule=recipe.training,
             validation=_validation(recipe, profile),
             augmentation=Augmentation(profile.data.crop, profile.data.flip),
@@ -74,7 +81,7 @@ def configuration(recipe: Recipe, profile: Profile) -> TrainConfiguration:
         system=recipe.system,
         architecture=architecture_of(recipe, profile.model),
         starts_from=tuple(f"train:{name}" for name in recipe.starts_from),
-        seed_group=recipe.luck or recipe.system,
+        seed_group=recipe.seed_group or recipe.system,
         reference_width=profile.model.width,
         run=run,
     )
@@ -125,7 +132,7 @@ def train_network(
         context.data.to(context.device),
         config=run.schedule,
         augmentation=run.augmentation,
-        turns=run.turns,
+        update_steps=run.update_steps,
         validation=run.validation,
         seed=hash_seed(context.seed, config.seed_group),
         bf16=run.bf16,

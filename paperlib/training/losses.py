@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from paperlib.models.soe import Confidence
 
 
-class Loss(Protocol):
+class TrainingLoss(Protocol):
     """A scalar to descend; ``passes`` is how often it sends a batch through the model."""
 
     @property
@@ -22,7 +22,7 @@ class Loss(Protocol):
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropyLoss:
     """Cross-entropy on the attacked batch (Madry et al. 2018); with ``clean`` on both, summed."""
 
     clean: bool = False
@@ -37,7 +37,7 @@ class CrossEntropy:
 
 
 @dataclass(frozen=True)
-class Trades:
+class TradesLoss:
     """Clean cross-entropy plus beta times the divergence of clean and attacked answers (arXiv 1901.08573, eq. 5)."""
 
     beta: float = 6.0
@@ -49,11 +49,11 @@ class Trades:
     def __call__(self, model: nn.Module, clean: Tensor, attacked: Tensor, y: Tensor) -> Tensor:
         # CE(f(x), y) + beta * mean_x KL(p(x) || p(x'))
         logits = model(clean).float()
-        return F.cross_entropy(logits, y) + self.beta * divergence(logits, model(attacked).float())
+        return F.cross_entropy(logits, y) + self.beta * mean_kl_divergence(logits, model(attacked).float())
 
 
 @dataclass(frozen=True)
-class Collaboration:
+class SoELoss:
     """The loss of SoE (Cui et al., NeurIPS 2022): each sub-model learns most where it is sure, and how sure to be.
 
     mean_x sum_i softmax_i(t * r_i) CE(f_i, y) + weight * mean_x,i BCE(r_i, p_i(y)), on clean and attacked images. The
@@ -89,7 +89,7 @@ class Collaboration:
 
 
 @dataclass(frozen=True)
-class Routing:
+class RouterLoss:
     """The router's loss of ADVMoE (arXiv 2308.10110): learn y mod N, and answer alike on clean and attacked images.
 
     beta * CE(router(x), y mod N) + beta * KL(router(x) || router(x')), with gradients through both sides.
@@ -114,13 +114,13 @@ class Routing:
         """The loss from the router's scores (N, pathways) on clean and on attacked images."""
         learnt = F.cross_entropy(scores, y % scores.shape[1])
         if self.safe:
-            return self.beta * (learnt + divergence(scores, attacked))
+            return self.beta * (learnt + mean_kl_divergence(scores, attacked))
         clean = torch.softmax(scores, dim=1)
         unsafe = F.kl_div(torch.log_softmax(attacked, dim=1), clean, reduction="batchmean")
         return self.beta * (learnt + unsafe)
 
 
-def divergence(logits: Tensor, other: Tensor) -> Tensor:
+def mean_kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
     """mean_x KL(softmax(logits) || softmax(other)), finite however far apart the logits (N, classes) are."""
     # KL(p || q) = sum_c p_c (log p_c - log q_c); with log p from log_softmax, p_c = 0 adds 0 and its gradient is 0
     return F.kl_div(torch.log_softmax(other, 1), torch.log_softmax(logits, 1), reduction="batchmean", log_target=True)

@@ -1,15 +1,12 @@
-"""One adversarial trainer for every recipe: draw a strike, perturb the batch, learn, validate, keep the best."""
+"""One adversarial trainer for every recipe: attack the batch, update, validate, keep the best epoch."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,40 +14,16 @@ from torch import Tensor, nn
 from paperlib.acceleration import Folded, fold
 from paperlib.acceleration.precision import tensor_float32
 from paperlib.arguments import check_weights
-from paperlib.atomic_files import read_tensors, write_tensors
-from paperlib.attacks import attack
 from paperlib.config.schema import DataConfig, TrainConfig
-from paperlib.data import Dataset, Split, augment
-from paperlib.errors import InputError, NotFiniteError, StoreError
+from paperlib.data import Dataset, augment
+from paperlib.errors import NotFiniteError
 from paperlib.progress import Say, say, track
 from paperlib.seeds import cpu_generator, hash_seed, permutation
-from paperlib.training.losses import CrossEntropy, Loss
-from paperlib.training.threats import Threat
-
-# An FGSM-trained network that beats FGSM but not PGD has collapsed: it masks its gradient (catastrophic overfitting).
-COLLAPSE_GAP = 0.20
-VALIDATION_BATCH = 250  # images attacked at once; nine full-width networks need some 50 MB for each
-
-
-# What a turn may teach: parts of a network by name.
-TRAINABLE: dict[str, Callable[[nn.Module], Iterator[nn.Parameter]]] = {
-    "all": lambda model: model.parameters(),
-    "gate": lambda model: model.get_submodule("gate").parameters(),
-    # MoRE: the experts' last layers and the gate
-    "heads": lambda model: (p for name, p in model.named_parameters() if name.startswith("gate.") or ".head." in name),
-    # ADVMoE: everything but the router, and the router
-    "pathways": lambda model: model.get_submodule("network").parameters(),
-    "router": lambda model: model.get_submodule("router").parameters(),
-}
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One update of a batch: the attack it gets, what is learned from it, and which part of the network learns."""
-
-    threat: Threat
-    loss: Loss = field(default_factory=CrossEntropy)
-    trainable: str = "all"  # a key of TRAINABLE
+from paperlib.training.adversaries import SampledAttack
+from paperlib.training.checkpoint import resume, save_checkpoint
+from paperlib.training.history import Epoch, History, epoch_line
+from paperlib.training.update import UpdateState, UpdateStep, seeded_global_generators, set_training_mode
+from paperlib.training.validation import Validation, validate
 
 
 @dataclass(frozen=True)
@@ -61,54 +34,13 @@ class Augmentation:
     flip: bool
 
 
-@dataclass(frozen=True)
-class Validation:
-    """The attack on the validation split that picks the checkpoint; budgets in pixels of [0, 1]."""
-
-    eps: float
-    step_size: float
-    steps: int
-    select: str  # "clean" or "pgd": the accuracy that picks the checkpoint
-
-
-@dataclass
-class Epoch:
-    """What is known after one epoch; accuracies are fractions of the validation split."""
-
-    epoch: int
-    loss: float
-    steps: float  # mean attack iterations per batch
-    clean: float
-    fgsm: float
-    pgd: float
-    collapsed: bool  # trained on single steps, and FGSM accuracy exceeds PGD accuracy by more than COLLAPSE_GAP
-    seconds: float
-
-
-@dataclass
-class History:
-    """The course of one training run."""
-
-    epochs: list[Epoch] = field(default_factory=list)
-    best: int = -1  # epoch whose weights were kept
-    passes: int = 0  # passes of images through the model: attack iterations plus updates
-
-    def table(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return {"epochs": [vars(e) for e in self.epochs], "best": self.best, "passes": self.passes}
-
-    @classmethod
-    def from_table(cls, table: dict[str, Any]) -> History:
-        return cls([Epoch(**e) for e in table["epochs"]], table["best"], table["passes"])
-
-
 def train(
     model: nn.Module,
     data: Dataset,
     *,
     config: TrainConfig,
     augmentation: Augmentation | DataConfig,
-    turns: Sequence[Turn],
+    update_steps: Sequence[UpdateStep],
     validation: Validation,
     seed: int,
     bf16: bool = False,
@@ -118,121 +50,148 @@ def train(
     label: str = "training",
     say: Say = say,
 ) -> History:
-    """Train ``model`` in place and leave it, in evaluation mode, at the epoch that did best on the validation split.
+    """Train ``model`` in place, then load the weights of the epoch with the best validation accuracy.
 
-    For each batch, each turn draws a strike from its threat, crafts it against the model itself in evaluation mode, and
-    lowers its loss on the result in training mode. Nearly every recipe has one turn; ADVMoE alternates two. The test
-    split is never looked at.
+    On each batch, each update step samples an attack, runs it against the model in evaluation mode, and takes one
+    optimiser step on the attacked batch in training mode. Nearly every recipe has one update step; ADVMoE has two. The
+    test split is not used. The model is returned in evaluation mode.
 
-    Evaluation mode during the attack is a choice of ours, the paper does not say: batch norm uses its running
-    statistics and dropout is off, so training attacks the network that is evaluated later, not one that changes with
-    the batch. The update that follows is in training mode: batch norm uses the statistics of the attacked batch and
-    dropout acts.
+    Evaluation mode during the attack is our choice, because the paper does not say: batch norm uses its running
+    statistics and dropout is off, so that training attacks the network that is evaluated later. During the update batch
+    norm uses the statistics of the attacked batch, and dropout is on.
 
     Args:
         config: epochs, batch size, optimiser and schedule.
         augmentation: random crop and mirroring; of a profile's data section only these two are used.
-        turns: the updates of each batch, each with an optimiser of its own; parts that a turn does not train stay in
-            evaluation mode during its update, and so do parts whose parameters do not require gradients.
+        update_steps: the updates of each batch, each with an optimiser of its own. Parts that an update step does not
+            train stay in evaluation mode during it, and so do parts whose parameters do not require gradients.
         seed: decides the order of the images, the attacks, and what modules such as dropout draw from torch's global
-            generators, which are left as they were.
-        checkpoint: file the state is kept in after each epoch. A run that finds it goes on from there, and ends with
-            the same weights, bit for bit on the CPU, as one that was never interrupted.
+            generators, whose state is restored.
+        checkpoint: file that holds the state after each epoch. A run that finds it continues from there, and ends with
+            the same weights, bit for bit on the CPU, as an uninterrupted run.
 
     Raises:
-        NotFiniteError: the loss or the network's answer became NaN or infinite; the epoch is named.
-        InputError: a turn trains no parameter that requires gradients.
+        NotFiniteError: the loss or the logits became NaN or infinite; the epoch is named.
+        InputError: an update step trains no parameter that requires gradients.
     """
-    device = next(model.parameters()).device
-    memory = torch.channels_last if channels_last else torch.contiguous_format
-    model.to(memory_format=memory)
-    players = [_Player.of(turn, model, config) for turn in turns]
-    history, best = _resume(checkpoint, model, players)
+    model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    states = [UpdateState.of(step, model, config) for step in update_steps]
+    history, best = resume(checkpoint, model, states)
     if history.epochs:
         say(f"{label}: going on after epoch {history.epochs[-1].epoch + 1} of {config.epochs}")
-    batches = math.ceil(len(data.train) / config.batch_size)
-    total = config.epochs * batches
-    # A network taught single steps only may collapse; those taught longer attacks show a gap too, with nothing hidden.
-    single_steps = all(0 < turn.threat.mean_steps() <= 1 for turn in turns)
+    # Only single-step training is checked for catastrophic overfitting: multi-step training shows a gap between FGSM
+    # and PGD accuracy too, without gradient masking.
+    single_step = all(0 < step.attack.mean_steps() <= 1 for step in update_steps)
+    run = _Run(model, data, config, augmentation, states, seed, bf16, tf32, channels_last, label, say)
     for epoch in range(len(history.epochs), config.epochs):
-        # All of an epoch's randomness follows from (seed, epoch), so an interrupted run needs no generator state.
-        generator = cpu_generator(hash_seed(seed, epoch))
-        strikes = cpu_generator(hash_seed(seed, epoch, "strikes"))
-        started, loss_sum, step_sum = time.monotonic(), torch.zeros((), device=device), 0
-        # What is attacked: a folded copy, brought up to date before each attack. Made anew in each epoch, because its
-        # check tells little on a fresh network, whose batch norm does nothing yet.
-        exact = fold(model, data.train.images[:2])
-        attacked = fold(model, data.train.images[:2], dtype=torch.bfloat16) if bf16 else exact
-        if len(players) == 1:
-            _training_mode(model, players[0].chosen)
-        order = permutation(len(data.train), generator, device)
-        place = f"{label}: epoch {epoch + 1:>3}/{config.epochs}"
-        for i, index in enumerate(track(order.split(config.batch_size), batches, place, say, every=20)):
-            rate = config.lr * schedule(config.schedule, (epoch * batches + i) / total)
-            clean, y = data.train.images[index], data.train.labels[index]
-            clean = augment(clean, crop=augmentation.crop, flip=augmentation.flip, generator=generator)
-            clean = clean.to(memory_format=memory)
-            for k, player in enumerate(players):
-                turn, strike = player.turn, player.turn.threat.draw(strikes)
-                if len(players) > 1:
-                    _training_mode(model, player.chosen)
-                try:
-                    if strike.steps:
-                        attacked.refresh()
-                    with tensor_float32(tf32), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                        x = strike.perturb(attacked, clean, y, generator)
-                        with _global_generators(device, hash_seed(seed, epoch, "modules", i, k)):
-                            loss = turn.loss(model, clean, x, y)
-                except NotFiniteError as error:
-                    place = f"epoch {epoch + 1}, batch {i + 1}, {strike}"
-                    raise NotFiniteError(f"{label}: {error} ({place}); lower lr={config.lr}") from error
-                with tensor_float32(tf32):
-                    player.learn(loss, rate)
-                loss_sum += loss.detach() * len(x)
-                step_sum += strike.steps
-                history.passes += (strike.passes + turn.loss.passes) * len(x)
-        mean_loss = float(loss_sum) / len(data.train)
-        if not math.isfinite(mean_loss):
-            raise NotFiniteError(f"{label}: the loss is {mean_loss} in epoch {epoch + 1}; lower lr={config.lr}")
+        started = time.monotonic()
+        # A new folded copy in each epoch: its self-test says little about a network that was just initialised.
+        folded = fold(model, data.train.images[:2])
+        loss, steps, passes = run.epoch(epoch, folded)
         check_weights(model, label)
-        exact.refresh()
+        folded.refresh()
         with tensor_float32(False):
-            judged = validate(exact, data.validation, validation, seed=hash_seed(seed, epoch, "validation"))
-        accuracies, gap = judged[:3], judged[3]
-        seconds, steps = time.monotonic() - started, step_sum / batches / len(players)
-        history.epochs.append(Epoch(epoch, mean_loss, steps, *accuracies, gap and single_steps, seconds))
+            clean, fgsm, pgd, gap = validate(
+                folded, data.validation, validation, seed=hash_seed(seed, epoch, "validation")
+            )
+        history.passes += passes
+        seconds = time.monotonic() - started
+        history.epochs.append(Epoch(epoch, loss, steps, clean, fgsm, pgd, gap and single_step, seconds))
         scores = [getattr(e, validation.select) for e in history.epochs]
-        # On a tie the later epoch: it has learned longer, and a small validation split ties often.
+        # On a tie the later epoch: it has learned longer, and ties are frequent on a small validation split.
         if scores[-1] >= max(scores):
             history.best = epoch
             best = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        _save(checkpoint, model, players, best, history)
-        say(f"{label}: {_line(history.epochs[-1], config.epochs)}")
+        save_checkpoint(checkpoint, model, states, best, history)
+        say(f"{label}: {epoch_line(history.epochs[-1], config.epochs)}")
     model.load_state_dict(best)
     model.eval()
     return history
 
 
-def validate(
-    model: nn.Module | Folded, split: Split, how: Validation, *, seed: int
-) -> tuple[float, float, float, bool]:
-    """Clean, FGSM and PGD accuracy on a split, and whether the last two lie so far apart as after an FGSM collapse."""
-    generator = cpu_generator(seed)
-    x, y = split.images, split.labels
-    one = attack(model, x, y, eps=how.eps, step_size=how.eps, steps=1, random_start=False, batch_size=VALIDATION_BATCH)
-    many = attack(
-        model,
-        x,
-        y,
-        eps=how.eps,
-        step_size=how.step_size,
-        steps=how.steps,
-        generator=generator,
-        batch_size=VALIDATION_BATCH,
-    )
-    lost = torch.stack([(one.first_success == 0).sum(), one.fooled.sum(), many.fooled.sum()])
-    clean, fgsm, pgd = (1 - count / len(split) for count in lost.tolist())
-    return clean, fgsm, pgd, fgsm - pgd > COLLAPSE_GAP
+@dataclass(frozen=True)
+class _Run:
+    """A training run: the network with its data, settings and optimisers."""
+
+    model: nn.Module
+    data: Dataset
+    config: TrainConfig
+    augmentation: Augmentation | DataConfig
+    states: list[UpdateState]
+    seed: int
+    bf16: bool
+    tf32: bool
+    channels_last: bool
+    label: str
+    say: Say
+
+    def epoch(self, epoch: int, folded: Folded) -> tuple[float, float, int]:
+        """One pass through the training split: mean loss, mean attack steps per update, passes through the model.
+
+        All random numbers of an epoch follow from (seed, epoch), so an interrupted run needs no generator state.
+        """
+        images, labels = self.data.train.images, self.data.train.labels
+        generator = cpu_generator(hash_seed(self.seed, epoch))
+        attack_generator = cpu_generator(hash_seed(self.seed, epoch, "strikes"))
+        attacked = fold(self.model, images[:2], dtype=torch.bfloat16) if self.bf16 else folded
+        if len(self.states) == 1:
+            set_training_mode(self.model, self.states[0].parameters)
+        batches = math.ceil(len(labels) / self.config.batch_size)
+        order = permutation(len(labels), generator, images.device)
+        place = f"{self.label}: epoch {epoch + 1:>3}/{self.config.epochs}"
+        loss_sum, step_sum, passes = torch.zeros((), device=images.device), 0, 0
+        for i, index in enumerate(track(order.split(self.config.batch_size), batches, place, self.say, every=20)):
+            done = (epoch * batches + i) / (self.config.epochs * batches)
+            lr = self.config.lr * schedule(self.config.schedule, done)
+            x, y = self._augmented(images[index], generator), labels[index]
+            for k, state in enumerate(self.states):
+                if len(self.states) > 1:
+                    set_training_mode(self.model, state.parameters)
+                sampled = state.step.attack.sample(attack_generator)
+                where = (epoch, i, k)
+                loss = self._update(state, sampled, attacked, x, y, lr, generator, where)
+                loss_sum += loss * len(x)
+                step_sum += sampled.steps
+                passes += (sampled.passes + state.step.loss.passes) * len(x)
+        mean_loss = float(loss_sum) / len(labels)
+        if not math.isfinite(mean_loss):
+            raise NotFiniteError(
+                f"{self.label}: the loss is {mean_loss} in epoch {epoch + 1}; lower lr={self.config.lr}"
+            )
+        return mean_loss, step_sum / batches / len(self.states), passes
+
+    def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        x = augment(images, crop=self.augmentation.crop, flip=self.augmentation.flip, generator=generator)
+        return x.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
+
+    def _update(
+        self,
+        state: UpdateState,
+        sampled: SampledAttack,
+        attacked: Folded,
+        x: Tensor,
+        y: Tensor,
+        lr: float,
+        generator: torch.Generator,
+        where: tuple[int, int, int],
+    ) -> Tensor:
+        """The loss of one update of a batch, after the optimiser has taken its step. ``where``: epoch, batch, update."""
+        epoch, batch, k = where
+        device = x.device
+        try:
+            if sampled.steps:
+                attacked.refresh()  # the folded copy that is attacked gets the current weights
+            with tensor_float32(self.tf32), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                x_adv = sampled.perturb(attacked, x, y, generator)
+                with seeded_global_generators(device, hash_seed(self.seed, epoch, "modules", batch, k)):
+                    loss = state.step.loss(self.model, x, x_adv, y)
+        except NotFiniteError as error:
+            raise NotFiniteError(
+                f"{self.label}: {error} (epoch {epoch + 1}, batch {batch + 1}, {sampled}); lower lr={self.config.lr}"
+            ) from error
+        with tensor_float32(self.tf32):
+            state.descend(loss, lr)
+        return loss.detach()
 
 
 def schedule(name: str, progress: float) -> float:
@@ -245,112 +204,3 @@ def schedule(name: str, progress: float) -> float:
     if name == "cosine":
         return (1 + math.cos(math.pi * progress)) / 2
     return 1.0
-
-
-@contextmanager
-def _global_generators(device: torch.device, seed: int) -> Iterator[None]:
-    """Dropout and its like draw from torch's global generators: seed these for a while, then put them back."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
-@dataclass
-class _Player:
-    """A turn at work."""
-
-    turn: Turn
-    chosen: list[nn.Parameter]
-    optimiser: torch.optim.Optimizer
-
-    @classmethod
-    def of(cls, turn: Turn, model: nn.Module, config: TrainConfig) -> _Player:
-        chosen = [p for p in TRAINABLE[turn.trainable](model) if p.requires_grad]
-        if not chosen:
-            raise InputError(f"trainable={turn.trainable!r}: no parameter there requires gradients, so nothing learns")
-        optimiser = torch.optim.SGD(
-            chosen,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.momentum > 0,
-            weight_decay=config.weight_decay,
-        )
-        return cls(turn, chosen, optimiser)
-
-    def learn(self, loss: Tensor, rate: float) -> None:
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward(inputs=self.chosen)  # frozen networks get no gradients, and none are computed for them
-        self.optimiser.step()
-
-
-def _training_mode(model: nn.Module, chosen: list[nn.Parameter]) -> None:
-    """Training mode for what learns when ``chosen`` are updated, evaluation mode for everything else.
-
-    A frozen part keeps its running statistics and has no dropout. A module learns if all its parameters that require
-    gradients, those of its submodules included, are among ``chosen``, or some of its own are; a module without
-    parameters (dropout, batch norm with ``affine=False``) learns if the module that contains it does.
-    """
-    chosen_ids = {id(p) for p in chosen}
-    model.eval()
-
-    def visit(module: nn.Module, parent_learns: bool) -> None:
-        parameters = list(module.parameters())
-        trainable = [id(p) in chosen_ids for p in parameters if p.requires_grad]
-        learns = bool(trainable) and all(trainable) if parameters else parent_learns
-        own = any(id(p) in chosen_ids for p in module.parameters(recurse=False))
-        module.training |= learns or own  # a module that two others share learns if either does
-        for child in module.children():
-            visit(child, learns)
-
-    visit(model, False)
-
-
-def _line(e: Epoch, epochs: int) -> str:
-    warning = f"  FGSM hides {e.fgsm - e.pgd:.0%}: collapse?" if e.collapsed else ""
-    return (
-        f"epoch {e.epoch + 1:>3}/{epochs}  loss {e.loss:.3f}  validation clean {e.clean:.1%} "
-        f"fgsm {e.fgsm:.1%} pgd {e.pgd:.1%}  {e.seconds:.1f} s{warning}"
-    )
-
-
-def _save(
-    path: Path | None, model: nn.Module, players: Sequence[_Player], best: dict[str, Tensor], history: History
-) -> None:
-    if path is None:
-        return
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"best/{name}": value for name, value in best.items()}
-    for name, state in _momentum(players).items():
-        if (buffer := state.get("momentum_buffer")) is not None:
-            tensors[name] = buffer
-    write_tensors(path, tensors, {"history": json.dumps(history.table())})
-
-
-def _momentum(players: Sequence[_Player]) -> dict[str, dict[str, Tensor]]:
-    """The optimisers' states by the name they have in a checkpoint."""
-    states = [player.optimiser.state[parameter] for player in players for parameter in player.chosen]
-    return {f"momentum/{i}": state for i, state in enumerate(states)}
-
-
-def _resume(path: Path | None, model: nn.Module, players: Sequence[_Player]) -> tuple[History, dict[str, Tensor]]:
-    if path is None or not path.exists():
-        return History(), {}
-    try:
-        tensors, notes = read_tensors(path)
-        history = History.from_table(json.loads(notes["history"]))
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "momentum": {}}
-        for name, value in tensors.items():
-            group, _, rest = name.partition("/")
-            groups[group][rest] = value
-        model.load_state_dict(groups["best"])  # would only be missed at the very end
-        model.load_state_dict(groups["model"])
-    except (StoreError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise StoreError(f"checkpoint {path.name}: cannot go on from it ({reason}); delete it to start over") from error
-    device = next(model.parameters()).device
-    for name, state in _momentum(players).items():
-        if name in tensors:
-            state["momentum_buffer"] = tensors[name].to(device)
-    return history, {name: value.to(device) for name, value in groups["best"].items()}

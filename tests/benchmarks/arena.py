@@ -38,12 +38,12 @@ def compete(
             closing.callback(process.join, 5)
             closing.callback(here.send, False)
             pipes[contender] = here
-        for turn in range(rounds + 1):
-            order = [*contenders[turn % len(contenders) :], *contenders[: turn % len(contenders)]]
+        for update_step in range(rounds + 1):
+            order = [*contenders[update_step % len(contenders) :], *contenders[: update_step % len(contenders)]]
             for contender in order:
                 pipes[contender].send(True)
                 spent, wrong = pipes[contender].recv()
-                if turn:  # the first round warms up
+                if update_step:  # the first round warms up
                     seconds[contender].append(spent)
                 fooled[contender] = wrong
     first = contenders[0]
@@ -62,11 +62,11 @@ def interleave(candidates: dict[str, Timed], rounds: int) -> dict[str, list[floa
     """Seconds of each candidate over some rounds in this process, each round in another order, after one to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
-    for turn in range(rounds + 1):
-        shift = turn % len(names)
+    for update_step in range(rounds + 1):
+        shift = update_step % len(names)
         for name in names[shift:] + names[:shift]:
             spent = candidates[name]()
-            if turn:
+            if update_step:
                 seconds[name].append(spent)
     return seconds
 

@@ -28,7 +28,7 @@ def run(system: str, seeds: Sequence[int], variants: Sequence[str], say: Callabl
     """Train ``system`` of profile digits once per seed and variant; the variants of a seed follow each other.
 
     Variants: ``engine`` as the companion trains; ``plain loop`` without folded copies; ``bfloat16`` with the attack
-    and the update in bfloat16. All share seeds, data order, strikes and random starts.
+    and the update in bfloat16. All share seeds, data order, attacks and random starts.
     """
     keep_memory()
     rows = []

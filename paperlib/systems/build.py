@@ -13,7 +13,8 @@ from paperlib.config.schema import ModelConfig, Profile
 from paperlib.data import Dataset
 from paperlib.errors import ProfileError
 from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, backbone
-from paperlib.training.recipes import Recipe, recipes
+from paperlib.systems.recipe import Recipe
+from paperlib.systems.registry import recipes
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def system_of(recipe: Recipe, profile: Profile) -> System:
     if recipe.weights_of:
         source = system_of(recipes(profile)[recipe.weights_of], profile)
         return System(recipe.system, architecture, source.weights, source.per_expert)
-    if recipe.kept:
+    if recipe.has_weights:
         return System(recipe.system, architecture, (f"train:{recipe.system}",))
     return System(recipe.system, architecture, tuple(f"train:{name}" for name in recipe.starts_from), per_expert=True)
 

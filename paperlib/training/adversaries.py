@@ -1,7 +1,7 @@
-"""Threats as distributions: what each training batch is turned into before the network learns from it.
+"""Distributions of attacks, from which adversarial training samples one attack for each batch.
 
-The paper randomises its adversary: FGSM experts draw eps per batch, PGD experts draw the number of iterations
-(arXiv 2512.20821, method outline). ``draw`` returns the attack of one batch, so that logs and tests can see it.
+In the paper, FGSM experts draw eps for each batch, and PGD experts draw the number of iterations (arXiv 2512.20821,
+method outline). ``sample`` returns the attack of one batch as a value, so that logs and tests can show it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.acceleration import Folded
-from paperlib.attacks import AIMS, pgd
+from paperlib.attacks import OBJECTIVES, pgd
 from paperlib.models.modes import eval_mode
 from paperlib.seeds import integers, normal
 
@@ -22,36 +22,36 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Strike:
-    """The attack one batch gets; zero steps leave it clean. eps and step size are in pixels of [0, 1]."""
+class SampledAttack:
+    """The attack on one batch; zero steps leave it clean. eps and step size are in pixels of [0, 1]."""
 
     eps: float = 0.0
     step_size: float = 0.0
     steps: int = 0
     random_start: bool = False
     noise: float = 0.0  # above 0: begin at the image plus normal noise of this standard deviation
-    aim: str = "cross-entropy"  # what the attack climbs, a key of `paperlib.attacks.AIMS`
+    objective: str = "cross-entropy"  # what the attack maximises, a key of `paperlib.attacks.OBJECTIVES`
     norm: str = "linf"
     # Above 0: eps and step size are those for images of so many values, see `resized`.
     values: int = field(default=0, repr=False)
 
     @property
     def passes(self) -> int:
-        """Passes of the batch through the model to craft it."""
-        return self.steps + (self.steps > 0 and AIMS[self.aim].targets is not None)
+        """How often the attack sends the batch through the model."""
+        return self.steps + (self.steps > 0 and OBJECTIVES[self.objective].targets is not None)
 
     def perturb(self, model: nn.Module | Folded, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """The images (N, C, H, W) the network is to learn from."""
+        """The attacked images (N, C, H, W)."""
         if self.steps == 0:
             return x
         if self.values:
             return self.resized(x[0].numel()).perturb(model, x, y, generator)
-        aim = AIMS[self.aim]
+        objective = OBJECTIVES[self.objective]
         targets = start = None
-        if aim.targets is not None:
+        if objective.targets is not None:
             folded = model if isinstance(model, Folded) else Folded(model, model)
             with eval_mode(folded.model):
-                targets = aim.targets(folded.network, x, y)
+                targets = objective.targets(folded.network, x, y)
         if self.noise:
             start = x + self.noise * normal(x.shape, generator, x)
         return pgd(
@@ -63,13 +63,13 @@ class Strike:
             steps=self.steps,
             random_start=self.random_start,
             generator=generator,
-            objective=aim.objective,
+            objective=objective.function,
             targets=targets,
             start=start,
             norm=self.norm,
         )
 
-    def resized(self, values: int) -> Strike:
+    def resized(self, values: int) -> SampledAttack:
         """The same L2 budget for images of ``values`` numbers (channels times height times width).
 
         It stays the same share of the distance to the corner of an L-infinity ball, which is eps * sqrt(values).
@@ -78,22 +78,22 @@ class Strike:
         return replace(self, eps=self.eps * scale, step_size=self.step_size * scale, values=0)
 
 
-class Threat(Protocol):
-    """A distribution over strikes."""
+class AttackDistribution(Protocol):
+    """A distribution of attacks."""
 
-    def draw(self, generator: torch.Generator) -> Strike: ...
+    def sample(self, generator: torch.Generator) -> SampledAttack: ...
 
     def mean_steps(self) -> float:
-        """Expected iterations per batch: what the threat costs in passes, next to the update itself."""
+        """Expected iterations of the attack on a batch; each costs one pass through the network."""
         ...
 
 
 @dataclass(frozen=True)
-class Clean:
-    """No attack: the benign expert's diet."""
+class NoAttack:
+    """No attack: the benign expert trains on clean images."""
 
-    def draw(self, generator: torch.Generator) -> Strike:
-        return Strike()
+    def sample(self, generator: torch.Generator) -> SampledAttack:
+        return SampledAttack()
 
     def mean_steps(self) -> float:
         return 0.0
@@ -105,9 +105,9 @@ class RandomFGSM:
 
     eps: tuple[float, ...]
 
-    def draw(self, generator: torch.Generator) -> Strike:
-        eps = _choice(self.eps, generator)
-        return Strike(eps, eps, steps=1)
+    def sample(self, generator: torch.Generator) -> SampledAttack:
+        eps = _choose(self.eps, generator)
+        return SampledAttack(eps, eps, steps=1)
 
     def mean_steps(self) -> float:
         return 1.0
@@ -117,7 +117,7 @@ class RandomFGSM:
 class RandomPGD:
     """PGD whose number of iterations is drawn uniformly from a set: {10, 20, 30, 40, 50} in the paper.
 
-    The last three fields are those of `Strike`; a set of one number of iterations makes it the usual, fixed PGD.
+    The last three fields are those of `SampledAttack`; a set of one number of iterations makes it the usual, fixed PGD.
     """
 
     eps: float
@@ -125,12 +125,12 @@ class RandomPGD:
     steps: tuple[int, ...]
     random_start: bool = True
     noise: float = 0.0
-    aim: str = "cross-entropy"
+    objective: str = "cross-entropy"
     norm: str = "linf"
 
-    def draw(self, generator: torch.Generator) -> Strike:
-        steps = _choice(self.steps, generator)
-        return Strike(self.eps, self.step_size, steps, self.random_start, self.noise, self.aim, self.norm)
+    def sample(self, generator: torch.Generator) -> SampledAttack:
+        steps = _choose(self.steps, generator)
+        return SampledAttack(self.eps, self.step_size, steps, self.random_start, self.noise, self.objective, self.norm)
 
     def mean_steps(self) -> float:
         return sum(self.steps) / len(self.steps)
@@ -140,31 +140,31 @@ class RandomPGD:
 class ResizedL2:
     """An L2 attack for images of ``values`` numbers whose eps and step size follow the size of the images it gets.
 
-    For data sets whose images are of a size that no recipe knows before they are read; see `Strike.resized`.
+    For data sets whose images are of a size that no recipe knows before they are read; see `SampledAttack.resized`.
     """
 
     attack: RandomPGD
     values: int
 
-    def draw(self, generator: torch.Generator) -> Strike:
-        return replace(self.attack.draw(generator), values=self.values)
+    def sample(self, generator: torch.Generator) -> SampledAttack:
+        return replace(self.attack.sample(generator), values=self.values)
 
     def mean_steps(self) -> float:
         return self.attack.mean_steps()
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """One of several threats per batch, drawn uniformly: the diet of phase 2 (our reading of the paper)."""
+class OneOf:
+    """One of several distributions for each batch, drawn uniformly: phase 2 as we read the paper."""
 
-    threats: tuple[Threat, ...]
+    attacks: tuple[AttackDistribution, ...]
 
-    def draw(self, generator: torch.Generator) -> Strike:
-        return _choice(self.threats, generator).draw(generator)
+    def sample(self, generator: torch.Generator) -> SampledAttack:
+        return _choose(self.attacks, generator).sample(generator)
 
     def mean_steps(self) -> float:
-        return sum(threat.mean_steps() for threat in self.threats) / len(self.threats)
+        return sum(threat.mean_steps() for threat in self.attacks) / len(self.attacks)
 
 
-def _choice(options: Sequence[T], generator: torch.Generator) -> T:
+def _choose(options: Sequence[T], generator: torch.Generator) -> T:
     return options[int(integers(len(options), (), generator, generator.device))]

@@ -1,0 +1,84 @@
+"""Single networks: undefended ones, and adversarially trained ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from paperlib.config.schema import Profile
+from paperlib.systems.attack_sets import PGD_AT_STEPS, attack_sets, both_phases
+from paperlib.systems.recipe import Network, Recipe
+from paperlib.training.adversaries import NoAttack, RandomFGSM, RandomPGD
+from paperlib.training.losses import TradesLoss
+from paperlib.training.update import UpdateStep
+
+AVERAGED = tuple(f"pgd-at-{i}" for i in range(9))  # nine of one kind, to average
+
+
+BACKBONES = {
+    "resnet50": "ResNet-50",
+    "vgg16": "VGG-16 with batch norm",
+    "densenet121": "DenseNet-121",
+    "wrn28-10": "WideResNet-28-10",
+}
+
+
+STRONGEST = "wrn28-10"  # the backbone the field's own leader boards are built on; trained by PGD-AT too
+
+
+def single_systems(profile: Profile) -> list[Recipe]:
+    """Single networks: undefended, and adversarially trained in the usual ways."""
+    sets, both = attack_sets(profile), both_phases(profile)
+    plain = Recipe(
+        "plain",
+        "ResNet-18, no defence",
+        "single",
+        update_steps=(UpdateStep(NoAttack()),),
+        training=both,
+        select="clean",
+    )
+    at = Recipe(
+        "pgd-at",
+        f"ResNet-18, PGD-{PGD_AT_STEPS} adversarial training",
+        "single",
+        update_steps=(UpdateStep(sets.at),),
+        training=both,
+    )
+    kl = replace(sets.at, random_start=False, noise=0.001, objective="divergence")
+    # Wong et al. 2020: one step of 1.25 eps from a random start
+    eps = sets.pgd.eps
+    fast = RandomPGD(eps, 1.25 * eps, (1,))
+    listed = [plain]
+    for name, title in BACKBONES.items():
+        network = Network(member=name)
+        listed.append(replace(plain, system=f"plain-{name}", description=f"{title}, no defence", network=network))
+    return [
+        *listed,
+        at,
+        replace(
+            at, system="trades", description="ResNet-18, TRADES (beta 6)", update_steps=(UpdateStep(kl, TradesLoss()),)
+        ),
+        replace(
+            at,
+            system="fgsm-at",
+            description="ResNet-18, FGSM at fixed eps",
+            update_steps=(UpdateStep(RandomFGSM((eps,))),),
+        ),
+        replace(
+            at, system="fgsm-rs", description="ResNet-18, FGSM with a random start", update_steps=(UpdateStep(fast),)
+        ),
+        replace(
+            at,
+            system=f"pgd-at-{STRONGEST}",
+            description=f"{BACKBONES[STRONGEST]}, PGD-{PGD_AT_STEPS} adversarial training",
+            network=Network(member=STRONGEST),
+        ),
+        # Parameters grow with the square of the width: three times as wide is nine times as large.
+        replace(at, system="pgd-at-wide", description="PGD-AT ResNet-18 as large as DWF", network=Network(width=3)),
+        *(
+            # For as long as an expert in phase 1, so that the nine cost less than DWF, not more.
+            replace(
+                at, system=name, description="PGD-AT ResNet-18, one of nine", family="member", training=profile.phase1
+            )
+            for name in AVERAGED
+        ),
+    ]

@@ -1,0 +1,1 @@
+"""Adversarial training: distributions of attacks, losses, one trainer for every recipe."""

@@ -1,0 +1,59 @@
+"""The accuracies on the validation split that choose the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from paperlib.acceleration import Folded
+from paperlib.attacks import attack
+from paperlib.data import Split
+from paperlib.seeds import cpu_generator
+
+# A network trained by FGSM whose FGSM accuracy exceeds its PGD accuracy by more than this masks its gradients
+# (catastrophic overfitting).
+COLLAPSE_GAP = 0.20
+VALIDATION_BATCH = 250  # images attacked at once; nine full-width networks need some 50 MB for each
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The attack on the validation split that picks the checkpoint; budgets in pixels of [0, 1]."""
+
+    eps: float
+    step_size: float
+    steps: int
+    select: str  # "clean" or "pgd": the accuracy that picks the checkpoint
+
+
+def validate(
+    model: nn.Module | Folded, split: Split, settings: Validation, *, seed: int
+) -> tuple[float, float, float, bool]:
+    """Clean, FGSM and PGD accuracy as fractions, and whether FGSM exceeds PGD by more than `COLLAPSE_GAP`."""
+    generator = cpu_generator(seed)
+    x, y = split.images, split.labels
+    one = attack(
+        model,
+        x,
+        y,
+        eps=settings.eps,
+        step_size=settings.eps,
+        steps=1,
+        random_start=False,
+        batch_size=VALIDATION_BATCH,
+    )
+    many = attack(
+        model,
+        x,
+        y,
+        eps=settings.eps,
+        step_size=settings.step_size,
+        steps=settings.steps,
+        generator=generator,
+        batch_size=VALIDATION_BATCH,
+    )
+    lost = torch.stack([(one.first_success == 0).sum(), one.fooled.sum(), many.fooled.sum()])
+    clean, fgsm, pgd = (1 - count / len(split) for count in lost.tolist())
+    return clean, fgsm, pgd, fgsm - pgd > COLLAPSE_GAP

@@ -35,7 +35,7 @@ def tables() -> Iterator[tuple[str, str]]:
     import pandas as pd
 
     from paperlib import Study
-    from paperlib.evaluation.checklist import PITFALLS
+    from paperlib.evaluation.auditing.checks import PITFALLS
     from paperlib.report import claims, cost, scales, stress
     from paperlib.report import tables as report
 

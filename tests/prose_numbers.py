@@ -16,7 +16,7 @@ import torch
 from paperlib import Study, load_profile
 from paperlib.config.budgets import budget_text
 from paperlib.evaluation import CLEAN, over_seeds
-from paperlib.evaluation.checklist import PITFALLS
+from paperlib.evaluation.auditing.checks import PITFALLS
 from paperlib.report import claims, tables
 from paperlib.stages.nan_router import REPORTED_GAP
 from paperlib.training.validation import COLLAPSE_GAP

@@ -25,21 +25,31 @@ from paperlib.attacks import pgd
 from paperlib.config.budgets import budget_text
 from paperlib.data import Split
 from paperlib.errors import InputError
-from paperlib.evaluation import Effort, Report, audit
-from paperlib.evaluation.audit import REQUIRED
-from paperlib.evaluation.case import CURVE, Case
-from paperlib.evaluation.checklist import PITFALLS
-from paperlib.evaluation.controls import Control, Ground, Neighbours, Probabilities, Quantised, Random, Scaled, controls
-from paperlib.evaluation.pitfalls import FIRES, NOT_APPLICABLE, NOT_RUN, NOTED, PASSES, _Other
-from paperlib.evaluation.robustness import autoattack_spec
+from paperlib.evaluation import AuditBudget, Report, audit
+from paperlib.evaluation.auditing.checks import CHECKS
+from paperlib.evaluation.auditing.checks.check import FAILS, NOT_APPLICABLE, NOT_RUN, NOTED, PASSES
+from paperlib.evaluation.auditing.checks.mixture import _Other
+from paperlib.evaluation.auditing.context import CURVE, AuditContext
+from paperlib.evaluation.auditing.planted_faults import (
+    Control,
+    Ground,
+    Neighbours,
+    Probabilities,
+    Quantised,
+    Random,
+    Scaled,
+    controls,
+)
+from paperlib.evaluation.auditing.report import REQUIRED
+from paperlib.evaluation.specs import autoattack_spec
 from paperlib.models import Evidence, Gate, Mixture, UniformGate
 from paperlib.progress import meter, silent
 from paperlib.stages.audit import PLANTED
 
 EPS = Fraction(3, 20)
-TINY = Effort(steps=5, restarts=1, draws=5, iterations=2, queries=5)
+TINY = AuditBudget(steps=5, restarts=1, draws=5, iterations=2, queries=5)
 BRIEF = replace(TINY, autoattack=False)
-CHECKS = {pitfall.name: pitfall.check for pitfall in PITFALLS}
+CHECKS = {pitfall.name: pitfall.check for pitfall in CHECKS}
 # Every control with a planted fault, and the check that must find it.
 PLANTS = {
     "nan-gate": "finite",
@@ -119,7 +129,7 @@ def audited(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> dict[str, tuple[C
     ground = Ground(toy, hardened, digits.train, digits.validation, digits.test, 0.15)
     found = {}
     for control in controls(ground):
-        how: dict[str, Any] = {"effort": PLANTED if control.expected else Effort(), "label": control.name}
+        how: dict[str, Any] = {"audit_budget": PLANTED if control.expected else AuditBudget(), "label": control.name}
         with torch.random.fork_rng():
             torch.manual_seed(0)  # for the control that is random at test time
             report = audit(images=digits.test.images, labels=digits.test.labels, **control.arguments, **how, say=silent)
@@ -137,7 +147,7 @@ def test_every_control_is_known(audited: Audited) -> None:
 @pytest.mark.parametrize("name", PLANTS)
 def test_a_planted_fault_is_found_by_its_check(name: str, audited: Audited) -> None:
     control, report = audited[name]
-    assert control.expected in report.fired
+    assert control.expected in report.failed
     assert not report.believed
     assert report.sentence.startswith("Not to be believed:")
     assert f"{control.expected}: {finding(report, control.expected).why}" in report.sentence
@@ -146,8 +156,8 @@ def test_a_planted_fault_is_found_by_its_check(name: str, audited: Audited) -> N
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_network_is_believed_at_full_effort(name: str, audited: Audited) -> None:
     _, report = audited[name]
-    assert report.fired == () and report.missing == () and report.believed
-    assert report.effort == asdict(Effort())
+    assert report.failed == () and report.missing == () and report.believed
+    assert report.audit_budget == asdict(AuditBudget())
     assert report.sentence.startswith("Believed")
     assert report.claimed is not None and report.claimed == pytest.approx(report.attacks["pgd-50@0.15"] / 80)
 
@@ -168,12 +178,12 @@ def test_the_worst_case_is_no_better_than_any_attack(audited: Audited) -> None:
 def test_a_check_that_finds_a_fault_finds_none_where_there_is_none(check: str, audited: Audited) -> None:
     verdicts = {name: finding(report, check).verdict for name, (_, report) in audited.items()}
     assert [verdicts[name] for name in HONEST] == [PASSES, PASSES]
-    assert FIRES in verdicts.values()
+    assert FAILS in verdicts.values()
 
 
 def test_no_check_fires_at_everything(audited: Audited) -> None:
     whole = [report for name, (_, report) in audited.items() if name != "nan-gate"]
-    assert not set.intersection(*(set(report.fired) for report in whole))
+    assert not set.intersection(*(set(report.failed) for report in whole))
 
 
 def test_nothing_can_be_measured_of_a_broken_network(audited: Audited) -> None:
@@ -187,9 +197,9 @@ def test_nothing_can_be_measured_of_a_broken_network(audited: Audited) -> None:
 
 
 def test_the_checklist_has_29_rows_each_once() -> None:
-    assert sorted(pitfall.row for pitfall in PITFALLS) == list(range(1, 30))
-    assert len({pitfall.name for pitfall in PITFALLS}) == 29
-    assert all(pitfall.asks.endswith("?") and pitfall.threshold for pitfall in PITFALLS)
+    assert sorted(pitfall.row for pitfall in CHECKS) == list(range(1, 30))
+    assert len({pitfall.name for pitfall in CHECKS}) == 29
+    assert all(pitfall.question.endswith("?") and pitfall.threshold for pitfall in CHECKS)
     assert set(REQUIRED) | set(PLANTS.values()) <= CHECKS.keys()
 
 
@@ -227,7 +237,7 @@ def test_a_foreign_module_is_audited_and_left_as_it_was(name: str) -> None:
         y = model(x).argmax(dim=1)
     before, images, labels = copy.deepcopy(model), x.clone(), y.clone()
     state = torch.get_rng_state()
-    report = audit(model, x, y, "8/255", effort=replace(TINY, steps=2), say=silent)
+    report = audit(model, x, y, "8/255", audit_budget=replace(TINY, steps=2), say=silent)
     assert torch.equal(torch.get_rng_state(), state)
     assert same_state(model, before)
     assert not any(module.training for module in model.modules())
@@ -235,32 +245,32 @@ def test_a_foreign_module_is_audited_and_left_as_it_was(name: str) -> None:
     assert torch.equal(x, images) and torch.equal(y, labels)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert "clean 100.0 %" in finding(report, "one-step").value
-    assert {"finite", "steady", "alone", "logits", "gradients"}.isdisjoint(report.fired)
+    assert {"finite", "steady", "alone", "logits", "gradients"}.isdisjoint(report.failed)
 
 
 @pytest.mark.parametrize(
-    ("name", "effort"),
+    ("name", "audit_budget"),
     [("subclass", TINY), ("sequential", BRIEF), ("sequential", TINY)],
     ids=["folded", "without AutoAttack", "with AutoAttack"],
 )
-def test_gradients_of_parameters_are_left_as_they_were(name: str, effort: Effort) -> None:
+def test_gradients_of_parameters_are_left_as_they_were(name: str, audit_budget: AuditBudget) -> None:
     build, shape = FOREIGN[name]
     model, x = build().eval(), torch.rand(shape)
     first, *others = model.parameters()
     first.grad = torch.ones_like(first)
-    audit(model, x, model(x).argmax(dim=1), "8/255", effort=effort, say=silent)
+    audit(model, x, model(x).argmax(dim=1), "8/255", audit_budget=audit_budget, say=silent)
     assert torch.equal(first.grad, torch.ones_like(first)) and all(p.grad is None for p in others)
 
 
 def test_other_networks_are_left_as_they_were(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
     other = copy.deepcopy(hardened).train()
-    audit(toy, *few(digits), EPS, transfer_from={"other": other}, effort=BRIEF, say=silent)
+    audit(toy, *few(digits), EPS, transfer_from={"other": other}, audit_budget=BRIEF, say=silent)
     assert all(module.training for module in other.modules())
     assert same_state(other, hardened)
 
 
 def test_eps_may_be_written_in_any_way(toy: ToyNet, digits: Dataset) -> None:
-    reports = [audit(toy, *few(digits), eps, effort=BRIEF, say=silent) for eps in (0.15, "0.15", "3/20", EPS)]
+    reports = [audit(toy, *few(digits), eps, audit_budget=BRIEF, say=silent) for eps in (0.15, "0.15", "3/20", EPS)]
     assert [report.eps for report in reports] == ["0.15"] * 4
     assert all(told(report) == told(reports[0]) for report in reports)
 
@@ -297,7 +307,7 @@ def test_wrong_input_is_refused_in_one_sentence(
     images, labels = few(digits)
     given = {"images": images, "labels": labels, "eps": EPS} | wrong
     with pytest.raises(InputError, match=words) as error:
-        audit(toy, **given, effort=BRIEF, say=silent)
+        audit(toy, **given, audit_budget=BRIEF, say=silent)
     assert "\n" not in str(error.value)
 
 
@@ -316,17 +326,19 @@ def test_an_unfit_model_is_refused_in_one_sentence(
     build: Callable[[ToyNet], Any], words: str, toy: ToyNet, digits: Dataset
 ) -> None:
     with pytest.raises(InputError, match=words) as error:
-        audit(build(toy), *few(digits), EPS, effort=BRIEF, label="mine", say=silent)
+        audit(build(toy), *few(digits), EPS, audit_budget=BRIEF, label="mine", say=silent)
     assert "\n" not in str(error.value)
 
 
 def test_probabilities_are_told_and_the_audit_goes_on_with_their_logarithm(toy: ToyNet, digits: Dataset) -> None:
-    plain, soft = (audit(m, *few(digits, 40), EPS, effort=TINY, say=silent) for m in (toy, Probabilities(toy).eval()))
-    assert "logits" in soft.fired and "logits" not in plain.fired
+    plain, soft = (
+        audit(m, *few(digits, 40), EPS, audit_budget=TINY, say=silent) for m in (toy, Probabilities(toy).eval())
+    )
+    assert "logits" in soft.failed and "logits" not in plain.failed
     assert "probabilities where attacks expect logits" in soft.sentence
     assert soft.attacks == plain.attacks and len(soft.attacks) > 5
     assert (soft.claimed, soft.worst) == (plain.claimed, plain.worst)
-    names = [pitfall.name for pitfall in PITFALLS]
+    names = [pitfall.name for pitfall in CHECKS]
     for name in names[names.index("logits") + 1 :]:
         assert finding(soft, name) == finding(plain, name)
 
@@ -336,14 +348,14 @@ def test_probabilities_are_told_and_the_audit_goes_on_with_their_logarithm(toy: 
 
 @pytest.fixture(scope="module")
 def report(toy: ToyNet, digits: Dataset) -> Report:
-    return audit(toy, *few(digits), EPS, effort=TINY, label="toy", say=silent)
+    return audit(toy, *few(digits), EPS, audit_budget=TINY, label="toy", say=silent)
 
 
 def test_a_table_has_a_row_for_each_check_in_order(report: Report) -> None:
     table = report.table()
     assert table["row"].tolist() == list(range(1, 30))
     assert table.columns.tolist() == ["row", "asks", "threshold", "value", "verdict"]
-    rows = {pitfall.name: (pitfall.row, pitfall.asks, pitfall.threshold) for pitfall in PITFALLS}
+    rows = {pitfall.name: (pitfall.row, pitfall.question, pitfall.threshold) for pitfall in CHECKS}
     assert {name: tuple(row) for name, *row in table.iloc[:, :3].itertuples()} == rows
     assert table.loc["finite", "verdict"] == PASSES and table.loc["sample", "verdict"] == NOTED
 
@@ -352,7 +364,7 @@ def test_a_report_comes_back_from_json(report: Report, audited: Audited) -> None
     for one in (report, *(known for _, known in audited.values())):
         again = Report.from_json(json.loads(json.dumps(one.json(), allow_nan=False)))
         assert again == one
-        assert (again.sentence, again.believed, again.fired) == (one.sentence, one.believed, one.fired)
+        assert (again.sentence, again.believed, again.failed) == (one.sentence, one.believed, one.failed)
 
 
 def test_a_printed_report_ends_with_its_sentence(report: Report, audited: Audited) -> None:
@@ -362,10 +374,10 @@ def test_a_printed_report_ends_with_its_sentence(report: Report, audited: Audite
         assert [line[15:].split()[0] for line in lines] == [found.name for found in one.findings]
 
 
-@pytest.mark.parametrize("effort", [BRIEF, TINY], ids=["left out", "cut short"])
-def test_without_autoattack_nothing_is_believed_yet(effort: Effort, toy: ToyNet, digits: Dataset) -> None:
-    report = audit(toy, *few(digits), EPS, effort=effort, say=silent)
-    assert report.fired == ()
+@pytest.mark.parametrize("audit_budget", [BRIEF, TINY], ids=["left out", "cut short"])
+def test_without_autoattack_nothing_is_believed_yet(audit_budget: AuditBudget, toy: ToyNet, digits: Dataset) -> None:
+    report = audit(toy, *few(digits), EPS, audit_budget=audit_budget, say=silent)
+    assert report.failed == ()
     assert finding(report, "autoattack").verdict == NOT_RUN
     assert report.missing == ("autoattack",) and not report.believed
     assert "not to be believed yet" in report.sentence.lower()
@@ -375,24 +387,24 @@ def test_a_known_outcome_is_used_in_place_of_an_attack(toy: ToyNet, digits: Data
     kept = torch.arange(20) < 17
     known = {name: kept for name in ("pgd-5-margin@0.15", "noise-5@0.15", "fgsm@0.15", "fgsm@16/255")}
     known["pgd-5@128/255"] = torch.ones(20, dtype=torch.bool)
-    report = audit(toy, *few(digits), EPS, effort=BRIEF, known=known, say=silent)
+    report = audit(toy, *few(digits), EPS, audit_budget=BRIEF, outcomes=known, say=silent)
     named = ("pgd-5-margin@0.15", "noise-5@0.15", "fgsm@0.15")
     assert [report.attacks[name] for name in named] == [17, 17, 17]
     assert report.attacks["pgd-5@0.15"] < 10  # not known, so it was run
     assert "best of 5 draws 85.0 %" in finding(report, "noise").value
-    assert "128/255: 100.0 %" in finding(report, "falls").value and "falls" in report.fired
+    assert "128/255: 100.0 %" in finding(report, "falls").value and "falls" in report.failed
     assert all(torch.equal(known[name], kept) for name in named) and len(known) == 5
 
 
 def test_the_worst_case_takes_in_what_is_known(toy: ToyNet, digits: Dataset) -> None:
     known = {"theirs@0.15": torch.zeros(20), "theirs@0.2": torch.zeros(20), "clean": torch.ones(20)}
     x, y = few(digits)
-    assert audit(toy, x, y, "2/255", effort=BRIEF, known=known, say=silent).worst in (18, 19, 20)
-    assert audit(toy, x, y, EPS, effort=BRIEF, known=known, say=silent).worst == 0
+    assert audit(toy, x, y, "2/255", audit_budget=BRIEF, outcomes=known, say=silent).worst in (18, 19, 20)
+    assert audit(toy, x, y, EPS, audit_budget=BRIEF, outcomes=known, say=silent).worst == 0
 
 
 def test_a_seed_settles_everything(hardened: ToyNet, digits: Dataset) -> None:
-    reports = [audit(hardened, *few(digits, 40), EPS, effort=TINY, seed=seed, say=silent) for seed in (3, 3, 4)]
+    reports = [audit(hardened, *few(digits, 40), EPS, audit_budget=TINY, seed=seed, say=silent) for seed in (3, 3, 4)]
     assert told(reports[0]) == told(reports[1])
     assert [report.seed for report in reports] == [3, 3, 4]
     noise = {finding(report, "one-step").value + finding(report, "smooth").value for report in reports}
@@ -400,23 +412,25 @@ def test_a_seed_settles_everything(hardened: ToyNet, digits: Dataset) -> None:
 
 
 def test_an_audit_says_how_far_it_is(toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("paperlib.evaluation.audit")  # the package shows the function of that name
+    module = importlib.import_module(
+        "paperlib.evaluation.auditing.audit"
+    )  # the package shows the function of that name
     monkeypatch.setattr(module, "meter", functools.partial(meter, every=0))
     lines: list[str] = []
-    audit(toy, *few(digits), EPS, effort=BRIEF, label="mine", say=lines.append)
+    audit(toy, *few(digits), EPS, audit_budget=BRIEF, label="mine", say=lines.append)
     assert len(lines) == 28 and all(line.startswith("audit of mine: ") for line in lines)
 
 
 # -- each check by itself ----------------------------------------------------------------------------------------------
 
 
-def on(model: nn.Module, digits: Dataset, n: int = 80, **given: Any) -> Case:
+def on(model: nn.Module, digits: Dataset, n: int = 80, **given: Any) -> AuditContext:
     """A case of digits."""
-    return Case(model, digits.test.first(n), EPS, **{"effort": TINY, "say": silent} | given)
+    return AuditContext(model, digits.test.first(n), EPS, **{"audit_budget": TINY, "say": silent} | given)
 
 
-def verdict(check: str, case: Case) -> str:
-    return CHECKS[check](case).verdict
+def verdict(check: str, context: AuditContext) -> str:
+    return CHECKS[check](context).verdict
 
 
 FAINT: dict[str, tuple[Callable[[ToyNet], nn.Module], str]] = {
@@ -440,13 +454,13 @@ def _with_nan(toy: ToyNet, name: str) -> nn.Module:
 @pytest.mark.parametrize(("build", "words"), FAINT.values(), ids=FAINT.keys())
 def test_nan_anywhere_is_found(build: Callable[[ToyNet], nn.Module], words: str, toy: ToyNet, digits: Dataset) -> None:
     answer = CHECKS["finite"](on(build(toy), digits))
-    assert answer.verdict == FIRES and words in answer.why
+    assert answer.verdict == FAILS and words in answer.why
     assert verdict("finite", on(toy, digits)) == PASSES
 
 
 @pytest.mark.parametrize("build", [lambda toy: Random(toy, 0.04), lambda toy: Through(toy, _drops)])
 def test_a_random_answer_is_not_steady(build: Callable[[ToyNet], nn.Module], toy: ToyNet, digits: Dataset) -> None:
-    assert verdict("steady", on(build(toy).eval(), digits)) == FIRES
+    assert verdict("steady", on(build(toy).eval(), digits)) == FAILS
     assert verdict("steady", on(toy, digits)) == PASSES
 
 
@@ -499,7 +513,7 @@ def test_an_answer_that_hangs_on_more_than_its_image_is_found(
     build: Callable[[ToyNet], nn.Module], words: str, toy: ToyNet, digits: Dataset
 ) -> None:
     answer = CHECKS["alone"](on(build(toy), digits))
-    assert answer.verdict == FIRES and words in answer.why
+    assert answer.verdict == FAILS and words in answer.why
 
 
 @pytest.mark.parametrize(
@@ -516,9 +530,9 @@ def test_an_answer_that_hangs_on_more_than_its_image_is_found(
 def test_an_answer_to_its_image_alone_passes(
     build: Callable[[ToyNet], nn.Module], toy: ToyNet, digits: Dataset
 ) -> None:
-    case = on(build(toy).eval(), digits)
-    assert verdict("alone", case) == PASSES
-    assert not any(module.training for module in case.model.modules())
+    context = on(build(toy).eval(), digits)
+    assert verdict("alone", context) == PASSES
+    assert not any(module.training for module in context.model.modules())
 
 
 def test_probabilities_are_told_from_logits(toy: ToyNet, digits: Dataset) -> None:
@@ -528,7 +542,7 @@ def test_probabilities_are_told_from_logits(toy: ToyNet, digits: Dataset) -> Non
     def summing_to_one(model: nn.Module, x: Tensor) -> Tensor:
         return model(x) - model(x).mean(dim=1, keepdim=True) + 0.1
 
-    assert verdict("logits", on(Probabilities(toy), digits)) == FIRES
+    assert verdict("logits", on(Probabilities(toy), digits)) == FAILS
     for function in (within, summing_to_one, lambda model, x: model(x), lambda model, x: model(x).log_softmax(dim=1)):
         assert verdict("logits", on(Through(toy, function), digits)) == PASSES
 
@@ -543,7 +557,7 @@ def _binary(model: nn.Module, x: Tensor) -> Tensor:
     ids=["rounded", "signs", "too sure", "cut off"],
 )
 def test_vanished_gradients_are_found(build: Callable[[ToyNet], nn.Module], toy: ToyNet, digits: Dataset) -> None:
-    assert verdict("gradients", on(build(toy), digits)) == FIRES
+    assert verdict("gradients", on(build(toy), digits)) == FAILS
     assert verdict("gradients", on(toy, digits)) == PASSES
 
 
@@ -555,28 +569,28 @@ def test_a_rough_loss_is_found(toy: ToyNet, hardened: ToyNet, digits: Dataset) -
     def ripples(model: nn.Module, x: Tensor) -> Tensor:
         return model(x) * (1 + torch.sin(1e5 * x.flatten(1).sum(dim=1, keepdim=True)))
 
-    assert verdict("smooth", on(Through(toy, ripples), digits)) == FIRES
+    assert verdict("smooth", on(Through(toy, ripples), digits)) == FAILS
     assert [verdict("smooth", on(model, digits)) for model in (toy, hardened)] == [PASSES, PASSES]
 
 
 def test_too_few_steps_have_not_converged(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
-    for steps, expected in ((2, FIRES), (50, PASSES)):
-        assert verdict("converged", on(hardened, digits, effort=replace(TINY, steps=steps))) == expected
+    for steps, expected in ((2, FAILS), (50, PASSES)):
+        assert verdict("converged", on(hardened, digits, audit_budget=replace(TINY, steps=steps))) == expected
 
 
 def test_images_made_for_this_very_model_are_on_target(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
     x, y = digits.test.images, digits.test.labels
-    for victim, expected in ((toy, PASSES), (hardened, FIRES)):
+    for victim, expected in ((toy, PASSES), (hardened, FAILS)):
         made = pgd(victim, x, y, eps=EPS, step_size=EPS / 4, steps=20)
-        report = audit(toy, x, y, EPS, adversarial=made, effort=BRIEF, say=silent)
+        report = audit(toy, x, y, EPS, adversarial=made, audit_budget=BRIEF, say=silent)
         assert finding(report, "target").verdict == expected
         assert finding(report, "budget").verdict == PASSES
 
 
 def test_the_images_that_are_looked_at_are_those_that_are_counted(hardened: ToyNet, digits: Dataset) -> None:
-    cases = [on(hardened, digits, seed=seed, effort=replace(TINY, steps=1)) for seed in range(4)]
-    lost = [~case.right(case.pgd) for case in cases]
-    fooled = [case.headline.fooled for case in cases]
+    cases = [on(hardened, digits, seed=seed, audit_budget=replace(TINY, steps=1)) for seed in range(4)]
+    lost = [~context.right(context.pgd) for context in cases]
+    fooled = [context.headline.fooled for context in cases]
     assert all(torch.equal(one, other) for one, other in zip(lost, fooled, strict=True))
     assert any(not torch.equal(one, fooled[0]) for one in fooled)
 
@@ -585,9 +599,9 @@ def test_the_images_that_are_looked_at_are_those_that_are_counted(hardened: ToyN
     ("move", "expected"),
     [
         (lambda x: (x + 0.15).clamp(0, 1), PASSES),
-        (lambda x: (x + 0.16).clamp(0, 1), FIRES),
-        (lambda x: x - 0.1, FIRES),
-        (lambda x: x + 0.1, FIRES),
+        (lambda x: (x + 0.16).clamp(0, 1), FAILS),
+        (lambda x: x - 0.1, FAILS),
+        (lambda x: x + 0.1, FAILS),
     ],
     ids=["within", "too far", "below 0", "above 1"],
 )
@@ -597,7 +611,7 @@ def test_adversarial_images_keep_to_the_ball_and_to_the_range(
     moved = move(digits.test.images)
     answer = CHECKS["budget"](on(toy, digits, adversarial=moved, claimed=0.5))
     assert answer.verdict == expected
-    assert (expected == FIRES) is ("the images handed in leave the ball" in answer.why)
+    assert (expected == FAILS) is ("the images handed in leave the ball" in answer.why)
 
 
 class Passing(nn.Module):
@@ -611,13 +625,13 @@ class Passing(nn.Module):
 
 def test_a_success_lost_at_the_last_step_is_noted(toy: ToyNet, digits: Dataset) -> None:
     grey = Split(torch.full((40, 1, 1, 1), 0.5), torch.zeros(40, dtype=torch.int64))
-    answer = CHECKS["any-iterate"](Case(Passing(), grey, EPS, replace(TINY, steps=20)))
+    answer = CHECKS["any-iterate"](AuditContext(Passing(), grey, EPS, replace(TINY, steps=20)))
     assert answer.verdict == NOTED and "last iterates alone" in answer.why
     assert verdict("any-iterate", on(toy, digits)) == PASSES
 
 
 @pytest.mark.parametrize(
-    ("shared", "expected"), [(None, NOT_RUN), (0, PASSES), (1, FIRES), (80, FIRES)], ids=lambda value: str(value)
+    ("shared", "expected"), [(None, NOT_RUN), (0, PASSES), (1, FAILS), (80, FAILS)], ids=lambda value: str(value)
 )
 def test_a_checkpoint_chosen_on_the_test_images_is_found(
     shared: int | None, expected: str, toy: ToyNet, digits: Dataset
@@ -628,9 +642,9 @@ def test_a_checkpoint_chosen_on_the_test_images_is_found(
 
 def test_one_shared_image_in_a_hundred_is_let_pass() -> None:
     images = torch.arange(200.0).div(200).view(200, 1, 1, 1)
-    for shared, expected in ((2, PASSES), (3, FIRES)):
-        case = Case(Linear(torch.ones(4, 1)), Split(images, torch.zeros(200, dtype=torch.int64)), EPS)
-        assert verdict("selection", replace(case, selected_on=images[:shared])) == expected
+    for shared, expected in ((2, PASSES), (3, FAILS)):
+        context = AuditContext(Linear(torch.ones(4, 1)), Split(images, torch.zeros(200, dtype=torch.int64)), EPS)
+        assert verdict("selection", replace(context, selected_on=images[:shared])) == expected
 
 
 # -- checks that count -------------------------------------------------------------------------------------------------
@@ -638,12 +652,12 @@ def test_one_shared_image_in_a_hundred_is_let_pass() -> None:
 BUDGETS = [budget_text(eps) for eps in CURVE]
 
 
-def counted(counts: Mapping[str, int], n: int = 100, **given: Any) -> Case:
+def counted(counts: Mapping[str, int], n: int = 100, **given: Any) -> AuditContext:
     """A case whose outcomes are known: how many of ``n`` images are right under each attack, the first ones always."""
     model = Linear(torch.linspace(-1, 1, 10).view(10, 1))
     split = Split(torch.linspace(0, 1, n).view(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64))
     known = {name: torch.arange(n) < count for name, count in counts.items()}
-    return Case(model, split, EPS, **{"effort": TINY, "known": known, "say": silent} | given)
+    return AuditContext(model, split, EPS, **{"audit_budget": TINY, "outcomes": known, "say": silent} | given)
 
 
 def curve() -> dict[str, int]:
@@ -656,36 +670,41 @@ LONG = {name.replace("pgd-5@", "pgd-50@"): count for name, count in curve().item
 COUNTS: dict[str, tuple[str, dict[str, int], dict[str, Any], str]] = {
     "many steps as good as one": ("iterations", curve(), {}, PASSES),
     "two images more by one step": ("iterations", curve() | {"fgsm@8/255": 78}, {}, PASSES),
-    "three images more by one step": ("iterations", curve() | {"fgsm@8/255": 77}, {}, FIRES),
+    "three images more by one step": ("iterations", curve() | {"fgsm@8/255": 77}, {}, FAILS),
     "falling": ("falls", curve(), {}, PASSES),
     "nearly to chance": ("falls", curve() | {"pgd-5@128/255": 12}, {}, PASSES),
-    "not to chance": ("falls", curve() | {"pgd-5@128/255": 13}, {}, FIRES),
-    "rising": ("falls", curve() | {"pgd-5@0.15": 63}, {}, FIRES),
+    "not to chance": ("falls", curve() | {"pgd-5@128/255": 13}, {}, FAILS),
+    "rising": ("falls", curve() | {"pgd-5@0.15": 63}, {}, FAILS),
     "rising by luck": ("falls", curve() | {"pgd-5@0.15": 62}, {}, PASSES),
-    "more steps win": ("converged", curve() | {"pgd-10@0.15": 0}, {}, FIRES),
+    "more steps win": ("converged", curve() | {"pgd-10@0.15": 0}, {}, FAILS),
     "more steps win nothing": ("converged", curve() | {"pgd-5@0.15": 2, "pgd-10@0.15": 0}, {}, PASSES),
-    "the loss still rises": ("converged", curve() | {"pgd-10@0.15": 40}, {}, FIRES),
-    "the loss has settled": ("converged", LONG | {"pgd-100@0.15": 40}, {"effort": replace(TINY, steps=50)}, PASSES),
-    "robust to one step alone": ("one-step", curve() | {"fgsm@0.15": 80, "pgd-5@0.15": 5}, {}, FIRES),
+    "the loss still rises": ("converged", curve() | {"pgd-10@0.15": 40}, {}, FAILS),
+    "the loss has settled": (
+        "converged",
+        LONG | {"pgd-100@0.15": 40},
+        {"audit_budget": replace(TINY, steps=50)},
+        PASSES,
+    ),
+    "robust to one step alone": ("one-step", curve() | {"fgsm@0.15": 80, "pgd-5@0.15": 5}, {}, FAILS),
     "robust to one step in part": ("one-step", curve() | {"fgsm@0.15": 80, "pgd-5@0.15": 45}, {}, PASSES),
     "undefended": ("one-step", curve() | {"fgsm@0.15": 25, "pgd-5@0.15": 0}, {}, PASSES),
-    "one step heals": ("one-step", curve() | {"clean": 37}, {}, FIRES),
+    "one step heals": ("one-step", curve() | {"clean": 37}, {}, FAILS),
     "on target": ("target", curve(), {"claimed": 0.5}, PASSES),
-    "off target": ("target", curve(), {"claimed": 0.52}, FIRES),
+    "off target": ("target", curve(), {"claimed": 0.52}, FAILS),
     "noise worse": ("noise", curve() | {"noise-5@0.15": 60}, {}, PASSES),
     "noise as good": ("noise", curve() | {"noise-5@0.15": 38}, {}, PASSES),
-    "noise better": ("noise", curve() | {"noise-5@0.15": 37}, {}, FIRES),
+    "noise better": ("noise", curve() | {"noise-5@0.15": 37}, {}, FAILS),
     "margin 5 points better": ("loss", curve() | {"pgd-5-margin@0.15": 35, "pgd-5-dlr@0.15": 40}, {}, PASSES),
-    "margin 6 points better": ("loss", curve() | {"pgd-5-margin@0.15": 34, "pgd-5-dlr@0.15": 40}, {}, FIRES),
+    "margin 6 points better": ("loss", curve() | {"pgd-5-margin@0.15": 34, "pgd-5-dlr@0.15": 40}, {}, FAILS),
     "dlr better than the claim": (
         "loss",
         curve() | {"pgd-5-margin@0.15": 40, "pgd-5-dlr@0.15": 38},
         {"claimed": 0.44},
-        FIRES,
+        FAILS,
     ),
     "all attacks together": ("worst-case", curve() | {"square-5@0.15": 31}, {}, PASSES),
-    "all attacks together win": ("worst-case", curve() | {"square-5@0.15": 30}, {}, FIRES),
-    "a claim above the worst case": ("worst-case", curve(), {"claimed": 0.5}, FIRES),
+    "all attacks together win": ("worst-case", curve() | {"square-5@0.15": 30}, {}, FAILS),
+    "a claim above the worst case": ("worst-case", curve(), {"claimed": 0.5}, FAILS),
     "999 images": ("sample", {"clean": 900}, {"n": 999}, NOTED),
     "1000 images": ("sample", {"clean": 900}, {"n": 1000}, PASSES),
 }
@@ -697,17 +716,17 @@ def test_a_check_counts(check: str, counts: dict[str, int], given: dict[str, Any
 
 
 def test_the_worst_case_is_that_of_each_image() -> None:
-    case = counted(curve())
-    case.known |= {"even@0.15": torch.arange(100) % 2 == 0, "even@0.2": torch.zeros(100, dtype=torch.bool)}
-    assert torch.equal(case.standing(), (torch.arange(100) < 40) & (torch.arange(100) % 2 == 0))
-    assert verdict("worst-case", case) == FIRES
+    context = counted(curve())
+    context.known |= {"even@0.15": torch.arange(100) % 2 == 0, "even@0.2": torch.zeros(100, dtype=torch.bool)}
+    assert torch.equal(context.standing(), (torch.arange(100) < 40) & (torch.arange(100) % 2 == 0))
+    assert verdict("worst-case", context) == FAILS
 
 
-@pytest.mark.parametrize(("left", "expected"), [(40, PASSES), (31, PASSES), (30, FIRES)])
+@pytest.mark.parametrize(("left", "expected"), [(40, PASSES), (31, PASSES), (30, FAILS)])
 def test_autoattack_is_compared_with_the_claim(left: int, expected: str) -> None:
     won_by = torch.where(torch.arange(100) < left, -1, 1)
     known = curve() | {"autoattack@0.15": left}
-    assert verdict("autoattack", counted(known, effort=Effort(), won_by=won_by, claimed=0.4)) == expected
+    assert verdict("autoattack", counted(known, audit_budget=AuditBudget(), won_by=won_by, claimed=0.4)) == expected
 
 
 def test_autoattack_cut_short_is_not_autoattack() -> None:
@@ -715,16 +734,16 @@ def test_autoattack_cut_short_is_not_autoattack() -> None:
     won_by = torch.full((100,), -1)
     answer = CHECKS["autoattack"](counted(curve() | {name: 90}, won_by=won_by))
     assert answer.verdict == NOT_RUN and "cut short" in answer.why
-    assert verdict("autoattack", counted(curve(), effort=BRIEF)) == NOT_RUN
+    assert verdict("autoattack", counted(curve(), audit_budget=BRIEF)) == NOT_RUN
 
 
-@pytest.mark.parametrize(("by_square", "expected"), [(2, PASSES), (3, FIRES)])
+@pytest.mark.parametrize(("by_square", "expected"), [(2, PASSES), (3, FAILS)])
 def test_square_counts_where_no_gradient_attack_wins(by_square: int, expected: str) -> None:
     won_by = torch.full((100,), -1)
     won_by[90:] = 4  # lost to the gradient attacks of the claim as well
     won_by[:by_square] = 4
     assert verdict("black-box", counted(curve(), won_by=won_by)) == expected
-    alone = counted(curve() | {"square-5@0.15": 100}, effort=BRIEF)
+    alone = counted(curve() | {"square-5@0.15": 100}, audit_budget=BRIEF)
     alone.known["square-5@0.15"] = torch.arange(100) >= by_square
     assert verdict("black-box", alone) == expected
 
@@ -732,7 +751,7 @@ def test_square_counts_where_no_gradient_attack_wins(by_square: int, expected: s
 @pytest.mark.parametrize(
     ("shape", "classes", "eps", "left", "expected"),
     [
-        ((3, 32, 32), 10, "8/255", 60, FIRES),
+        ((3, 32, 32), 10, "8/255", 60, FAILS),
         ((3, 32, 32), 10, "8/255", 59, PASSES),
         ((3, 32, 32), 10, "4/255", 60, NOT_APPLICABLE),
         ((3, 32, 32), 9, "8/255", 60, NOT_APPLICABLE),
@@ -744,28 +763,28 @@ def test_too_good_is_known_for_cifar10_alone(
 ) -> None:
     split = Split(torch.zeros(100, *shape), torch.zeros(100, dtype=torch.int64))
     known = {"clean": torch.ones(100, dtype=torch.bool), f"pgd-5@{eps}": torch.arange(100) < left}
-    case = Case(Linear(torch.zeros(classes, math.prod(shape))), split, Fraction(eps), TINY, known=known)
-    assert verdict("too-good", case) == expected
+    context = AuditContext(Linear(torch.zeros(classes, math.prod(shape))), split, Fraction(eps), TINY, outcomes=known)
+    assert verdict("too-good", context) == expected
 
 
 # -- networks of experts -----------------------------------------------------------------------------------------------
 
 
 def test_a_network_without_gate_has_none_of_a_mixtures_faults(toy: ToyNet, digits: Dataset) -> None:
-    case = on(toy, digits)
+    context = on(toy, digits)
     names = ("experts", "gate", "past-gate", "choice", "collapse", "weak-link", "compared")
-    assert [verdict(name, case) for name in names] == [NOT_APPLICABLE] * 7
+    assert [verdict(name, context) for name in names] == [NOT_APPLICABLE] * 7
 
 
 @pytest.mark.parametrize(
     ("scores", "expected"),
-    [((9, 0, 0), FIRES), ((0, 0, -9), NOTED), ((0, 0, 0), PASSES), ((2, 0, 0), PASSES)],
+    [((9, 0, 0), FAILS), ((0, 0, -9), NOTED), ((0, 0, 0), PASSES), ((2, 0, 0), PASSES)],
     ids=["one heard", "one unheard", "even", "uneven"],
 )
 def test_a_collapsed_gate_is_found(scores: tuple[float, ...], expected: str, toy: ToyNet, digits: Dataset) -> None:
     answer = CHECKS["collapse"](on(Mixture([toy] * 3, Fixed(*scores)).eval(), digits, 10))
     assert answer.verdict == expected
-    assert (expected == FIRES) is ("expert 0 answers for all" in answer.why)
+    assert (expected == FAILS) is ("expert 0 answers for all" in answer.why)
 
 
 def chooser(turns_at: float) -> tuple[Mixture, Split]:
@@ -777,15 +796,15 @@ def chooser(turns_at: float) -> tuple[Mixture, Split]:
     return Mixture([sure, wrong], gate, top1=True).eval(), grey
 
 
-@pytest.mark.parametrize(("turns_at", "expected"), [(0.62, FIRES), (0.9, PASSES)])
+@pytest.mark.parametrize(("turns_at", "expected"), [(0.62, FAILS), (0.9, PASSES)])
 def test_a_choice_that_hides_a_weak_expert_is_found(turns_at: float, expected: str) -> None:
     model, grey = chooser(turns_at)
-    case = Case(model, grey, EPS, TINY, say=silent)
-    assert case.accuracy(case.pgd) > 0.7  # the choice lets no gradient through
-    assert verdict("choice", case) == expected
-    assert verdict("gate", case) == expected
+    context = AuditContext(model, grey, EPS, TINY, say=silent)
+    assert context.accuracy(context.pgd) > 0.7  # the choice lets no gradient through
+    assert verdict("choice", context) == expected
+    assert verdict("gate", context) == expected
     model.top1 = False
-    assert verdict("choice", Case(model, grey, EPS, TINY, say=silent)) == NOT_APPLICABLE
+    assert verdict("choice", AuditContext(model, grey, EPS, TINY, say=silent)) == NOT_APPLICABLE
 
 
 class Sure(Mixture):
@@ -796,12 +815,12 @@ class Sure(Mixture):
         return replace(seen, logits=1e4 * seen.logits)
 
 
-@pytest.mark.parametrize(("kind", "expected"), [(Sure, FIRES), (Mixture, PASSES)])
+@pytest.mark.parametrize(("kind", "expected"), [(Sure, FAILS), (Mixture, PASSES)])
 def test_experts_that_fall_where_their_mixture_stands_are_found(
     kind: type[Mixture], expected: str, toy: ToyNet, digits: Dataset
 ) -> None:
-    case = on(kind([toy, toy], UniformGate(2)).eval(), digits)
-    assert [verdict(name, case) for name in ("experts", "past-gate", "transfer")] == [expected] * 3
+    context = on(kind([toy, toy], UniformGate(2)).eval(), digits)
+    assert [verdict(name, context) for name in ("experts", "past-gate", "transfer")] == [expected] * 3
 
 
 def test_a_weak_benign_expert_is_noted_and_does_not_fire(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
@@ -834,7 +853,7 @@ def test_examples_of_other_networks_are_tried_where_one_is_given(
 ) -> None:
     sure = Scaled(toy, 1000).eval()
     assert verdict("transfer", on(sure, digits)) == NOT_RUN
-    assert verdict("transfer", on(sure, digits, transfer_from={"other": hardened, "twin": toy})) == FIRES
+    assert verdict("transfer", on(sure, digits, transfer_from={"other": hardened, "twin": toy})) == FAILS
     assert verdict("transfer", on(toy, digits, transfer_from={"other": hardened})) == PASSES
 
 
@@ -848,27 +867,29 @@ def _nan_off_the_grid(model: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("claimed", [0.9, None])
 def test_nan_in_the_ball_is_a_finding(claimed: float | None, toy: ToyNet, digits: Dataset) -> None:
-    report = audit(Through(toy, _nan_off_the_grid), *few(digits), EPS, claimed=claimed, effort=TINY, say=silent)
+    report = audit(Through(toy, _nan_off_the_grid), *few(digits), EPS, claimed=claimed, audit_budget=TINY, say=silent)
     assert finding(report, "finite").verdict == PASSES
-    assert {"iterations", "falls", "noise"} <= set(report.fired) and not report.believed
+    assert {"iterations", "falls", "noise"} <= set(report.failed) and not report.believed
     assert "NaN or infinity" in report.sentence
 
 
 def test_nan_among_images_handed_in_is_found(toy: ToyNet, digits: Dataset) -> None:
     handed_in = digits.test.images.clone()
     handed_in[3, 0, 2, 2] = math.nan
-    assert verdict("budget", on(toy, digits, adversarial=handed_in, claimed=0.5)) == FIRES
+    assert verdict("budget", on(toy, digits, adversarial=handed_in, claimed=0.5)) == FAILS
 
 
 # -- what any module may ask for ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("effort", [TINY, BRIEF], ids=["whole", "without AutoAttack"])
-def test_a_network_of_few_classes_is_audited(effort: Effort, classes: int, hardened: ToyNet, digits: Dataset) -> None:
+@pytest.mark.parametrize("audit_budget", [TINY, BRIEF], ids=["whole", "without AutoAttack"])
+def test_a_network_of_few_classes_is_audited(
+    audit_budget: AuditBudget, classes: int, hardened: ToyNet, digits: Dataset
+) -> None:
     x, y = digits.test.images, digits.test.labels
     model = Through(hardened, lambda model, x: model(x)[:, :classes])
-    report = audit(model, x[y < classes], y[y < classes], EPS, effort=effort, say=silent)
+    report = audit(model, x[y < classes], y[y < classes], EPS, audit_budget=audit_budget, say=silent)
     assert report.worst is not None and finding(report, "autoattack").verdict == NOT_RUN
     assert finding(report, "black-box").verdict == PASSES
 
@@ -877,8 +898,8 @@ def test_a_network_of_few_classes_is_audited(effort: Effort, classes: int, harde
 def test_a_network_cut_off_from_its_gradients_is_a_finding(
     function: Callable[[nn.Module, Tensor], Tensor], toy: ToyNet, digits: Dataset
 ) -> None:
-    report = audit(Through(toy, function), *few(digits), EPS, effort=BRIEF, say=silent)
-    assert "gradients" in report.fired
+    report = audit(Through(toy, function), *few(digits), EPS, audit_budget=BRIEF, say=silent)
+    assert "gradients" in report.failed
 
 
 def _strict(model: nn.Module, x: Tensor) -> Tensor:
@@ -888,7 +909,7 @@ def _strict(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_a_network_that_refuses_other_pixels_is_audited(toy: ToyNet, digits: Dataset) -> None:
-    strict, plain = (audit(m, *few(digits), EPS, effort=BRIEF, say=silent) for m in (Through(toy, _strict), toy))
+    strict, plain = (audit(m, *few(digits), EPS, audit_budget=BRIEF, say=silent) for m in (Through(toy, _strict), toy))
     assert strict.attacks == plain.attacks
 
 
@@ -898,7 +919,7 @@ def _in_place(model: nn.Module, x: Tensor) -> Tensor:
 
 def test_a_network_that_normalises_in_place_is_audited_on_the_images_given(toy: ToyNet, digits: Dataset) -> None:
     x, y = few(digits)
-    audit(Through(toy, _in_place), x, y, EPS, effort=BRIEF, say=silent)
+    audit(Through(toy, _in_place), x, y, EPS, audit_budget=BRIEF, say=silent)
     assert torch.equal(x, few(digits)[0])
 
 
@@ -909,7 +930,7 @@ def test_a_part_in_training_mode_is_left_as_it_was(
     part = _half_trained(toy)
     model = wrapped(part)
     model.training = False
-    audit(model, *few(digits), EPS, effort=BRIEF, say=silent)
+    audit(model, *few(digits), EPS, audit_budget=BRIEF, say=silent)
     assert part.get_submodule("body.1").training
     assert same_state(part, toy)
 
@@ -928,14 +949,14 @@ OWN_STATE: dict[str, Callable[[], nn.Module]] = {
 def test_state_that_only_training_moves_is_left_as_it_was(build: Callable[[], nn.Module], digits: Dataset) -> None:
     model = build().eval()
     before = copy.deepcopy(model.state_dict())
-    report = audit(model, *few(digits), EPS, effort=BRIEF, say=silent)
+    report = audit(model, *few(digits), EPS, audit_budget=BRIEF, say=silent)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert "alone" not in report.fired
+    assert "alone" not in report.failed
 
 
 def test_noise_of_a_network_leaves_the_global_generator_alone(toy: ToyNet, digits: Dataset) -> None:
     state = torch.get_rng_state()
-    audit(Random(toy, 0.04).eval(), *few(digits), EPS, effort=BRIEF, say=silent)
+    audit(Random(toy, 0.04).eval(), *few(digits), EPS, audit_budget=BRIEF, say=silent)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -943,7 +964,7 @@ def test_no_more_images_are_asked_at_once_than_the_batch_size(toy: ToyNet, digit
     asked: list[int] = []
     model = copy.deepcopy(toy)
     model.register_forward_hook(lambda module, args, output: asked.append(len(args[0])))
-    audit(model, *few(digits), EPS, batch_size=16, effort=BRIEF, say=silent)
+    audit(model, *few(digits), EPS, batch_size=16, audit_budget=BRIEF, say=silent)
     assert max(asked) <= 16
 
 
@@ -962,11 +983,11 @@ def test_wrong_input_is_refused_before_any_attack(wrong: dict[str, Any], toy: To
     asked: list[int] = []
     model.experts.register_forward_hook(lambda module, args, output: asked.append(len(args[0])))
     with pytest.raises(InputError):
-        audit(model, *few(digits), EPS, **wrong, effort=BRIEF, say=silent)
+        audit(model, *few(digits), EPS, **wrong, audit_budget=BRIEF, say=silent)
     assert len(asked) < 6
 
 
 def test_a_known_autoattack_is_not_run_again(hardened: ToyNet, digits: Dataset) -> None:
     known = {"autoattack-2-5@0.15": torch.zeros(20, dtype=torch.bool)}
-    report = audit(hardened, *few(digits), EPS, effort=TINY, known=known, say=silent)
+    report = audit(hardened, *few(digits), EPS, audit_budget=TINY, outcomes=known, say=silent)
     assert report.attacks["autoattack-2-5@0.15"] == 0

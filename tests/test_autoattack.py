@@ -27,7 +27,8 @@ from paperlib.acceleration import Folded, fold
 from paperlib.attacks import NEVER, STANDARD, AutoAttacked, autoattack, misclassified
 from paperlib.attacks.autoattack import QUERIES, STANDING, WRONG
 from paperlib.errors import InputError, NotFiniteError, PaperlibError, StoreError
-from paperlib.evaluation.robustness import AttackSpec, autoattack_spec, evaluate, noise_spec, pgd_spec, square_spec
+from paperlib.evaluation.robustness import evaluate
+from paperlib.evaluation.specs import AttackSpec, autoattack_spec, noise_spec, pgd_spec, square_spec
 
 EPS = 0.1
 CUT: dict[str, int] = {"iterations": 5, "queries": 60}

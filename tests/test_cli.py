@@ -321,7 +321,7 @@ def test_the_doctor_says_that_the_home_cannot_be_created(
 def test_a_file_for_a_report_that_cannot_be_written_is_told_before_the_audit(
     profile: str, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paperlib.evaluation.audit", None)
+    monkeypatch.setattr("paperlib.evaluation.auditing.audit", None)
     (home / "file").touch()
     assert main(["audit", "plain", "--profile", profile, "--json", str(home / "file" / "report.json")]) == 1
     assert "file: cannot write there" in capsys.readouterr().err

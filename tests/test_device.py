@@ -32,7 +32,7 @@ from paperlib.data import Split, augment
 from paperlib.evaluation import (
     CLEAN,
     AttackSpec,
-    Effort,
+    AuditBudget,
     audit,
     autoattack_spec,
     evaluate,
@@ -291,10 +291,10 @@ def test_an_audit_is_the_same_on_every_device(
 ) -> None:
     for module in ("case", "robustness"):
         monkeypatch.setattr(f"paperlib.evaluation.{module}.fold", lambda model, x: alone(model))
-    effort = Effort(steps=2, restarts=1, draws=2, iterations=2, queries=3, autoattack=kind == "network")
+    effort = AuditBudget(steps=2, restarts=1, draws=2, iterations=2, queries=3, autoattack=kind == "network")
 
     def run(model: nn.Module, x: Tensor, y: Tensor) -> Any:
-        more: dict[str, Any] = {"selected_on": digits.validation.images.to(x.device), "effort": effort}
+        more: dict[str, Any] = {"selected_on": digits.validation.images.to(x.device), "audit_budget": effort}
         more |= {"benign": 0} if kind == "mixture" else {"transfer_from": {"twin": copy.deepcopy(model)}}
         return audit(model, x, y, "0.15", **more, batch_size=15, seed=3, say=silent)
 

@@ -25,23 +25,15 @@ from paperlib.attacks import attack, autoattack, fgsm, misclassified, pgd, rando
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError, PaperlibError
 from paperlib.evaluation import audit
-from paperlib.evaluation.case import Effort
-from paperlib.evaluation.robustness import (
-    CLEAN,
-    AttackSpec,
-    autoattack_spec,
-    evaluate,
-    noise_spec,
-    pgd_spec,
-    square_spec,
-    worst_case,
-)
+from paperlib.evaluation.auditing.context import AuditBudget
+from paperlib.evaluation.robustness import evaluate, worst_case
+from paperlib.evaluation.specs import CLEAN, AttackSpec, autoattack_spec, noise_spec, pgd_spec, square_spec
 from paperlib.models import Evidence, Mixture, UniformGate
 from paperlib.models.adapters import Adapted
 from paperlib.progress import silent
 
 EPS, CLASSES = "16/256", 10
-TINY = Effort(steps=2, restarts=1, draws=2, iterations=1, queries=2, autoattack=False)
+TINY = AuditBudget(steps=2, restarts=1, draws=2, iterations=1, queries=2, autoattack=False)
 WITH_AUTOATTACK = replace(TINY, autoattack=True)
 Result = dict[str, Any]
 
@@ -116,7 +108,7 @@ def _random_noise(model: Any, x: Any, y: Any, **how: Any) -> Result:
 
 
 def _audit(model: Any, x: Any, y: Any, **how: Any) -> Result:
-    report = audit(model, x, y, EPS, **({"effort": WITH_AUTOATTACK, "say": silent} | how))
+    report = audit(model, x, y, EPS, **({"audit_budget": WITH_AUTOATTACK, "say": silent} | how))
     return {"attacks": report.attacks, "worst": report.worst, "fired": report.fired}
 
 
@@ -570,9 +562,9 @@ OF_ANOTHER_TYPE: dict[str, tuple[Callable[[], object], str]] = {
         "spec: .* got a str",
     ),
     "seed of audit": (lambda: _audit(NET, X, Y, seed="0"), "seed: .* got a str"),
-    "effort of audit": (lambda: _audit(NET, X, Y, effort=3), "effort: .* got a int"),
+    "effort of audit": (lambda: _audit(NET, X, Y, audit_budget=3), "audit_budget: .* got a int"),
     "benign of audit": (lambda: _audit(NET, X, Y, benign="expert-0"), "benign: .* got a str"),
-    "known of audit": (lambda: _audit(NET, X, Y, known=[Y]), "known: .* got a list"),
+    "known of audit": (lambda: _audit(NET, X, Y, outcomes=[Y]), "outcomes: .* got a list"),
     "say of audit": (lambda: _audit(NET, X, Y, say=None), "say: .* got a NoneType"),
 }
 
@@ -600,7 +592,7 @@ def test_settings_whose_meaning_is_clear_are_taken(tmp_path: Path) -> None:
     ids=repr,
 )
 def test_a_claim_may_be_any_one_number(claimed: Any) -> None:
-    found, expected = (audit(NET, X, Y, EPS, claimed=c, effort=TINY, say=silent) for c in (claimed, 0.25))
+    found, expected = (audit(NET, X, Y, EPS, claimed=c, audit_budget=TINY, say=silent) for c in (claimed, 0.25))
     assert type(found.claimed) is float
     assert found.json() | {"seconds": 0} == expected.json() | {"seconds": 0}
 
@@ -608,7 +600,7 @@ def test_a_claim_may_be_any_one_number(claimed: Any) -> None:
 @pytest.mark.parametrize("claimed", ["0.25", True, 63, -0.1, torch.nan, torch.tensor([0.1, 0.2]), torch.tensor(63), []])
 def test_another_claim_is_refused(claimed: Any) -> None:
     with pytest.raises(InputError, match=r"claimed=.*fraction from 0 to 1"):
-        audit(NET, X, Y, EPS, claimed=claimed, effort=TINY, say=silent)
+        audit(NET, X, Y, EPS, claimed=claimed, audit_budget=TINY, say=silent)
 
 
 OTHER = seeded(Net, seed=6)
@@ -625,8 +617,8 @@ OTHER = seeded(Net, seed=6)
     ids=["itself", "another mapping", "edits its input", "float64"],
 )
 def test_examples_are_crafted_on_any_other_model(surrogate: Any) -> None:
-    expected = audit(NET, X, Y, EPS, transfer_from={"other": OTHER}, effort=TINY, say=silent)
-    found = audit(NET, X, Y, EPS, transfer_from=surrogate, effort=TINY, say=silent)
+    expected = audit(NET, X, Y, EPS, transfer_from={"other": OTHER}, audit_budget=TINY, say=silent)
+    found = audit(NET, X, Y, EPS, transfer_from=surrogate, audit_budget=TINY, say=silent)
     assert list(found.attacks.values()) == list(expected.attacks.values())
     assert len([name for name in found.attacks if "transfer" in name]) == 1
 
@@ -646,7 +638,7 @@ def test_examples_are_crafted_on_any_other_model(surrogate: Any) -> None:
 )
 def test_no_examples_can_be_crafted_on_something_else(surrogate: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        audit(NET, X, Y, EPS, transfer_from=surrogate, effort=TINY, say=silent)
+        audit(NET, X, Y, EPS, transfer_from=surrogate, audit_budget=TINY, say=silent)
 
 
 @pytest.mark.parametrize("classes", [5, 11])
@@ -665,7 +657,7 @@ def test_a_surrogate_is_a_module() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_adversarial_images_may_be_of_another_dtype(dtype: torch.dtype) -> None:
     crafted = attack(NET, X, Y, **(WALK | {"eps": 0.07}), generator=rng()).images.to(dtype)  # not a multiple of 1/256
-    found = audit(NET, X, Y, 0.07, adversarial=crafted, effort=TINY, say=silent)
+    found = audit(NET, X, Y, 0.07, adversarial=crafted, audit_budget=TINY, say=silent)
     with torch.no_grad():
         right = NET(crafted.float()).argmax(dim=1) == Y
     assert "budget" not in found.fired
@@ -674,7 +666,7 @@ def test_adversarial_images_may_be_of_another_dtype(dtype: torch.dtype) -> None:
 
 def test_what_rounding_to_half_precision_does_not_explain_is_found() -> None:
     far = (X + 0.08).clamp(0, 1).half()
-    report = audit(NET, X, Y, 0.07, adversarial=far, effort=TINY, say=silent)
+    report = audit(NET, X, Y, 0.07, adversarial=far, audit_budget=TINY, say=silent)
     assert "budget" in report.fired
 
 
@@ -682,7 +674,7 @@ def test_what_rounding_to_half_precision_does_not_explain_is_found() -> None:
 @pytest.mark.parametrize("given", [X.byte(), X.numpy(), X[:, 0], [X]], ids=["bytes", "array", "an axis less", "list"])
 def test_other_images_given_to_an_audit_are_refused(name: str, given: Any) -> None:
     with pytest.raises(InputError, match=f"^{name}: expected"):
-        audit(NET, X, Y, EPS, **{name: given}, effort=TINY, say=silent)
+        audit(NET, X, Y, EPS, **{name: given}, audit_budget=TINY, say=silent)
 
 
 # -- what it costs, and copies -----------------------------------------------------------------------------------------
@@ -818,6 +810,6 @@ def test_a_mixture_that_is_given_copies_is_still_a_mixture() -> None:
     labels = adapted(x).argmax(dim=1)
     assert torch.equal(adapted.evidence(x).logits, adapted(x)) and torch.equal(x, X)
     assert same_state(copy.deepcopy(adapted), adapted)
-    report = audit(model, x, labels, EPS, effort=TINY, say=silent)
+    report = audit(model, x, labels, EPS, audit_budget=TINY, say=silent)
     assert any("expert-1" in name for name in report.attacks)
     assert torch.equal(x, X)

@@ -47,7 +47,8 @@ from paperlib.attacks.objectives import cross_entropy_loss, dlr_loss, loss_objec
 from paperlib.config.budgets import as_budget, as_fraction
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
-from paperlib.evaluation.robustness import AttackSpec, Outcome, evaluate, noise_spec, pgd_spec
+from paperlib.evaluation.robustness import Outcome, evaluate
+from paperlib.evaluation.specs import AttackSpec, noise_spec, pgd_spec
 from paperlib.models import ADVMoE, Gate, Mixture, SoE, UniformGate, resnet18
 
 EPS, STEP = 0.1, 0.025

@@ -21,7 +21,7 @@ from paperlib.data import Split
 from paperlib.evaluation import (
     CLEAN,
     AttackSpec,
-    Effort,
+    AuditBudget,
     audit,
     autoattack_spec,
     evaluate,
@@ -29,7 +29,7 @@ from paperlib.evaluation import (
     pgd_spec,
     square_spec,
 )
-from paperlib.evaluation.case import Case
+from paperlib.evaluation.auditing.context import Case
 from paperlib.models import Evidence, Gate, Mixture
 from paperlib.progress import silent
 
@@ -235,7 +235,7 @@ def test_noise_tells_the_batch_size_of_the_copy_that_tried(toy: ToyNet, digits: 
     assert folded.max_batch is not None and folded.max_batch <= 6
 
 
-TINY = Effort(steps=5, restarts=1, draws=5, iterations=2, queries=5)
+TINY = AuditBudget(steps=5, restarts=1, draws=5, iterations=2, queries=5)
 SUBJECTS: dict[str, Callable[[ToyNet], tuple[nn.Module, nn.Module]]] = {
     "answers": lambda toy: (toy, Small(toy, 7)),
     "gradients": lambda toy: (toy, SmallComingBack(toy, 7)),
@@ -256,7 +256,7 @@ def test_an_audit_in_small_memory_comes_to_the_same_end(
     small.load_state_dict({f"model.{name}": value for name, value in large.state_dict().items()})
     x, y = digits.test.images[:40].clone(), digits.test.labels[:40].clone()
     reports = [
-        audit(model.eval(), x, y, "0.15", effort=replace(TINY, autoattack=False), batch_size=40, say=silent)
+        audit(model.eval(), x, y, "0.15", audit_budget=replace(TINY, autoattack=False), batch_size=40, say=silent)
         for model in (large, small)
     ]
     verdicts = [{f.name: f.verdict for f in report.findings} for report in reports]
@@ -267,7 +267,7 @@ def test_an_audit_in_small_memory_comes_to_the_same_end(
 
 def test_an_audit_with_autoattack_runs_in_small_memory(toy: ToyNet, digits: Dataset) -> None:
     x, y = digits.test.images[:20].clone(), digits.test.labels[:20].clone()
-    report = audit(Small(toy, 7).eval(), x, y, "0.15", effort=TINY, batch_size=20, say=silent)
+    report = audit(Small(toy, 7).eval(), x, y, "0.15", audit_budget=TINY, batch_size=20, say=silent)
     assert "autoattack-2-5@0.15" in report.attacks
 
 

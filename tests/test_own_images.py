@@ -13,7 +13,7 @@ from toys import micro_table, toml_text
 from paperlib import Study
 from paperlib.__main__ import main
 from paperlib.attacks.autoattack import CLASSES
-from paperlib.evaluation import controls
+from paperlib.evaluation.auditing import planted_faults as controls
 from paperlib.progress import silent
 from paperlib.report import stress, tables
 

@@ -13,7 +13,7 @@ from toys import Linear
 from paperlib.acceleration.precision import tensor_float32
 from paperlib.attacks import attack, autoattack, misclassified, pgd, random_noise
 from paperlib.data import Split
-from paperlib.evaluation import CLEAN, Effort, audit, evaluate, fgsm_spec, worst_case
+from paperlib.evaluation import CLEAN, AuditBudget, audit, evaluate, fgsm_spec, worst_case
 from paperlib.progress import silent
 
 BACKENDS: Any = torch.backends
@@ -85,7 +85,7 @@ class Noting(nn.Module):
 
 SEEN: set[tuple[str, ...]] = set()
 HOW: dict[str, Any] = {"eps": 0.1, "step_size": 0.05, "steps": 2}
-TINY = Effort(steps=2, restarts=1, draws=2, iterations=2, queries=3)
+TINY = AuditBudget(steps=2, restarts=1, draws=2, iterations=2, queries=3)
 COUNTING: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
     "attack": lambda model, x, y: attack(model, x, y, **HOW),
     "misclassified": lambda model, x, y: misclassified(model, x, y),
@@ -93,7 +93,7 @@ COUNTING: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
     "autoattack": lambda model, x, y: autoattack(model, x, y, eps=0.1, iterations=2, queries=3),
     "evaluate": lambda model, x, y: evaluate(model, Split(x, y), fgsm_spec("0.1"), seed=0, say=silent),
     "worst_case": lambda model, x, y: worst_case(model, Split(x, y), [CLEAN, fgsm_spec("0.1")], seed=0, say=silent),
-    "audit": lambda model, x, y: audit(model, x, y, "0.1", effort=TINY, say=silent),
+    "audit": lambda model, x, y: audit(model, x, y, "0.1", audit_budget=TINY, say=silent),
 }
 
 

@@ -18,21 +18,23 @@ from torchvision.ops import StochasticDepth, stochastic_depth
 from toys import ToyNet, same_state
 
 from paperlib import Dataset
-from paperlib.evaluation.case import Case, Effort
-from paperlib.evaluation.checklist import PITFALLS
-from paperlib.evaluation.pitfalls import FIRES, PASSES, Answer
-from paperlib.evaluation.scaled_draws import ScaledDraws
-from paperlib.evaluation.training_mode import difference_in_training_mode
+from paperlib.evaluation.auditing.checks import CHECKS
+from paperlib.evaluation.auditing.checks.check import FAILS, PASSES, CheckResult
+from paperlib.evaluation.auditing.context import AuditBudget, AuditContext
+from paperlib.evaluation.auditing.scaled_draws import ScaledDraws
+from paperlib.evaluation.auditing.training_mode import difference_in_training_mode
 from paperlib.progress import silent
 
 EPS = Fraction(3, 20)
 PYTHONS, NUMPYS = random.Random(0), np.random.default_rng(0)  # generators that torch does not know
-ALONE = next(pitfall.check for pitfall in PITFALLS if pitfall.name == "alone")
+ALONE = next(pitfall.check for pitfall in CHECKS if pitfall.name == "alone")
 
 
-def alone(model: nn.Module, digits: Dataset) -> Answer:
+def alone(model: nn.Module, digits: Dataset) -> CheckResult:
     """What the check `alone` finds of a model in evaluation mode."""
-    return ALONE(Case(model.eval(), digits.test.first(40), EPS, Effort(steps=5, autoattack=False), say=silent))
+    return ALONE(
+        AuditContext(model.eval(), digits.test.first(40), EPS, AuditBudget(steps=5, autoattack=False), say=silent)
+    )
 
 
 class Switching(nn.Module):
@@ -314,7 +316,7 @@ def test_another_network_in_training_mode_is_found(
     build: Callable[[ToyNet], nn.Module], what: str, toy: ToyNet, digits: Dataset
 ) -> None:
     answer = alone(build(copy.deepcopy(toy)), digits)
-    assert answer.verdict == FIRES and "reads the training flag" in answer.why
+    assert answer.verdict == FAILS and "reads the training flag" in answer.why
     assert answer.value.endswith(f"of the largest {what}")
 
 
@@ -348,7 +350,7 @@ def test_outputs_that_cannot_be_the_answer_are_found(
     trained: Callable[[ToyNet, Tensor], Any], value: str, toy: ToyNet, digits: Dataset
 ) -> None:
     answer = alone(Switching(copy.deepcopy(toy), trained), digits)
-    assert (answer.verdict, answer.value) == (FIRES, value)
+    assert (answer.verdict, answer.value) == (FAILS, value)
 
 
 class OwnStatistics(nn.Module):
@@ -379,7 +381,7 @@ def test_memory_that_runs_out_in_training_mode_is_no_reason_to_pass(toy: ToyNet,
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return shifted(model, x)
 
-    assert alone(Switching(copy.deepcopy(toy), small), digits).verdict == FIRES
+    assert alone(Switching(copy.deepcopy(toy), small), digits).verdict == FAILS
 
 
 MEANS: dict[str, tuple[Callable[[], Tensor], float]] = {

@@ -15,8 +15,8 @@ from paperlib.attacks.objectives import (
 from paperlib.attacks.pgd import fgsm, pgd
 
 __all__ = [
-    "OBJECTIVES",
     "NEVER",
+    "OBJECTIVES",
     "STANDARD",
     "AttackObjective",
     "Attacked",

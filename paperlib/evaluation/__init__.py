@@ -1,16 +1,14 @@
 """Robust accuracy with intervals, paired comparisons, and the audit of what can be believed."""
 
-from paperlib.evaluation.audit import Effort, Finding, Report, audit
-from paperlib.evaluation.metrics import LEVEL, OverSeeds, Paired, over_runs, over_seeds, paired, wilson
+from paperlib.evaluation.auditing.audit import AuditBudget, audit
+from paperlib.evaluation.auditing.report import Finding, Report
 from paperlib.evaluation.multiple_comparisons import directions, holm, p_values
-from paperlib.evaluation.robustness import (
+from paperlib.evaluation.robustness import Outcome, accuracy_by_step, evaluate, worst_case
+from paperlib.evaluation.specs import (
     CLEAN,
     AttackSpec,
-    Outcome,
-    accuracy_by_step,
     autoattack_spec,
     battery,
-    evaluate,
     fgsm_spec,
     headline,
     noise_spec,
@@ -18,14 +16,14 @@ from paperlib.evaluation.robustness import (
     square_spec,
     sweep,
     through_choices,
-    worst_case,
 )
+from paperlib.evaluation.statistics import LEVEL, OverSeeds, Paired, over_runs, over_seeds, paired, wilson
 
 __all__ = [
     "CLEAN",
     "LEVEL",
     "AttackSpec",
-    "Effort",
+    "AuditBudget",
     "Finding",
     "Outcome",
     "OverSeeds",

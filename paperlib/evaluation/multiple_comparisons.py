@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from paperlib.evaluation.metrics import LEVEL, OverSeeds, satterthwaite
+from paperlib.evaluation.statistics import LEVEL, OverSeeds, satterthwaite
 
 
 def directions(values: Sequence[OverSeeds], reference: float = 0.0) -> list[int]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,106 +27,15 @@ from paperlib.attacks import (
     pgd,
     random_noise,
 )
-from paperlib.attacks.autoattack import ITERATIONS, QUERIES, WRONG
+from paperlib.attacks.autoattack import ITERATIONS, WRONG
 from paperlib.attacks.inputs import admit, check_module
-from paperlib.config.budgets import Budget, as_fraction, budget_text
-from paperlib.config.schema import EvaluationConfig
 from paperlib.data import Split
 from paperlib.errors import InputError
-from paperlib.evaluation.metrics import wilson
+from paperlib.evaluation.specs import AttackSpec
+from paperlib.evaluation.statistics import wilson
 from paperlib.models.modes import eval_mode, outside_inference_mode
 from paperlib.progress import Say, meter, say
 from paperlib.seeds import cpu_generator
-
-
-@dataclass(frozen=True)
-class AttackSpec:
-    """One attack with all its settings. Budgets are fractions of the pixel range, kept exact."""
-
-    kind: str  # "clean", "fgsm", "pgd", "noise", "square" or "autoattack"
-    eps: Fraction = Fraction(0)
-    step: Fraction = Fraction(0)
-    steps: int = 0  # of noise the draws, of Square the queries, of AutoAttack the iterations of its gradient attacks
-    restarts: int = 1
-    random_start: bool = False
-    objective: str = "cross-entropy"  # what it climbs, a key of the aims `evaluate` is given
-    queries: int = 0  # of AutoAttack: Square's
-
-    @property
-    def name(self) -> str:
-        """Such as ``clean``, ``fgsm@8/255``, ``pgd-50@0.15`` or ``pgd-50-soft@0.15``; restarts show above one."""
-        if self.kind == "clean":
-            return "clean"
-        steps = f"-{self.steps}" if self.kind in ("pgd", "noise", "square") else ""
-        if self.kind == "autoattack" and not self.standard:
-            steps = f"-{self.steps}-{self.queries}"
-        restarts = f"x{self.restarts}" if self.restarts > 1 else ""
-        objective = f"-{self.objective.replace(' ', '-')}" if self.objective != "cross-entropy" else ""
-        return f"{self.kind}{steps}{restarts}{objective}@{budget_text(self.eps)}"
-
-    @property
-    def standard(self) -> bool:
-        """Whether this is AutoAttack as published, none of its parts cut short."""
-        return (self.steps, self.queries) == (ITERATIONS, QUERIES)
-
-    def table(self) -> dict[str, Any]:
-        """JSON-ready, budgets as text."""
-        told = {**asdict(self), "eps": budget_text(self.eps), "step": budget_text(self.step)}
-        return told if self.kind == "autoattack" else {key: told[key] for key in told if key != "queries"}
-
-
-CLEAN = AttackSpec("clean")
-
-
-def fgsm_spec(eps: Budget) -> AttackSpec:
-    """FGSM at ``eps``: one step, no random start."""
-    eps = as_fraction(eps)
-    return AttackSpec("fgsm", eps, eps, 1)
-
-
-def pgd_spec(eps: Budget, steps: int, step: Budget, restarts: int = 1, objective: str = "cross-entropy") -> AttackSpec:
-    """PGD with ``steps`` of size ``step`` from random starts."""
-    return AttackSpec(
-        "pgd", as_fraction(eps), as_fraction(step, "step"), steps, restarts, random_start=True, objective=objective
-    )
-
-
-def noise_spec(eps: Budget, draws: int) -> AttackSpec:
-    """The best of ``draws`` uniform draws from the ball."""
-    return AttackSpec("noise", as_fraction(eps), steps=draws)
-
-
-def square_spec(eps: Budget, queries: int = QUERIES) -> AttackSpec:
-    """The Square attack alone: it asks for answers, never for gradients."""
-    return AttackSpec("square", as_fraction(eps), steps=queries)
-
-
-def autoattack_spec(eps: Budget, iterations: int = ITERATIONS, queries: int = QUERIES) -> AttackSpec:
-    """AutoAttack's standard version, unless it is cut short."""
-    return AttackSpec("autoattack", as_fraction(eps), steps=iterations, queries=queries)
-
-
-def headline(config: EvaluationConfig) -> AttackSpec:
-    """The attack of the main table."""
-    return pgd_spec(config.eps, config.steps, config.step, config.restarts)
-
-
-def battery(config: EvaluationConfig) -> list[AttackSpec]:
-    """The attacks of the main table: clean, FGSM and PGD at the headline eps."""
-    return [CLEAN, fgsm_spec(config.eps), headline(config)]
-
-
-def through_choices(config: EvaluationConfig) -> list[AttackSpec]:
-    """What a system must withstand too if it picks an expert by argmax: the headline attack on its soft stand-in."""
-    return [replace(headline(config), objective="soft")]
-
-
-def sweep(config: EvaluationConfig) -> list[AttackSpec]:
-    """FGSM and PGD over the eps of the profile; PGD's step size keeps its proportion to eps."""
-    ratio = config.step / config.eps
-    specs = [fgsm_spec(eps) for eps in config.eps_sweep]
-    specs += [pgd_spec(eps, config.steps, eps * ratio, config.restarts) for eps in config.eps_sweep]
-    return specs
 
 
 @dataclass(frozen=True)
@@ -177,7 +85,8 @@ def evaluate(
     Square decides which images share random numbers. The outcome holds the one that was used.
 
     Args:
-        aims: what a gradient attack may climb, by the name ``spec.objective`` gives; see `paperlib.attacks.mixture_objectives`.
+        objectives: what a gradient attack may maximise, by the name in ``spec.objective``; see
+            `paperlib.attacks.mixture_objectives`.
         state: a file from which an interrupted AutoAttack goes on.
 
     Raises:

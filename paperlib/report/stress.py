@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from paperlib.evaluation import Report, headline, over_runs, over_seeds, wilson
-from paperlib.evaluation.checklist import PITFALLS
-from paperlib.evaluation.pitfalls import FIRES, NOTED, PASSES
+from paperlib.evaluation.auditing.checks import CHECKS
+from paperlib.evaluation.auditing.checks.check import FAILS, NOTED, PASSES
 from paperlib.report.outcomes import WORST, autoattacked, called, column_of, named, outcomes, stressed
 from paperlib.report.tables import percent, points, share
 from paperlib.stages import CONTROLS, audited
@@ -124,7 +124,7 @@ def audits(study: Study) -> pd.DataFrame:
         left = (report.worst or 0) / report.n
         row: dict[str, Any] = {"system": system, report.claim: f"{100 * (report.claimed or 0):.1f}"}
         row |= {WORST: percent(left, wilson(report.worst or 0, report.n)), "attacks": len(report.attacks)}
-        row |= {"fired": ", ".join(report.fired) or "none", "believed": "yes" if report.believed else "no"}
+        row |= {"fired": ", ".join(report.failed) or "none", "believed": "yes" if report.believed else "no"}
         rows.append(row | {"n": report.n, "seed": study.seed})
     return pd.DataFrame(rows).set_index("system")
 
@@ -138,11 +138,11 @@ def control_reports(study: Study) -> dict[str, tuple[str, str, Report]]:
 def controls_table(study: Study) -> pd.DataFrame:
     """Control by check: ``F`` fired, ``n`` noted, ``.`` passed, blank not asked; brackets where it must fire."""
     rows = {}
-    marks = {FIRES: "F", NOTED: "n", PASSES: "."}
+    marks = {FAILS: "F", NOTED: "n", PASSES: "."}
     for control, (_, expected, report) in control_reports(study).items():
         found = {finding.name: marks.get(finding.verdict, "") for finding in report.findings}
         rows[control] = {name: f"[{mark}]" if name == expected else mark for name, mark in found.items()}
-    order = [pitfall.name for pitfall in sorted(PITFALLS, key=lambda pitfall: pitfall.row)]
+    order = [pitfall.name for pitfall in sorted(CHECKS, key=lambda pitfall: pitfall.row)]
     return pd.DataFrame(rows).T[order]
 
 
@@ -150,8 +150,8 @@ def controls_verdicts(study: Study) -> pd.DataFrame:
     """One row per control: the fault, the check that must fire, whether it did, and whether the number is believed."""
     rows = []
     for control, (what, expected, report) in control_reports(study).items():
-        caught = expected in report.fired if expected else not report.fired
+        caught = expected in report.failed if expected else not report.failed
         row = {"control": control, "what": what, "must fire": expected or "nothing", "as it must": caught}
-        others = [name for name in report.fired if name != expected]
+        others = [name for name in report.failed if name != expected]
         rows.append(row | {"fired too": ", ".join(others), "believed": report.believed, "n": report.n})
     return pd.DataFrame(rows).set_index("control")

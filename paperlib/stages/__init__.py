@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from paperlib.config.schema import Profile
 from paperlib.stage import Stage
-from paperlib.stages.audit import CONTROLS, audit_stages, audited, effort_of
+from paperlib.stages.audit import CONTROLS, audit_budget_of, audit_stages, audited
 from paperlib.stages.data import data_facts
 from paperlib.stages.evaluate import attacks_on, evaluation, evaluations, traces
 from paperlib.stages.gate import gallery, gate, gate_attacks
@@ -26,11 +26,11 @@ __all__ = [
     "PUBLISHED_WEIGHTS",
     "ROUTED",
     "attacks_on",
+    "audit_budget_of",
     "audited",
     "autoattack_of",
     "benign_of",
     "best_expert",
-    "effort_of",
     "evaluation",
     "facing",
     "stages",

@@ -9,8 +9,8 @@ from typing import Any
 from paperlib.config.budgets import budget_text
 from paperlib.config.schema import Profile
 from paperlib.data import Split
-from paperlib.evaluation import CLEAN, Effort, audit, fgsm_spec, headline
-from paperlib.evaluation.controls import Control, Ground, controls
+from paperlib.evaluation import CLEAN, AuditBudget, audit, fgsm_spec, headline
+from paperlib.evaluation.auditing.planted_faults import Control, Ground, controls
 from paperlib.seeds import hash_seed
 from paperlib.stage import Context, Json, Result, Stage
 from paperlib.stages.stress import benign_of
@@ -21,7 +21,7 @@ from paperlib.systems.registry import recipes
 AUDITED = ("plain", "pgd-at", "dwf", "soe", "advmoe")
 CONTROLS = "audit:controls"
 # Planted faults show at once; only the two honest networks of the controls need the whole effort.
-PLANTED = Effort(steps=50, restarts=2, draws=100, queries=200, autoattack=False)
+PLANTED = AuditBudget(steps=50, restarts=2, draws=100, queries=200, autoattack=False)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AuditConfiguration:
     outcomes: Outcomes
     eps: Fraction
     images: int
-    effort: Effort
+    audit_budget: AuditBudget
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class ControlsConfiguration:
     outcomes: tuple[Outcomes, Outcomes]  # of the two, in this order
     eps: Fraction
     images: int
-    planted: Effort
-    honest: Effort
+    planted: AuditBudget
+    honest: AuditBudget
 
 
 def audit_stages(profile: Profile) -> list[Stage]:
@@ -80,16 +80,16 @@ def audited(profile: Profile) -> list[str]:
     return [name for name in AUDITED if name in recipes(profile)]
 
 
-def effort_of(profile: Profile) -> Effort:
+def audit_budget_of(profile: Profile) -> AuditBudget:
     """How hard the profile's audits try."""
     config = profile.stress
-    return Effort(profile.evaluation.steps, config.restarts, config.draws, config.iterations, config.queries)
+    return AuditBudget(profile.evaluation.steps, config.restarts, config.draws, config.iterations, config.queries)
 
 
 def _audit_stage(recipe: Recipe, profile: Profile) -> Stage:
     system, outcomes = system_of(recipe, profile), Outcomes.of(recipe.system, profile)
     images, eps = profile.stress.images, profile.evaluation.eps
-    config = AuditConfiguration(system, benign_of(recipe), outcomes, eps, images, effort_of(profile))
+    config = AuditConfiguration(system, benign_of(recipe), outcomes, eps, images, audit_budget_of(profile))
     cost = images * profile.evaluation.steps * 20 * recipe.network.experts
     inputs = (*system.weights, *outcomes.stages)
     return Stage(f"audit:{recipe.system}", 2, config, inputs, _audit, profile.run.threads, cost)
@@ -104,7 +104,7 @@ def _audit(context: Context, config: AuditConfiguration) -> Result:
         config.eps,
         selected_on=context.data.validation.images,
         benign=config.benign,
-        effort=config.effort,
+        audit_budget=config.audit_budget,
         seed=hash_seed(context.seed, "audit"),
         label=config.system.name,
         say=context.say,
@@ -119,13 +119,13 @@ def _known(context: Context, outcomes: Outcomes, images: int) -> dict[str, Any]:
     known |= context.get(outcomes.stress).arrays
     auto = context.get(outcomes.autoattack)
     if "not_run" in auto.record["result"]:
-        return {"known": known}
+        return {"outcomes": known}
     known[auto.record["result"]["name"]] = auto.arrays["correct"]
-    return {"known": known, "won_by": auto.arrays["first_success"]}
+    return {"outcomes": known, "won_by": auto.arrays["first_success"]}
 
 
 def _controls_stage(known: dict[str, Recipe], profile: Profile) -> Stage:
-    images, full = profile.stress.images, effort_of(profile)
+    images, full = profile.stress.images, audit_budget_of(profile)
     short = replace(PLANTED, steps=full.steps, draws=min(PLANTED.draws, full.draws))
     short = replace(short, queries=min(PLANTED.queries, full.queries))
     config = ControlsConfiguration(
@@ -151,12 +151,12 @@ def _controls(context: Context, config: ControlsConfiguration) -> Result:
     honest = dict(zip(("undefended", "defended"), config.outcomes, strict=True))
     rows = []
     for control in controls(ground):
-        how: dict[str, Any] = {"effort": config.planted}
+        how: dict[str, Any] = {"audit_budget": config.planted}
         if control.name in honest:
             outcomes = honest[control.name]
             # What an honest author would claim: what AutoAttack leaves, or PGD where AutoAttack cannot be run.
             claimed: float | None = context.get(outcomes.autoattack).record["result"].get("accuracy")
-            how = {"effort": config.honest, "claimed": claimed, **_known(context, outcomes, config.images)}
+            how = {"audit_budget": config.honest, "claimed": claimed, **_known(context, outcomes, config.images)}
         rows.append(_audit_control(context, control, test, how))
     return Result({"n": config.images, "eps": budget_text(config.eps), "rows": rows})
 

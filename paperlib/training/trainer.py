@@ -175,7 +175,7 @@ class _Run:
         generator: torch.Generator,
         where: tuple[int, int, int],
     ) -> Tensor:
-        """The loss of one update of a batch, after the optimiser has taken its step. ``where``: epoch, batch, update."""
+        """Attack a batch and take one optimiser step; returns the loss. ``where``: epoch, batch, update."""
         epoch, batch, k = where
         device = x.device
         try:

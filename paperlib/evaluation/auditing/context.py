@@ -31,8 +31,9 @@ from paperlib.attacks.logits import logits_in_batches
 from paperlib.attacks.objectives import LogitLoss
 from paperlib.config.budgets import budget_text
 from paperlib.data import Split
-from paperlib.evaluation.metrics import wilson
-from paperlib.evaluation.robustness import CLEAN, AttackSpec, autoattack_spec, evaluate, pgd_spec
+from paperlib.evaluation.robustness import evaluate
+from paperlib.evaluation.specs import CLEAN, AttackSpec, autoattack_spec, pgd_spec
+from paperlib.evaluation.statistics import wilson
 from paperlib.models.modes import eval_mode
 from paperlib.progress import Say, say
 from paperlib.seeds import cpu_generator
@@ -42,7 +43,7 @@ TAIL = 10  # last iterations over which an attack's loss should have settled
 
 
 @dataclass(frozen=True)
-class Effort:
+class AuditBudget:
     """How hard an audit tries. What is less than the default is less than the checklist asks for."""
 
     steps: int = 50  # of PGD, each a quarter of eps
@@ -54,19 +55,19 @@ class Effort:
 
 
 @dataclass
-class Case:
+class AuditContext:
     """The model, the images it is judged on, what is claimed of it, and every outcome known so far."""
 
     model: nn.Module
     split: Split
     eps: Fraction
-    effort: Effort = Effort()
+    audit_budget: AuditBudget = AuditBudget()
     claimed: float | None = None  # accuracy under attack, as a fraction; that under PGD if None
     adversarial: Tensor | None = None  # the images (N, C, H, W) behind the claim
     transfer_from: Mapping[str, nn.Module] = field(default_factory=dict)
     selected_on: Tensor | None = None  # images (M, C, H, W) that chose the checkpoint
     benign: int | None = None  # which expert of a mixture was trained on clean images alone
-    known: dict[str, Tensor] = field(default_factory=dict)  # outcomes (N,) bool by the name of the attack
+    outcomes: dict[str, Tensor] = field(default_factory=dict)  # outcomes (N,) bool by the name of the attack
     won_by: Tensor | None = None  # with a known AutoAttack: which of its attacks won (N,), as `by`
     seed: int = 0
     batch_size: int = 250
@@ -105,11 +106,11 @@ class Case:
     @functools.cached_property
     def pgd(self) -> AttackSpec:
         """The attack of the claim, unless another was named: PGD on cross-entropy."""
-        return pgd_spec(self.eps, self.effort.steps, self.eps / 4)
+        return pgd_spec(self.eps, self.audit_budget.steps, self.eps / 4)
 
     @functools.cached_property
     def autoattack(self) -> AttackSpec:
-        return autoattack_spec(self.eps, self.effort.iterations, self.effort.queries)
+        return autoattack_spec(self.eps, self.audit_budget.iterations, self.audit_budget.queries)
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
@@ -155,6 +156,11 @@ class Case:
             seen = self.model.evidence(self.x[:1].clone())  # type: ignore[operator]
         return all(isinstance(getattr(seen, name, None), Tensor) for name in ("logits", "expert_logits", "scores"))
 
+    @property
+    def experts(self) -> int:
+        """How many experts a mixture has."""
+        return int(self.evidence("scores", self.x[:1]).shape[1])
+
     def evidence(self, name: str, x: Tensor) -> Tensor:
         """One part of what a mixture shows of images: ``scores`` or ``gate_weights`` (N, experts)."""
         with eval_mode(self.model), torch.no_grad():
@@ -164,14 +170,14 @@ class Case:
 
     def right(self, spec: AttackSpec) -> Tensor:
         """Which images (N,) the model keeps right under an attack; run now, or known."""
-        if spec.name not in self.known:
-            self.known[spec.name] = self._run(spec, self.split)
-        return self.known[spec.name]
+        if spec.name not in self.outcomes:
+            self.outcomes[spec.name] = self._run(spec, self.split)
+        return self.outcomes[spec.name]
 
     def right_of(self, spec: AttackSpec, among: Tensor) -> Tensor:
         """The same when only the images ``among`` (N,) bool matter; the rest counts as lost."""
-        if spec.name in self.known:
-            return self.known[spec.name] & among
+        if spec.name in self.outcomes:
+            return self.outcomes[spec.name] & among
         kept = among.clone()
         if bool(among.any()):
             kept[among] = self._run(spec, Split(self.x[among], self.y[among]))
@@ -197,7 +203,7 @@ class Case:
         """The attack of the claim with the images it found."""
         x, y = self.x, self.y
         done = attack(self.folded, x, y, **self._how, batch_size=self.batch_size)
-        self.known.setdefault(self.pgd.name, ~done.fooled)
+        self.outcomes.setdefault(self.pgd.name, ~done.fooled)
         return done
 
     @functools.cached_property
@@ -230,20 +236,20 @@ class Case:
         """
         if self.won_by is not None:
             return self.won_by.to(self.x.device)
-        if self.autoattack.name in self.known:
+        if self.autoattack.name in self.outcomes:
             return None
         how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "label": self.label, "say": self.say}
         outcome = evaluate(self.folded, self.split, self.autoattack, **how)
-        self.known[self.autoattack.name] = outcome.correct.to(self.x.device)
+        self.outcomes[self.autoattack.name] = outcome.correct.to(self.x.device)
         return outcome.first_success.to(self.x.device)
 
     def attacks(self) -> list[str]:
         """The attacks at the budget of the claim, run or known."""
-        return [name for name in self.known if name.endswith(f"@{budget_text(self.eps)}")]
+        return [name for name in self.outcomes if name.endswith(f"@{budget_text(self.eps)}")]
 
     def standing(self) -> Tensor:
         """Right (N,) under every attack at the budget of the claim, run or known."""
-        return torch.stack([self.clean, *(self.known[name] for name in self.attacks())]).all(dim=0)
+        return torch.stack([self.clean, *(self.outcomes[name] for name in self.attacks())]).all(dim=0)
 
     def _run(self, spec: AttackSpec, split: Split) -> Tensor:
         how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "label": self.label, "say": self.say}

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.acceleration.memory import memory_ran_out
-from paperlib.evaluation.scaled_draws import ScaledDraws
+from paperlib.evaluation.auditing.scaled_draws import ScaledDraws
 
 SAME_ANSWER = 1e-4  # of the largest logit
 SAME_GRADIENT = 1e-3  # of the largest entry; the same operations on the same numbers differ by less

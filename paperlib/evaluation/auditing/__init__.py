@@ -1,0 +1,1 @@
+"""The audit of a network: what can be believed of a robust accuracy."""

@@ -13,7 +13,7 @@ try:
     from paperlib.config.load import load_profile
     from paperlib.config.schema import Profile
     from paperlib.data import Dataset, load_dataset
-    from paperlib.study import Study, load_system
+    from paperlib.pipeline.study import Study, load_system
 except ModuleNotFoundError as error:
     if sys.argv[:1] != ["-m"]:  # Python's mark for `python -m` while it imports the package
         raise

@@ -19,7 +19,7 @@ from paperlib.progress import say
 
 if TYPE_CHECKING:
     from paperlib.data import Split
-    from paperlib.study import Study
+    from paperlib.pipeline.study import Study
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,13 +74,14 @@ def reproduce(options: argparse.Namespace) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """The same computations without notebooks or Jupyter."""
+    from paperlib.pipeline.compute import compute_runs
+    from paperlib.pipeline.study import Study
     from paperlib.report.measured import measured
-    from paperlib.study import Study, compute_runs
 
     profile = load_profile(options.profile)
     check_home(write=not options.list)
     runs = [Study(options.profile, seed, replay=False) for seed in _seeds(options.seeds, profile.run.seeds[:1])]
-    names = runs[0].matching(*options.stage)
+    names = runs[0].graph.matching(*options.stage)
     for study in runs if options.list else ():
         for name in names:
             say(f"{'done   ' if study.find(name) else 'missing'} {name}")
@@ -104,9 +105,9 @@ def evaluate(options: argparse.Namespace) -> None:
     from paperlib.attacks.autoattack import QUERIES
     from paperlib.config.budgets import budget_text
     from paperlib.evaluation import CLEAN, autoattack_spec, evaluate, fgsm_spec, pgd_spec, square_spec
+    from paperlib.pipeline.study import Study, load_system
     from paperlib.report.tables import percent
     from paperlib.seeds import hash_seed
-    from paperlib.study import Study, load_system
 
     profile = load_profile(options.profile)
     check_home(write=False)
@@ -143,8 +144,8 @@ def audit(options: argparse.Namespace) -> None:
     from paperlib.atomic_files import write_json
     from paperlib.evaluation import Report
     from paperlib.evaluation import audit as ask
-    from paperlib.stages import audit_budget_of, benign_of
-    from paperlib.study import Study, load_system
+    from paperlib.pipeline.stages import audit_budget_of, benign_of
+    from paperlib.pipeline.study import Study, load_system
     from paperlib.systems.registry import recipe_for
 
     profile = load_profile(options.profile)
@@ -174,7 +175,7 @@ def audit(options: argparse.Namespace) -> None:
 
 def publish(options: argparse.Namespace) -> None:
     """Copy this machine's records of the given seeds into data/published/PROFILE; other seeds there stay."""
-    from paperlib.study import publish as write
+    from paperlib.pipeline.publish import publish as write
 
     profile = load_profile(options.profile)
     check_home(write=False)

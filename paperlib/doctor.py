@@ -12,9 +12,9 @@ from paperlib.atomic_files import check_home
 from paperlib.config.schema import Profile
 from paperlib.errors import PaperlibError, StoreError
 from paperlib.paths import data_source, home, location
+from paperlib.pipeline.provenance import commit, device_name, versions
+from paperlib.pipeline.study import Study
 from paperlib.progress import Say, say
-from paperlib.provenance import commit, device_name, versions
-from paperlib.study import Study
 
 NOTEBOOK_TOOLS = ("jupyterlab", "papermill", "nbval", "seaborn", "ipywidgets", "nbconvert", "sklearn")
 ROOM_NEEDED = 2_000_000_000  # bytes: records are small, weights and the decoded data are not
@@ -43,7 +43,7 @@ def examine(profile: Profile, say: Say = say) -> None:
     except PaperlibError:
         return
     done = len(study.stages) - len(missing)
-    todo = "" if not missing else f"; compute the rest: python -m paperlib run --profile {study.called}"
+    todo = "" if not missing else f"; compute the rest: python -m paperlib run --profile {study.command_name}"
     say(f"records   {done} of {len(study.stages)} stages there or published for seed {study.seed}{todo}")
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from paperlib.errors import PaperlibError, ProfileError, hint
-from paperlib.study import Study
+from paperlib.pipeline.study import Study
 
 INJECTED = "# Parameters"  # the first line of the cell papermill adds
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from paperlib.output import writing_output
 
@@ -73,3 +74,22 @@ def track(items: Iterable[T], total: int, label: str, say: Say = say, every: flo
         for done, item in enumerate(items, start=1):
             yield item
             reached(done)
+
+
+@contextmanager
+def relayed_lines(context: Any, say: Say) -> Iterator[Any]:
+    """A queue of the multiprocessing ``context`` whose lines are said in this process."""
+    lines = context.Queue()
+
+    def relay() -> None:
+        while (line := lines.get()) is not None:
+            say(line)
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+    try:
+        yield lines
+    finally:
+        lines.put(None)
+        thread.join(timeout=5)
+        lines.cancel_join_thread()  # a worker that was terminated while it wrote may hold the queue's lock for ever

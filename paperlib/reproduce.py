@@ -9,10 +9,11 @@ from pathlib import Path
 
 from paperlib import paths
 from paperlib.atomic_files import make_folder
+from paperlib.pipeline.compute import compute_runs
+from paperlib.pipeline.study import Study
 from paperlib.progress import Say, say
 from paperlib.reading_copy import reading_copy
 from paperlib.series import discover, run_series, select
-from paperlib.study import Study, compute_runs
 
 
 def reproduce(

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from paperlib.atomic_files import read_json, read_tensors, write_json
-from paperlib.store import Artefact
-from paperlib.study import Study
+from paperlib.pipeline.store import Artefact
+from paperlib.pipeline.study import Study
 
 FILE = Path(__file__).with_suffix(".json")
 UNTIMED = ("seconds",)

@@ -17,8 +17,8 @@ from paperlib import Study, load_profile
 from paperlib.config.budgets import budget_text
 from paperlib.evaluation import CLEAN, over_seeds
 from paperlib.evaluation.auditing.checks import PITFALLS
+from paperlib.pipeline.stages.nan_router import REPORTED_GAP
 from paperlib.report import claims, tables
-from paperlib.stages.nan_router import REPORTED_GAP
 from paperlib.training.validation import COLLAPSE_GAP
 
 PGD, BASIC, WORST = "PGD-50", tables.BASIC, tables.WORST

@@ -43,8 +43,8 @@ from paperlib.evaluation.auditing.planted_faults import (
 from paperlib.evaluation.auditing.report import REQUIRED
 from paperlib.evaluation.specs import autoattack_spec
 from paperlib.models import Evidence, Gate, Mixture, UniformGate
+from paperlib.pipeline.stages.audit import PLANTED
 from paperlib.progress import meter, silent
-from paperlib.stages.audit import PLANTED
 
 EPS = Fraction(3, 20)
 TINY = AuditBudget(steps=5, restarts=1, draws=5, iterations=2, queries=5)

@@ -21,7 +21,8 @@ from paperlib.config.schema import StudyConfig
 from paperlib.errors import MissingError
 from paperlib.evaluation import AttackSpec, OverSeeds, over_seeds
 from paperlib.paths import published_dir
-from paperlib.published import INDEX
+from paperlib.pipeline.published import INDEX
+from paperlib.pipeline.stages import facing, stages
 from paperlib.report import claims, outcomes, tables
 from paperlib.report.claims import (
     CLAIMS,
@@ -37,7 +38,6 @@ from paperlib.report.claims import (
     Verdict,
     decide,
 )
-from paperlib.stages import facing, stages
 from paperlib.systems.experts import EXPERTS
 from paperlib.systems.registry import COMPARED, recipes
 

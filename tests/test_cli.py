@@ -22,11 +22,11 @@ from paperlib.atomic_files import read_json
 from paperlib.errors import PaperlibError
 from paperlib.evaluation import Report, fgsm_spec
 from paperlib.paths import published_dir, store_dir
+from paperlib.pipeline.publish import publish
+from paperlib.pipeline.stages import stages
 from paperlib.progress import silent
 from paperlib.reading_copy import reading_copy
 from paperlib.report.measured import measured
-from paperlib.stages import stages
-from paperlib.study import publish
 
 Capture = pytest.CaptureFixture[str]
 
@@ -149,13 +149,13 @@ def test_a_system_is_trained_and_evaluated_from_the_command_line(profile: str, c
 
 def untrained(study: Study, system: str) -> nn.Module:
     """In place of `Study.load`."""
-    return study.build(study.system(system).architecture).eval()
+    return study.build(study.networks.system(system).architecture).eval()
 
 
 def test_an_untold_system_is_audited_and_told_in_a_file(
     profile: str, home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paperlib.study.Study.load", untrained)
+    monkeypatch.setattr("paperlib.pipeline.study.Study.load", untrained)
     written = home / "report.json"
     assert main(["audit", "plain", "--profile", profile, "--images", "8", "--json", str(written)]) == 0
     said = capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_an_untold_system_is_audited_and_told_in_a_file(
 
 def test_the_audit_of_the_records_is_replayed(home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PAPERLIB_PUBLISHED")
-    monkeypatch.setattr("paperlib.study.Study.load", None)  # no network is asked
+    monkeypatch.setattr("paperlib.pipeline.study.Study.load", None)  # no network is asked
     assert main(["audit", "advmoe", "--profile", "digits"]) == 0
     said = capsys.readouterr().out
     assert "(published); --fresh asks again" in said
@@ -181,7 +181,7 @@ def test_the_audit_of_the_records_is_replayed(home: Path, capsys: Capture, monke
 def test_slow_attacks_see_the_images_of_the_stress_tests(
     profile: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, attack: str, told: str
 ) -> None:
-    monkeypatch.setattr("paperlib.study.Study.load", untrained)
+    monkeypatch.setattr("paperlib.pipeline.study.Study.load", untrained)
     assert main(["evaluate", "plain", "--profile", profile, "--attack", *attack.split()]) == 0
     said = capsys.readouterr().out
     assert told in said
@@ -200,7 +200,7 @@ def test_slow_attacks_see_the_images_of_the_stress_tests(
 def test_settings_that_are_no_attack_are_refused(
     profile: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch, options: str, word: str
 ) -> None:
-    monkeypatch.setattr("paperlib.study.Study.load", untrained)
+    monkeypatch.setattr("paperlib.pipeline.study.Study.load", untrained)
     assert main(["evaluate", "plain", "--profile", profile, *options.split()]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")

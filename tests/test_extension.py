@@ -20,8 +20,8 @@ from paperlib.config.plugins import MARK, one_version
 from paperlib.config.serialise import to_table
 from paperlib.errors import DataError, ProfileError
 from paperlib.papermill_child import MARK as MARK_OF_A_NOTEBOOK
-from paperlib.stages import facing, stages
-from paperlib.study import told_of
+from paperlib.pipeline.publish import told_of
+from paperlib.pipeline.stages import facing, stages
 from paperlib.systems.registry import recipes
 
 SYSTEM = """
@@ -146,7 +146,7 @@ def test_a_network_of_the_file_must_be_one(home: Path) -> None:
     code = system(network='Network("own", "net")') + "NETWORKS = {'net': lambda classes, shape, mean, std: shape}\n"
     study = Study(load_profile(written(home, code)), replay=False, workers=1)
     with pytest.raises(ProfileError, match=r"net: expected a torch.nn.Module, got \(1, 8, 8\)"):
-        study.build(study.system("mine").architecture)
+        study.build(study.networks.system("mine").architecture)
 
 
 def test_a_network_of_the_file_is_told_the_shape_of_the_data(home: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_network_of_the_file_is_told_the_shape_of_the_data(home: Path) -> None
     code += "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(shape[1] * shape[2], classes))\n"
     code += "NETWORKS = {'net': net}\n"
     study = Study(load_profile(written(home, code)), replay=False, workers=1)
-    layer = list(study.build(study.system("mine").architecture).children())[1]
+    layer = list(study.build(study.networks.system("mine").architecture).children())[1]
     assert isinstance(layer, nn.Linear) and (layer.in_features, layer.out_features) == (64, 10)
 
 
@@ -166,13 +166,13 @@ def test_a_study_keeps_the_version_of_the_file_it_was_opened_with(home: Path) ->
     code += "NETWORKS = {'net': net}\n"
     path = written(home, code)
     study = Study(load_profile(path), replay=False, workers=1)
-    before = study.system("mine").architecture
+    before = study.networks.system("mine").architecture
     extension = Path(load_profile(path).study.extension)
     extension.write_text(extension.read_text().replace("Linear(64, 10)", "Linear(64, 10, bias=False)"))
     newer = Study(load_profile(path), replay=False, workers=1)
     assert len(list(study.build(before).parameters())) == 2
-    assert len(list(newer.build(newer.system("mine").architecture).parameters())) == 1
-    for other, architecture in ((study, newer.system("mine").architecture), (newer, before)):
+    assert len(list(newer.build(newer.networks.system("mine").architecture).parameters())) == 1
+    for other, architecture in ((study, newer.networks.system("mine").architecture), (newer, before)):
         with pytest.raises(ProfileError, match="has changed since this study was opened"):
             other.build(architecture)
 

@@ -21,9 +21,10 @@ from toys import changed, micro_table
 
 from paperlib import Profile, Study
 from paperlib.config.schema import parse_profile
+from paperlib.pipeline.keys import as_json
+from paperlib.pipeline.stage import Stage
+from paperlib.pipeline.stages import evaluation, stages, train
 from paperlib.progress import silent
-from paperlib.stage import Stage, as_json
-from paperlib.stages import evaluation, stages, train
 from paperlib.systems.recipe import Network, Recipe
 from paperlib.systems.registry import recipes
 

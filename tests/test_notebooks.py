@@ -17,8 +17,8 @@ import pytest
 from paperlib import Study, paths
 from paperlib.atomic_files import checksum, read_json, write_json
 from paperlib.notebook_files import check_hygiene, tagged
+from paperlib.pipeline.publish import told_of
 from paperlib.series import discover, run_series
-from paperlib.study import told_of
 
 NOTEBOOKS = [notebook.path for notebook in discover(paths.notebooks_dir())]
 CHECKED = "nbval-check-output"

@@ -17,7 +17,7 @@ from paperlib.config.load import load_profile, profile_names
 from paperlib.config.schema import parse_profile
 from paperlib.config.serialise import canonical, to_table
 from paperlib.errors import ProfileError
-from paperlib.store import artefact_key
+from paperlib.pipeline.keys import artefact_key
 
 FGSM_EPS = [Fraction(i, 100) for i in range(1, 10)]
 PGD_STEPS = [10, 20, 30, 40, 50]

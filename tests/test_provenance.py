@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paperlib import provenance
+from paperlib.pipeline import provenance
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 

@@ -16,9 +16,9 @@ from toys import changed, micro_table, toml_text
 from paperlib.__main__ import main
 from paperlib.errors import StoreError
 from paperlib.paths import published_dir
-from paperlib.published import Published, write_published
-from paperlib.stages import stages
-from paperlib.store import Artefact
+from paperlib.pipeline.published import Published, write_published
+from paperlib.pipeline.stages import stages
+from paperlib.pipeline.store import Artefact
 
 __all__ = ["profile"]  # the fixture
 
@@ -126,8 +126,8 @@ def test_a_kept_file_that_is_damaged_is_named(folder: Path) -> None:
 
 
 def test_the_command_publishes_seed_by_seed(profile: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paperlib.study.stages", lambda profile: {"data": stages(profile)["data"]})
-    monkeypatch.setattr("paperlib.study.PUBLISHED_WEIGHTS", ())
+    monkeypatch.setattr("paperlib.pipeline.graph.stages", lambda profile: {"data": stages(profile)["data"]})
+    monkeypatch.setattr("paperlib.pipeline.publish.PUBLISHED_WEIGHTS", ())
     assert main(["run", "--profile", profile, "--seeds", "0,3"]) == 0
     for seed, line in (("0", "now holds seeds [0]"), ("3", "now holds seeds [0, 3]")):
         assert main(["publish", "--profile", profile, "--seeds", seed]) == 0
@@ -157,7 +157,7 @@ def full_at_the_last_moment(path: Path, target: Path) -> None:
     ("where", "failure"),
     [
         ("paperlib.atomic_files.save_file", full),
-        ("paperlib.published.shutil.copyfile", full),
+        ("paperlib.pipeline.published.shutil.copyfile", full),
         ("paperlib.atomic_files.os.replace", full),
         ("pathlib.Path.rename", full),
         ("pathlib.Path.rename", full_at_the_last_moment),

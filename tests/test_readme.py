@@ -234,7 +234,7 @@ def test_a_command_of_the_documents_is_understood(command: str) -> None:
         options = _parser().parse_args(words[3:])
         profile = load_profile(options.profile)
         if getattr(options, "stage", None):
-            assert Study(profile, local=False).matching(*options.stage)
+            assert Study(profile, local=False).graph.matching(*options.stage)
     elif words[0] in ("python", "papermill"):
         assert (ROOT / words[1]).is_file()
         if "profile" in words:

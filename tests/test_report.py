@@ -21,9 +21,9 @@ from paperlib.atomic_files import read_json
 from paperlib.errors import StoreError
 from paperlib.evaluation import battery, headline, through_choices
 from paperlib.paths import ROOT, figures_dir, published_dir
+from paperlib.pipeline.stages import ROUTED, facing
 from paperlib.report import figures, stress, stress_figures, style, tables
 from paperlib.report.stress_figures import LAYERS
-from paperlib.stages import ROUTED, facing
 from paperlib.systems.experts import EXPERTS
 
 

@@ -17,12 +17,12 @@ import torch
 from paperlib import Study, paths
 from paperlib.atomic_files import checksum, read_json, read_tensors, write_json, write_tensors
 from paperlib.errors import StoreError
+from paperlib.pipeline.publish import publish
 from paperlib.progress import silent
 from paperlib.reading_copy import network_loads
 from paperlib.report import cost, tables
 from paperlib.reproduce import reproduce
 from paperlib.series import discover
-from paperlib.study import publish
 
 
 def paperlib(home: Path, *arguments: str) -> str:

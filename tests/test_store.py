@@ -26,7 +26,8 @@ from paperlib.atomic_files import (
     write_tensors,
 )
 from paperlib.errors import StoreError
-from paperlib.store import MANIFEST, Artefact, Store, artefact_key
+from paperlib.pipeline.keys import artefact_key
+from paperlib.pipeline.store import MANIFEST, Artefact, Store
 
 RECORD = {"result": {"correct": 3}, "list": [1, 2.5, "x", None]}
 ARRAYS = {"correct": torch.tensor([True, False]), "first": torch.tensor([3, -1], dtype=torch.int16)}

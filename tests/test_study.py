@@ -30,10 +30,11 @@ from paperlib.errors import DataError, MissingError, NotFiniteError, PaperlibErr
 from paperlib.evaluation import CLEAN, fgsm_spec, headline, pgd_spec, wilson
 from paperlib.models import Mixture, ResNet
 from paperlib.paths import ROOT, published_dir, store_dir
+from paperlib.pipeline.compute import compute_stage
+from paperlib.pipeline.publish import publish
+from paperlib.pipeline.stage import Stage
+from paperlib.pipeline.stages import BEST, stages
 from paperlib.progress import silent
-from paperlib.stage import Stage
-from paperlib.stages import BEST, stages
-from paperlib.study import publish
 from paperlib.systems.experts import EXPERTS
 from paperlib.systems.registry import COMPARED
 
@@ -88,7 +89,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kw: object) -> None:
         raise DataError("no data here")
 
-    monkeypatch.setattr("paperlib.study.load_dataset", refuse)
+    monkeypatch.setattr("paperlib.pipeline.study_data.load_dataset", refuse)
 
 
 # -- finding and computing -------------------------------------------------------------------------------------------
@@ -188,23 +189,23 @@ def without_times(value: Any) -> Any:
 def test_a_worker_that_is_killed_is_one_clear_error(
     micro: Profile, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paperlib.study._work", die)
+    monkeypatch.setattr("paperlib.pipeline.compute._work", die)
     with pytest.raises(PaperlibError, match=r"worker process died while computing train:pgd-at, train:plain;"):
         study(micro, workers=2).compute(["train:plain", "train:pgd-at"])
 
 
 def test_an_error_in_a_worker_is_told_as_it_is(micro: Profile, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paperlib.study._work", fail_plain)
+    monkeypatch.setattr("paperlib.pipeline.compute._work", fail_plain)
     with pytest.raises(NotFiniteError, match=r"^train:plain: the loss is nan$"):
         study(micro, workers=2).compute(["train:plain", "train:expert-0"])
 
 
 def test_workers_do_not_outlive_the_process_that_started_them(home: Path) -> None:
     script = (
-        "import paperlib.study, toys; paperlib.study._work = toys.linger\n"
-        "profile = paperlib.study.parse_profile(toys.micro_table())\n"
+        "import paperlib, paperlib.pipeline.compute, toys; paperlib.pipeline.compute._work = toys.linger\n"
+        "profile = paperlib.pipeline.compute.parse_profile(toys.micro_table())\n"
         "if __name__ == '__main__':\n"
-        "    paperlib.study.Study(profile, workers=2).compute(['train:plain', 'train:pgd-at'])\n"
+        "    paperlib.Study(profile, workers=2).compute(['train:plain', 'train:pgd-at'])\n"
     )
     signs = [home / "home" / "train-plain", home / "home" / "train-pgd-at"]
     signs[0].parent.mkdir()
@@ -749,12 +750,16 @@ def test_a_configuration_holds_nothing_that_its_computation_does_not_read(
 def test_a_stage_that_fails_ends_only_those_that_need_it(
     micro: Profile, home: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paperlib.study._work", fail_plain)
+    monkeypatch.setattr("paperlib.pipeline.compute._work", fail_plain)
     lines: list[str] = []
     here = study(micro, workers=workers, replay=False, say=lines.append)
     if workers == 1:
-        compute = here._compute
-        monkeypatch.setattr(here, "_compute", lambda name: fail(name) if name == "train:plain" else compute(name))
+        compute = compute_stage
+
+        def one_fails(study: Study, name: str) -> None:
+            fail(name) if name == "train:plain" else compute(study, name)
+
+        monkeypatch.setattr("paperlib.pipeline.compute.compute_stage", one_fails)
     with pytest.raises(NotFiniteError, match=r"^train:plain: the loss is nan$"):
         here.compute(["evaluate:plain:clean", "evaluate:plain:fgsm@0.1", "evaluate:pgd-at:clean"])
     assert here.find("evaluate:pgd-at:clean") is not None
@@ -768,7 +773,7 @@ def test_a_stage_that_fails_ends_only_those_that_need_it(
 
 def test_several_failures_are_reported_together(micro: Profile, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = study(micro, replay=False)
-    monkeypatch.setattr(here, "_compute", fail)
+    monkeypatch.setattr("paperlib.pipeline.compute.compute_stage", lambda study, name: fail(name))
     with pytest.raises(PaperlibError) as caught:
         here.compute(["evaluate:plain:clean", "train:pgd-at"])
     assert str(caught.value).splitlines() == [
@@ -818,6 +823,6 @@ def test_records_of_other_code_are_named(
     here = study(micro, local=source == "computed", say=lines.append)
     here.prepare("data", "train:plain")
     assert lines == [f"2 records of profile micro, seed 0: 2 {source}"]
-    monkeypatch.setattr("paperlib.study.source_digest", lambda: "other")
+    monkeypatch.setattr("paperlib.pipeline.study.source_digest", lambda: "other")
     here.prepare("data", "train:plain")
     assert lines[-1].startswith(f"note: 2 of 2 {source} records were made by other code (commit")

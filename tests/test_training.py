@@ -27,8 +27,8 @@ from paperlib.data import Split
 from paperlib.errors import InputError, MissingError, NotFiniteError, ProfileError, StoreError
 from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, parameters, resnet18
 from paperlib.models.modes import eval_mode
+from paperlib.pipeline.stages import stages
 from paperlib.progress import silent
-from paperlib.stages import stages
 from paperlib.systems import registry as recipes_module
 from paperlib.systems.build import DataFacts, architecture_of, build_network, load_experts
 from paperlib.systems.experts import EXPERT_KINDS, EXPERTS

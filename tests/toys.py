@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from paperlib.config.load import load_profile
 from paperlib.config.serialise import to_table
 from paperlib.errors import NotFiniteError
-from paperlib.store import Store
+from paperlib.pipeline.store import Store
 
 Json = dict[str, Any]
 
@@ -167,12 +167,12 @@ def fail(name: str) -> None:
 
 def fail_plain(name: str) -> None:
     """What a worker does one of whose networks breaks."""
-    from paperlib import study
+    from paperlib.pipeline import compute
 
     if name == "train:plain":
         fail(name)
-    assert study._worker is not None
-    study._worker._compute(name)
+    assert compute._study is not None
+    compute.compute_stage(compute._study, name)
 
 
 def linger(name: str) -> None:

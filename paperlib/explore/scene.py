@@ -22,7 +22,7 @@ from paperlib.data import Split, is_here
 from paperlib.errors import InputError, MissingError
 from paperlib.models import Evidence
 from paperlib.models.modes import eval_mode
-from paperlib.study import Study
+from paperlib.pipeline.study import Study
 
 NONE, FGSM, PGD = "none", "FGSM", "PGD"
 IMAGES = 30  # to choose from, of the first of the test split

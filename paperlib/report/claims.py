@@ -16,11 +16,11 @@ import pandas as pd
 from paperlib.config.load import profile_names
 from paperlib.evaluation import LEVEL, OverSeeds, directions, headline, over_runs, over_seeds
 from paperlib.paths import published_dir
-from paperlib.published import INDEX
+from paperlib.pipeline.published import INDEX
+from paperlib.pipeline.stages import facing
+from paperlib.pipeline.study import Study
 from paperlib.report import tables
 from paperlib.report.outcomes import BASIC, BEST, WORST
-from paperlib.stages import facing
-from paperlib.study import Study
 from paperlib.systems.experts import EXPERTS
 from paperlib.systems.singles import BACKBONES, STRONGEST
 

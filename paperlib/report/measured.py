@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from paperlib.pipeline.study import Study
 from paperlib.report.tables import percent
-from paperlib.study import Study
 
 
 def measured(study: Study, names: Sequence[str], computed: Collection[str]) -> list[str]:

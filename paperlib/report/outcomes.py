@@ -9,9 +9,9 @@ from torch import Tensor
 
 from paperlib.errors import MissingError
 from paperlib.evaluation import AttackSpec, battery
-from paperlib.stages import BEST as BEST_STRESSED
-from paperlib.stages import attacks_on, autoattack_of, best_expert, facing
-from paperlib.study import Study
+from paperlib.pipeline.stages import BEST as BEST_STRESSED
+from paperlib.pipeline.stages import attacks_on, autoattack_of, best_expert, facing
+from paperlib.pipeline.study import Study
 from paperlib.systems.experts import EXPERTS
 from paperlib.systems.recipe import Recipe
 from paperlib.systems.registry import COMPARED, recipes

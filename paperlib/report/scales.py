@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from paperlib.config.budgets import budget_text
-from paperlib.study import Study
+from paperlib.pipeline.study import Study
 
 
 def scales(studies: Sequence[Sequence[Study]]) -> pd.DataFrame:

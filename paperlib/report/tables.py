@@ -24,6 +24,7 @@ from paperlib.evaluation import (
     wilson,
 )
 from paperlib.paths import figures_dir
+from paperlib.pipeline.study import Study
 from paperlib.report.outcomes import (
     ATTACK_LABELS,
     BASIC,
@@ -49,7 +50,6 @@ from paperlib.report.outcomes import (
     stressed,
     worst_case,
 )
-from paperlib.study import Study
 from paperlib.systems.experts import EXPERT_KINDS, EXPERTS
 from paperlib.systems.recipe import Recipe
 

@@ -26,8 +26,8 @@ from paperlib.atomic_files import write_json
 from paperlib.config.budgets import as_budget
 from paperlib.evaluation import paired, wilson
 from paperlib.paths import published_dir, shown, store_dir
+from paperlib.pipeline.provenance import provenance
 from paperlib.progress import say
-from paperlib.provenance import provenance
 
 Json = dict[str, Any]
 STEPS = 20

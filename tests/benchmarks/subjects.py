@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from paperlib.config.load import load_profile
 from paperlib.config.schema import Profile
 from paperlib.errors import DataError, PaperlibError
-from paperlib.study import Study, load_system
+from paperlib.pipeline.study import Study, load_system
 
 CIFAR = str(Path(__file__).with_name("cifar10.toml"))
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from paperlib.acceleration import Folded
 from paperlib.acceleration.memory import keep_memory
 from paperlib.evaluation import evaluate, headline
+from paperlib.pipeline.study import Study
 from paperlib.progress import silent
-from paperlib.study import Study
 from paperlib.training import trainer
 from paperlib.training.trainer import hash_seed
 
@@ -70,7 +70,7 @@ class _Context:
     """A study that computes one stage afresh and keeps nothing."""
 
     def __init__(self, study: Study) -> None:
-        from paperlib.stages import stages
+        from paperlib.pipeline.stages import stages
 
         self.study = study
         self.profile, self.seed, self.device, self.say = study.profile, study.seed, study.device, silent

@@ -17,20 +17,21 @@ from paperlib.paths import ROOT
 
 # The code that decides numbers; the rest only stores, draws or reports them.
 NUMERICAL_CODE = (
-    "checks.py",
-    "extension.py",
-    "memory.py",
-    "precision.py",
-    "profiles.py",
+    "arguments.py",
     "seeds.py",
-    "study.py",
-    "data",
-    "models",
+    "acceleration",
     "attacks",
-    "training",
+    "config",
+    "data",
     "evaluation",
-    "stage.py",
-    "stages",
+    "models",
+    "pipeline/compute.py",
+    "pipeline/networks.py",
+    "pipeline/stage.py",
+    "pipeline/stages",
+    "pipeline/study_data.py",
+    "systems",
+    "training",
 )
 # Environment variables that make git answer for another repository than the one around the current folder.
 ELSEWHERE = (

@@ -15,9 +15,9 @@ from paperlib.config.schema import Profile
 from paperlib.errors import NotFiniteError
 from paperlib.evaluation import CLEAN, evaluate
 from paperlib.models.modes import eval_mode
+from paperlib.pipeline.stage import Context, Json, Result, Stage
+from paperlib.pipeline.stages.train import TrainConfiguration, TrainingRun, configuration, draw_network, train_network
 from paperlib.seeds import cpu_generator, hash_seed, uniform
-from paperlib.stage import Context, Json, Result, Stage
-from paperlib.stages.train import TrainConfiguration, TrainingRun, configuration, draw_network, train_network
 from paperlib.systems.defences import unsafe_advmoe
 
 REPORTED_GAP = 320.0  # between router scores, when published ADVMoE code turned NaN

@@ -11,8 +11,8 @@ from paperlib.attacks import OBJECTIVES, STANDARD, AttackObjective, losses_for, 
 from paperlib.attacks.autoattack import CLASSES
 from paperlib.config.schema import Profile
 from paperlib.evaluation import AttackSpec, autoattack_spec, evaluate, headline, noise_spec
+from paperlib.pipeline.stage import Context, Result, Stage
 from paperlib.seeds import hash_seed
-from paperlib.stage import Context, Result, Stage
 from paperlib.systems.build import System, system_of
 from paperlib.systems.experts import EXPERTS
 from paperlib.systems.recipe import Recipe

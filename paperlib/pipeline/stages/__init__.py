@@ -1,8 +1,8 @@
 """The graph of computations: every training run and every measurement of the series as a named stage.
 
-A stage says what it depends on (configuration, inputs, version of its code) and how it is computed; `paperlib.study`
-finds its result or computes it. Raise a stage's ``version`` when a change of code changes its numbers; the tests
-notice such a change.
+A stage says what it depends on (configuration, inputs, version of its code) and how it is computed; a
+`paperlib.pipeline.study.Study` finds its result or computes it. Raise the ``version`` of a stage when a change of code
+changes its numbers; the tests notice such a change.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from fractions import Fraction
 
 from paperlib.config.schema import Profile
-from paperlib.stage import Stage
-from paperlib.stages.audit import CONTROLS, audit_budget_of, audit_stages, audited
-from paperlib.stages.data import data_facts
-from paperlib.stages.evaluate import attacks_on, evaluation, evaluations, traces
-from paperlib.stages.gate import gallery, gate, gate_attacks
-from paperlib.stages.nan_router import nan_router
-from paperlib.stages.stress import BEST, autoattack_of, benign_of, best_expert, facing, stress_stages, stressed
-from paperlib.stages.train import training
+from paperlib.pipeline.stage import Stage
+from paperlib.pipeline.stages.audit import CONTROLS, audit_budget_of, audit_stages, audited
+from paperlib.pipeline.stages.data import data_facts
+from paperlib.pipeline.stages.evaluate import attacks_on, evaluation, evaluations, traces
+from paperlib.pipeline.stages.gate import gallery, gate, gate_attacks
+from paperlib.pipeline.stages.nan_router import nan_router
+from paperlib.pipeline.stages.stress import BEST, autoattack_of, benign_of, best_expert, facing, stress_stages, stressed
+from paperlib.pipeline.stages.train import training
 from paperlib.systems.registry import recipes
 
 __all__ = [

@@ -11,9 +11,9 @@ from paperlib.config.schema import Profile
 from paperlib.data import Split
 from paperlib.evaluation import CLEAN, AuditBudget, audit, fgsm_spec, headline
 from paperlib.evaluation.auditing.planted_faults import Control, Ground, controls
+from paperlib.pipeline.stage import Context, Json, Result, Stage
+from paperlib.pipeline.stages.stress import benign_of
 from paperlib.seeds import hash_seed
-from paperlib.stage import Context, Json, Result, Stage
-from paperlib.stages.stress import benign_of
 from paperlib.systems.build import System, system_of
 from paperlib.systems.recipe import Recipe
 from paperlib.systems.registry import recipes

@@ -6,7 +6,6 @@ and ``weights.safetensors``, and, written last, ``manifest.json`` with the check
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,11 +26,12 @@ from paperlib.atomic_files import (
     write_json,
     write_tensors,
 )
-from paperlib.config.serialise import canonical
 from paperlib.errors import StoreError
 from paperlib.paths import shown
 
 Json = dict[str, Any]
+
+
 MANIFEST = "manifest.json"
 
 
@@ -44,11 +44,6 @@ class Artefact:
     arrays: dict[str, Tensor]
     weights: Path | None
     source: str
-
-
-def artefact_key(parts: Json) -> str:
-    """The name of a result: a hash of its configuration, data, inputs and code version (20 hex digits)."""
-    return hashlib.sha256(canonical(parts).encode()).hexdigest()[:20]
 
 
 class Store:

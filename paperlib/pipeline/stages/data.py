@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from paperlib.stage import Context, Result, Stage
-from paperlib.stages.gate import one_per_class
+from paperlib.pipeline.stage import Context, Result, Stage
+from paperlib.pipeline.stages.gate import one_per_class
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from paperlib.attacks import cross_entropy, pgd
 from paperlib.config.schema import Profile
 from paperlib.evaluation import AttackSpec, battery, evaluate, headline, sweep, through_choices
+from paperlib.pipeline.stage import Context, Result, Stage
 from paperlib.seeds import cpu_generator, hash_seed
-from paperlib.stage import Context, Result, Stage
 from paperlib.systems.build import System, system_of
 from paperlib.systems.recipe import Recipe
 from paperlib.systems.registry import COMPARED

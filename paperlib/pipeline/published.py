@@ -31,7 +31,7 @@ from paperlib.atomic_files import (
 )
 from paperlib.errors import StoreError
 from paperlib.paths import shown
-from paperlib.store import Artefact
+from paperlib.pipeline.store import Artefact
 
 Json = dict[str, Any]
 INDEX = "index.json"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from paperlib.config.budgets import budget_text
 from paperlib.data import Dataset
+from paperlib.pipeline.store import Artefact
 from paperlib.progress import Say
-from paperlib.store import Artefact
 from paperlib.systems.build import Architecture, System
 
 Json = dict[str, Any]
@@ -67,15 +64,3 @@ class Stage:
     compute: Callable[[Context, Any], Result]
     threads: int = 0  # CPU threads it computes with, 0 for torch's choice; with others, sums round differently
     cost: float = 0.0  # expected network passes, to start long stages first
-
-
-def as_json(value: Any) -> Any:
-    """A configuration as plain values. Dataclasses carry the name of their class, so that two never look alike."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"class": type(value).__name__, **fields}
-    if isinstance(value, Fraction):
-        return budget_text(value)
-    if isinstance(value, tuple):
-        return [as_json(item) for item in value]
-    return value

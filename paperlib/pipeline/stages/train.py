@@ -11,8 +11,8 @@ from torch import nn
 from paperlib.config.schema import Profile, TrainConfig
 from paperlib.data import Dataset
 from paperlib.models import backbone, operations, parameters
+from paperlib.pipeline.stage import Context, Result, Stage
 from paperlib.seeds import hash_seed
-from paperlib.stage import Context, Result, Stage
 from paperlib.systems.build import Architecture, architecture_of, load_experts
 from paperlib.systems.recipe import Recipe
 from paperlib.training.history import History

@@ -15,8 +15,8 @@ from paperlib.config.schema import Profile
 from paperlib.data import Split
 from paperlib.models import Mixture
 from paperlib.models.modes import eval_mode
+from paperlib.pipeline.stage import Context, Json, Result, Stage
 from paperlib.seeds import cpu_generator, hash_seed
-from paperlib.stage import Context, Json, Result, Stage
 from paperlib.systems.build import System, system_of
 from paperlib.systems.recipe import Recipe
 

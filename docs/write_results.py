@@ -35,30 +35,30 @@ def tables() -> Iterator[tuple[str, str]]:
     import pandas as pd
 
     from paperlib import Study
-    from paperlib.evaluation.auditing.checks import PITFALLS
-    from paperlib.report import claims, cost, scales, stress
+    from paperlib.evaluation.auditing.checks import CHECKS
+    from paperlib.report import benchmarks, claims, outcomes
     from paperlib.report import tables as report
 
     digits, lite = Study("digits", local=False).runs, Study("cifar10_lite", local=False)
-    everyone = report.everyone
-    names = [report.called(name) for name in everyone(digits[0])]
+    everyone = outcomes.everyone
+    names = [outcomes.called(name) for name in everyone(digits[0])]
     main_table = report.main_table(lite, everyone(lite)).drop(columns=["what it is", "n", "attacks", "seed"])
-    columns = ("clean", "PGD-50", report.BASIC, report.WORST)
-    checks = pd.DataFrame([{"check": p.name, "asks": p.asks, "threshold": p.threshold} for p in PITFALLS])
-    benchmark = cost.benchmark("peers")
+    columns = ("clean", "PGD-50", outcomes.BASIC, outcomes.WORST)
+    checks = pd.DataFrame([{"check": p.name, "question": p.question, "threshold": p.threshold} for p in CHECKS])
+    benchmark = benchmarks.benchmark("peers")
     if benchmark is None:
         raise SystemExit("data/published/benchmarks/peers.json is missing; restore it from git")
     frames = {
-        "scales": scales.scales([digits, [lite]]),
+        "scales": report.scales([digits, [lite]]),
         "verdicts": claims.side_by_side(claims.published_runs()),
         "seeds_table": report.seeds_table(digits, everyone),
-        "shrinkage": stress.shrinkage(digits, names),
+        "shrinkage": report.shrinkage(digits, names),
         "differences": report.worst_differences(digits, everyone, "dwf"),
         "lite_table": main_table,
         "lite_differences": report.worst_differences([lite], everyone, "dwf", columns),
         "checks": checks.set_index("check"),
-        "controls": stress.controls_verdicts(digits[0]).drop(columns=["n"]),
-        "peers_summary": cost.peers_summary(benchmark),
+        "controls": report.controls_verdicts(digits[0]).drop(columns=["n"]),
+        "peers_summary": report.peers_summary(benchmark),
     }
     for name, frame in frames.items():
         yield name, report.markdown(frame)

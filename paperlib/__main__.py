@@ -106,7 +106,7 @@ def evaluate(options: argparse.Namespace) -> None:
     from paperlib.config.budgets import budget_text
     from paperlib.evaluation import CLEAN, autoattack_spec, evaluate, fgsm_spec, pgd_spec, square_spec
     from paperlib.pipeline.study import Study, load_system
-    from paperlib.report.tables import percent
+    from paperlib.report.format import percent
     from paperlib.seeds import hash_seed
 
     profile = load_profile(options.profile)

@@ -23,9 +23,9 @@ from paperlib.evaluation import AttackSpec, OverSeeds, over_seeds
 from paperlib.paths import published_dir
 from paperlib.pipeline.published import INDEX
 from paperlib.pipeline.stages import facing, stages
-from paperlib.report import claims, outcomes, tables
-from paperlib.report.claims import (
-    CLAIMS,
+from paperlib.report import claims, format, outcomes
+from paperlib.report.claims.claims import CLAIMS
+from paperlib.report.claims.rules import (
     NOT_RUN,
     REFUTED,
     SUPPORTED,
@@ -35,9 +35,8 @@ from paperlib.report.claims import (
     Collapse,
     Grows,
     Survives,
-    Verdict,
-    decide,
 )
+from paperlib.report.claims.verdicts import Verdict, decide
 from paperlib.systems.experts import EXPERTS
 from paperlib.systems.registry import COMPARED, recipes
 
@@ -192,7 +191,7 @@ def test_one_of_many_comparisons_refutes_only_after_correction_for_their_number(
 
 def test_a_difference_is_taken_in_each_column_a_claim_names() -> None:
     right = {"dwf": kept(0.5, 0.9, 0.5), "frozen": kept(0.9, 0.5, 0.9), "pgd-at": kept(0.9, 0.9, 0.2)}
-    both = dataclasses.replace(PAIR, columns=("clean", "FGSM", tables.BASIC))
+    both = dataclasses.replace(PAIR, columns=("clean", "FGSM", outcomes.BASIC))
     found = {item.what: item for item in decide(both, series(right=right)).evidence}
     expected = {
         "dwf - frozen, clean": (-0.4, REFUTED),
@@ -218,7 +217,7 @@ def test_evidence_is_the_comparison_of_the_stacked_outcomes() -> None:
     assert evidence.value == over_seeds(first, second)
     value = over_seeds(first, second)
     shown = f"{100 * value.difference:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
-    assert evidence.shown == tables.points(value.difference, value.low, value.high) == shown
+    assert evidence.shown == format.points(value.difference, value.low, value.high) == shown
 
 
 def test_runs_that_disagree_leave_undecided_what_their_mean_would_decide() -> None:
@@ -239,7 +238,7 @@ def test_the_best_expert_is_another_one_with_each_seed() -> None:
     found = decide(claim, studies)
     assert found.verdict == REFUTED
     assert found.evidence[0].value.difference == pytest.approx(-0.4)  # type: ignore[union-attr]
-    assert {tables.named(study, "best expert") for study in studies} == set(EXPERTS[3:6])
+    assert {outcomes.named(study, "best expert") for study in studies} == set(EXPERTS[3:6])
     for expert in EXPERTS:
         assert f"train:{expert}" in claim.stages(studies[0])
         assert f"evaluate:{expert}:clean" in claim.stages(studies[0])
@@ -251,11 +250,11 @@ def test_the_worst_case_knows_every_attack_a_system_faces() -> None:
     tenths = {kind: (images >= 40 * i) & (images < 40 * (i + 1)) for i, kind in enumerate((*ATTACKS, "soft"))}
     right = {kind: ~lost for kind, lost in tenths.items()}
     study: Any = Records(right={"soe": right, "dwf": right})
-    assert int(tables.basic_worst(study, "soe").sum()) == 240
-    assert int(tables.basic_worst(study, "dwf").sum()) == 280
+    assert int(outcomes.basic_worst(study, "soe").sum()) == 240
+    assert int(outcomes.basic_worst(study, "dwf").sum()) == 280
     for shown, kind in (("clean", "clean"), ("FGSM", "fgsm"), ("PGD-50", "pgd")):
-        assert torch.equal(tables.outcome_of(study, "soe", shown), right[kind])
-    assert torch.equal(tables.outcome_of(study, "soe", tables.BASIC), tables.basic_worst(study, "soe"))
+        assert torch.equal(outcomes.outcome_of(study, "soe", shown), right[kind])
+    assert torch.equal(outcomes.outcome_of(study, "soe", outcomes.BASIC), outcomes.basic_worst(study, "soe"))
 
 
 # -- collapse --------------------------------------------------------------------------------------------------------
@@ -410,7 +409,7 @@ def test_fewer_than_three_seeds_decide_no_difference(claim: Claim, seeds: int) -
 # -- the ranking -----------------------------------------------------------------------------------------------------
 
 RANKING = Survives("rank", "It survives", "ours")
-OTHERS = [tables.called(name) for name in tables.everyone(Records()) if name != "dwf"]  # type: ignore[arg-type]
+OTHERS = [outcomes.called(name) for name in outcomes.everyone(Records()) if name != "dwf"]  # type: ignore[arg-type]
 
 
 def ranked(pgd: Mapping[str, float], left: Mapping[str, float]) -> Verdict:
@@ -474,7 +473,7 @@ def test_systems_that_pgd_does_not_separate_have_no_ranking_to_lose() -> None:
 def test_the_ranking_needs_the_worst_case_of_every_system() -> None:
     study: Any = Records()
     names = RANKING.stages(study)
-    stored = [tables.stress_name(other) for other in OTHERS]
+    stored = [outcomes.stress_name(other) for other in OTHERS]
     faced = {f"{kind}:{name}" for name in facing(DIGITS) for kind in ("stress", "autoattack")}
     assert {name for name in names if name.startswith(("stress", "autoattack"))} == faced
     assert {"dwf", "pgd-at", "best-expert"} <= set(facing(DIGITS)) < {*stored, "dwf"}
@@ -484,9 +483,9 @@ def test_the_ranking_needs_the_worst_case_of_every_system() -> None:
 
 def test_only_the_best_expert_has_a_worst_case() -> None:
     study: Any = Records(best="expert-4", left={"best-expert": 0.3})
-    assert int(tables.worst_case(study, "expert-4").sum()) == 0.3 * SLOW
+    assert int(outcomes.worst_case(study, "expert-4").sum()) == 0.3 * SLOW
     with pytest.raises(MissingError, match="expert-3: of the experts only the best one, expert-4"):
-        tables.worst_case(study, "expert-3")
+        outcomes.worst_case(study, "expert-3")
 
 
 # -- the claims of the series ----------------------------------------------------------------------------------------
@@ -514,13 +513,13 @@ def test_a_rule_names_every_system_and_every_system_is_known(claim: Claim) -> No
     assert len(claim.rule) > 30 if systems_of(claim) else claim.rule
     for system in systems_of(claim):
         assert re.search(rf"(?<![\w-]){re.escape(system)}(?![\w-])", claim.rule)
-        assert system in KNOWN or system == tables.BEST
+        assert system in KNOWN or system == outcomes.BEST
     assert len(set(systems_of(claim))) == len(systems_of(claim))
     study: Any = Records()
     assert set(claim.stages(study)) <= set(STAGES)
     if isinstance(claim, Beats):
         assert all(column in claim.rule for column in claim.columns)
-        assert set(claim.columns) <= {"clean", "FGSM", tables.BASIC}
+        assert set(claim.columns) <= {"clean", "FGSM", outcomes.BASIC}
         assert claim.system not in claim.others
 
 
@@ -549,7 +548,7 @@ def test_every_other_defence_of_the_series_is_compared() -> None:
 @pytest.mark.parametrize("claim", BEATS, ids=named)
 def test_changed_records_change_a_verdict(claim: Beats) -> None:
     weak: dict[str, Mapping[str, Tensor]] = {name: kept(0.3) for name in KNOWN if name != claim.system}
-    best = {name: "expert-8" if name == tables.BEST else name for name in claim.others}
+    best = {name: "expert-8" if name == outcomes.BEST else name for name in claim.others}
     assert decide(claim, series(right=weak)).verdict == SUPPORTED
     for other in claim.others:
         assert decide(claim, series(right=weak | {best[other]: kept(0.8)})).verdict == REFUTED
@@ -695,8 +694,8 @@ def test_the_note_on_power_names_seeds_images_and_both_errors(seed_group: float)
     told = NOTE.match(claims.power_note(studies, others))
     assert told
     assert (told["seeds"], told["n"], told["count"]) == ("3", str(N), "3")
-    ours = tables.outcomes(studies, "dwf", tables.BASIC)
-    values = [over_seeds(ours, tables.outcomes(studies, other, tables.BASIC)) for other in others]
+    ours = outcomes.outcomes(studies, "dwf", outcomes.BASIC)
+    values = [over_seeds(ours, outcomes.outcomes(studies, other, outcomes.BASIC)) for other in others]
     halves = [100 * (value.high - value.low) / 2 for value in values]
     shown = [float(told[key]) for key in ("least", "median", "most")]
     assert shown == pytest.approx([min(halves), sorted(halves)[1], max(halves)], abs=0.051)

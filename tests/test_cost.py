@@ -18,7 +18,7 @@ from paperlib import Dataset
 from paperlib.atomic_files import write_json
 from paperlib.errors import StoreError
 from paperlib.paths import ROOT
-from paperlib.report import cost
+from paperlib.report import benchmarks, figures, tables
 
 BENCHMARKS = ROOT / "tests" / "benchmarks"
 FACTS = {
@@ -61,7 +61,7 @@ def trained() -> dict[str, Any]:
 
 def kept(**records: Any) -> dict[str, bool]:
     found = {"peers": None, "limits": None, "trained": None, **records}
-    return dict(cost.promises(found["peers"], found["limits"], found["trained"]))
+    return dict(benchmarks.promises(found["peers"], found["limits"], found["trained"]))
 
 
 # -- promises --------------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_the_ratio_is_taken_round_by_round() -> None:
 def test_each_promise_can_be_broken(change: Any, word: str) -> None:
     records = peers(), limits(), trained()
     change(*records)
-    broken = [text for text, holds in cost.promises(*records) if not holds]
+    broken = [text for text, holds in benchmarks.promises(*records) if not holds]
     assert len(broken) == 1
     assert word in broken[0]
 
@@ -118,13 +118,13 @@ def test_what_was_not_measured_is_not_promised() -> None:
 
 
 def test_tables_tell_medians_with_their_spread_and_accuracies_with_n() -> None:
-    table = cost.peers_table(peers()).reset_index()
+    table = tables.peers_table(peers()).reset_index()
     assert table["times as long"].tolist()[3] == "8.00 [7.50, 8.50]"
     assert table["robust accuracy"].tolist()[0] == "1.5 [0.5, 4.0]"
     assert set(table["n"]) == {200}
-    assert cost.step_table(limits())["share of matrix peak"].tolist() == ["25%"]
-    assert cost.growth_table(limits()).loc["steps", "exponent"] == "1.00"
-    rows = cost.training_table(trained()).reset_index()
+    assert tables.step_table(limits())["share of matrix peak"].tolist() == ["25%"]
+    assert tables.growth_table(limits()).loc["steps", "exponent"] == "1.00"
+    rows = tables.training_table(trained()).reset_index()
     assert rows["times faster"].tolist() == ["1.25", "1.00"]
     assert rows["points against plain loop"].tolist()[0].startswith("+25.0 [")
     assert rows["points against plain loop"].tolist()[1] == ""
@@ -134,12 +134,12 @@ def test_ways_that_lost_or_failed_stay_in_the_table() -> None:
     size = {"networks": "nine experts", "width": 8, "side": 8, "images": 128}
     rows = [{**size, "way": "as it is", "ratio": [1.0, 1.0, 1.0]}, {**size, "way": "vmap", "ratio": [0.5, 0.4, 0.6]}]
     rows.append({**size, "way": "compile", "failed": "no compiler"})
-    table = cost.ways_table({"rows": rows})
+    table = tables.ways_table({"rows": rows})
     assert table.loc["nine experts", "vmap"].tolist() == ["0.50 [0.40, 0.60]"]
     assert table.loc["nine experts", "compile"].tolist() == ["failed: no compiler"]
 
 
-@pytest.mark.parametrize("draw", [lambda: cost.peers_figure(peers()), lambda: cost.growth_figure(limits())])
+@pytest.mark.parametrize("draw", [lambda: figures.peers_figure(peers()), lambda: figures.growth_figure(limits())])
 def test_figures_are_drawn(draw: Any) -> None:
     figure = draw()
     assert isinstance(figure, Figure)
@@ -147,7 +147,7 @@ def test_figures_are_drawn(draw: Any) -> None:
 
 
 def test_the_setting_names_machine_versions_and_date() -> None:
-    text = cost.setting(peers())
+    text = benchmarks.setting(peers())
     assert text == "cpu, 1 of 2 cores, torch 2.15, foolbox 3.3.4; 2026-01-02, code abc"
 
 
@@ -157,13 +157,13 @@ def test_the_setting_names_machine_versions_and_date() -> None:
 def test_own_measurements_come_first_unless_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PAPERLIB_PUBLISHED", str(tmp_path / "published"))
-    assert cost.benchmark("peers") is None
+    assert benchmarks.benchmark("peers") is None
     write_json(tmp_path / "published/benchmarks/peers.json", {"section": "peers", "from": "published"})
-    assert (cost.benchmark("peers") or {})["from"] == "published"
+    assert (benchmarks.benchmark("peers") or {})["from"] == "published"
     write_json(tmp_path / "home/data/store/benchmarks/peers.json", {"section": "peers", "from": "here"})
-    assert (cost.benchmark("peers") or {})["from"] == "here"
+    assert (benchmarks.benchmark("peers") or {})["from"] == "here"
     monkeypatch.setenv("PAPERLIB_LOCAL", "no")
-    assert (cost.benchmark("peers") or {})["from"] == "published"
+    assert (benchmarks.benchmark("peers") or {})["from"] == "published"
 
 
 def test_another_sections_results_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,22 +171,22 @@ def test_another_sections_results_are_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("PAPERLIB_LOCAL", "no")
     write_json(tmp_path / "benchmarks/limits.json", {"section": "peers"})
     with pytest.raises(StoreError, match="limits"):
-        cost.benchmark("limits")
+        benchmarks.benchmark("limits")
 
 
 # -- the benchmarks themselves ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Any:
+def benchmark_modules(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Import a module of the benchmarks, which stand outside the tests' own path."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 
 
 @pytest.mark.parametrize("contender", ["paperlib", "paperlib-all", "textbook", "foolbox"])
-def test_contenders_attack_the_same_ball(contender: str, toy: ToyNet, digits: Dataset, benchmarks: Any) -> None:
-    module = benchmarks("contenders")
+def test_contenders_attack_the_same_ball(contender: str, toy: ToyNet, digits: Dataset, benchmark_modules: Any) -> None:
+    module = benchmark_modules("contenders")
     seen: list[Tensor] = []
     handle = toy.register_forward_pre_hook(lambda model, args: seen.append(args[0].detach().clone()))
     x, y = digits.test.images[:40], digits.test.labels[:40]
@@ -200,8 +200,8 @@ def test_contenders_attack_the_same_ball(contender: str, toy: ToyNet, digits: Da
     assert abs(int(wrong.sum()) - int(module.CONTENDERS["textbook"](toy, x, y, how).sum())) <= 2
 
 
-def test_ours_and_the_textbook_agree_image_by_image(toy: ToyNet, digits: Dataset, benchmarks: Any) -> None:
-    module = benchmarks("contenders")
+def test_ours_and_the_textbook_agree_image_by_image(toy: ToyNet, digits: Dataset, benchmark_modules: Any) -> None:
+    module = benchmark_modules("contenders")
     how = module.Settings(eps=0.1, step_size=0.025, steps=30, seed=3)
     x, y = digits.test.images, digits.test.labels
     ours, theirs = (module.CONTENDERS[name](toy, x, y, how) for name in ("paperlib", "textbook"))
@@ -209,8 +209,8 @@ def test_ours_and_the_textbook_agree_image_by_image(toy: ToyNet, digits: Dataset
     assert torch.equal(ours, theirs)
 
 
-def test_ratios_are_medians_and_exponents_are_slopes(benchmarks: Any) -> None:
-    arena, limits_ = benchmarks("arena"), benchmarks("limits")
+def test_ratios_are_medians_and_exponents_are_slopes(benchmark_modules: Any) -> None:
+    arena, limits_ = benchmark_modules("arena"), benchmark_modules("limits")
     assert arena.spread([3.0, 1.0, 2.0]) == [2.0, 1.0, 3.0]
     update_steps: list[str] = []
     seconds = arena.interleave({name: lambda name=name: update_steps.append(name) or 1.0 for name in "ab"}, rounds=2)
@@ -228,13 +228,13 @@ def test_an_unknown_section_is_named(tmp_path: Path) -> None:
 
 def test_tables_figures_and_promises_come_from_the_published_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PAPERLIB_LOCAL", "no")
-    found = {section: cost.benchmark(section) or {} for section in cost.SECTIONS}
+    found = {section: benchmarks.benchmark(section) or {} for section in benchmarks.SECTIONS}
     assert all(record["provenance"]["threads"] >= 1 for record in found.values())
-    assert set(cost.peers_table(found["peers"]).reset_index()["data"]) == {"digits", "cifar10-jpeg"}
-    assert len(cost.step_table(found["limits"])) == 6
-    assert set(cost.ways_table(found["ways"]).reset_index()["networks"]) == {"nine experts", "one network"}
-    assert len(cost.training_table(found["training"])) == 15
-    kept = cost.promises(found["peers"], found["limits"], found["training"])
+    assert set(tables.peers_table(found["peers"]).reset_index()["data"]) == {"digits", "cifar10-jpeg"}
+    assert len(tables.step_table(found["limits"])) == 6
+    assert set(tables.ways_table(found["ways"]).reset_index()["networks"]) == {"nine experts", "one network"}
+    assert len(tables.training_table(found["training"])) == 15
+    kept = benchmarks.promises(found["peers"], found["limits"], found["training"])
     assert any("phase 2" in text and holds for text, holds in kept)
     # Training takes longer than the attack that judges it: the seconds are those of training.
     assert min(row["seconds"] for row in found["training"]["rows"]) > 10

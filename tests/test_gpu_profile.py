@@ -15,7 +15,7 @@ from paperlib.__main__ import main
 from paperlib.config.load import load_profile
 from paperlib.data import CIFAR10_CLASSES
 from paperlib.progress import silent
-from paperlib.report import claims, tables
+from paperlib.report import claims, outcomes, tables
 from paperlib.systems.registry import recipes
 
 
@@ -48,7 +48,7 @@ def test_a_dry_run_leaves_records_that_notebooks_replay(
     monkeypatch.delenv("PAPERLIB_DATA")  # a reader has the records, neither data nor weights
     study = Study(str(path), local=False, say=silent)
     assert study.fingerprint.startswith("cifar10-png:")
-    rows = tables.main_table(study, tables.everyone(study))
+    rows = tables.main_table(study, outcomes.everyone(study))
     listed = [r.system for r in recipes(load_profile(name)).values() if r.family not in ("expert", "member")]
     assert set(listed) <= set(rows.index) and len(rows) == len(listed) + 1  # the best expert
     found = claims.verdicts(study.runs)

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from paperlib import load_profile
-from paperlib.report.literature import REPORTED, Reported, literature
+from paperlib.report.tables.literature import REPORTED, Reported, literature
 from paperlib.systems.registry import recipes
 
 COLUMNS = [field.name for field in fields(Reported) if field.name not in ("beside", "method")]

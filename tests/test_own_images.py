@@ -15,7 +15,7 @@ from paperlib.__main__ import main
 from paperlib.attacks.autoattack import CLASSES
 from paperlib.evaluation.auditing import planted_faults as controls
 from paperlib.progress import silent
-from paperlib.report import stress, tables
+from paperlib.report import outcomes, tables
 
 PROFILE = """base = "micro.toml"
 [data]
@@ -66,16 +66,16 @@ def test_few_classes_run_and_are_audited(
     study = Study(path, say=silent)
     assert study.fingerprint.startswith("images:") and study.record("evaluate:plain:clean")["n"] == 30
     record = study.record("autoattack:plain")
-    verdicts = {finding.name: finding.verdict for finding in stress.audit_of(study, "plain").findings}
+    verdicts = {finding.name: finding.verdict for finding in tables.audit_of(study, "plain").findings}
     assert verdicts["autoattack"] == "not run"  # for want of classes, or cut short in this profile
-    attacks = set(stress.every_attack(study, "plain").index)
+    attacks = set(tables.every_attack(study, "plain").index)
     assert ("pgd-2-dlr@0.1" in attacks) == (classes >= 3)  # it divides by the third logit
     if classes < CLASSES:
         assert record["not_run"] == f"its targeted losses need 4 classes or more, the data have {classes}"
-        assert tables.autoattacked(study, "plain") is None
+        assert outcomes.autoattacked(study, "plain") is None
     else:
-        assert record["name"] in attacks and len(tables.autoattacked(study, "plain")) == 6
-    assert stress.shrinkage([study], ["plain"])["AutoAttack"].item() == "" or classes >= CLASSES
+        assert record["name"] in attacks and len(outcomes.autoattacked(study, "plain")) == 6
+    assert tables.shrinkage([study], ["plain"])["AutoAttack"].item() == "" or classes >= CLASSES
 
 
 def test_a_model_of_few_classes_is_audited_at_once(

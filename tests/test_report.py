@@ -21,9 +21,10 @@ from paperlib.atomic_files import read_json
 from paperlib.errors import StoreError
 from paperlib.evaluation import battery, headline, through_choices
 from paperlib.paths import ROOT, figures_dir, published_dir
-from paperlib.pipeline.stages import ROUTED, facing
-from paperlib.report import figures, stress, stress_figures, style, tables
-from paperlib.report.stress_figures import LAYERS
+from paperlib.pipeline.stages import ROUTED, audited, facing
+from paperlib.report import figures, outcomes, style, tables
+from paperlib.report.figures.stress import LAYERS
+from paperlib.report.tables import stress as stress_tables
 from paperlib.systems.experts import EXPERTS
 
 
@@ -39,8 +40,8 @@ def records(study: Study) -> dict[str, dict[str, dict[str, object]]]:
 
 
 def test_the_main_table_repeats_the_records(study: Study, records: dict) -> None:
-    assert list(tables.main_table(study).index) == tables.compared(study)
-    table = tables.main_table(study, tables.everyone(study))
+    assert list(tables.main_table(study).index) == outcomes.compared(study)
+    table = tables.main_table(study, outcomes.everyone(study))
     assert len(table) >= 24
     for system, row in table.iterrows():
         assert row["parameters"] > 0 < row["training cost"]
@@ -48,7 +49,7 @@ def test_the_main_table_repeats_the_records(study: Study, records: dict) -> None
         assert row["seed"] == 0
         for spec in battery(study.profile.evaluation):
             result = records[f"evaluate:{system}:{spec.name}"]["record"]["result"]
-            shown = row[tables.column(spec.kind, spec.steps)]
+            shown = row[outcomes.column(spec.kind, spec.steps)]
             assert shown.startswith(f"{100 * result['correct'] / result['n']:.1f} [")
             assert row["n"] == result["n"] == 360
 
@@ -62,28 +63,28 @@ def test_the_worst_case_is_counted_per_image(study: Study) -> None:
     ):
         outcomes = [study.outcome(system, spec).arrays["correct"].bool() for spec in faced]
         by_hand = sum(all(bool(o[i]) for o in outcomes) for i in range(360))
-        worst = tables.basic_worst(study, system)
+        worst = outcomes.basic_worst(study, system)
         assert int(worst.sum()) == by_hand
         assert by_hand <= min(int(o.sum()) for o in outcomes)
 
 
 def test_the_worst_case_is_at_most_autoattack_and_every_single_attack(study: Study, records: dict) -> None:
     n = study.profile.stress.images
-    for system in tables.everyone(study):
-        stored = tables.stress_name(system)
+    for system in outcomes.everyone(study):
+        stored = outcomes.stress_name(system)
         rows = [*records[f"stress:{stored}"]["record"]["result"]["rows"]]
         if stored in facing(study.profile):
             rows.append(records[f"autoattack:{stored}"]["record"]["result"])
             assert (rows[-1]["attack"]["steps"], rows[-1]["attack"]["queries"]) == (100, 5000)
-        worst = tables.worst_case(study, system)
+        worst = outcomes.worst_case(study, system)
         assert len(worst) == n
         for result in rows:
             assert int(worst.sum()) <= result["correct"] <= result["n"] == n
             low, high = result["interval"]
             assert low <= result["correct"] / n <= high
-        for spec, right in tables.basic(study, system).items():
+        for spec, right in outcomes.basic(study, system).items():
             assert int(worst.sum()) <= int(right[:n].sum()), spec.name
-        by_hand = torch.stack(list(tables.stressed(study, system).values()))
+        by_hand = torch.stack(list(outcomes.stressed(study, system).values()))
         assert worst.tolist() == [bool(by_hand[:, i].all()) for i in range(n)]
     assert {"dwf", "pgd-at", "best-expert"} <= set(facing(study.profile))
     assert len(records["stress:dwf"]["record"]["result"]["rows"]) >= 25
@@ -91,14 +92,14 @@ def test_the_worst_case_is_at_most_autoattack_and_every_single_attack(study: Stu
 
 def test_what_each_attack_adds_adds_up_to_what_is_lost(study: Study) -> None:
     for system in ("plain", "dwf", "advmoe"):
-        table = stress.every_attack(study, system)
-        worst = tables.worst_case(study, system)
+        table = tables.every_attack(study, system)
+        worst = outcomes.worst_case(study, system)
         assert table["n"].iloc[0] - table["adds"].sum() == table["left"].iloc[-1] == int(worst.sum())
         assert (table["adds"] >= 0).all()
         assert table["left"].is_monotonic_decreasing
-        assert set(table["family"]) <= set(stress.FAMILIES)
-    assert "hard choice" not in set(stress.every_attack(study, "dwf")["family"])
-    gains = stress.gains([study], ["dwf", "advmoe"])
+        assert set(table["family"]) <= set(stress_tables.FAMILIES)
+    assert "hard choice" not in set(tables.every_attack(study, "dwf")["family"])
+    gains = tables.gains([study], ["dwf", "advmoe"])
     assert gains.sum(axis=1).to_numpy() == pytest.approx(1)
     assert gains.loc["advmoe", "hard choice"] > 0.1
 
@@ -125,33 +126,33 @@ def test_what_each_attack_adds_adds_up_to_what_is_lost(study: Study) -> None:
     ],
 )
 def test_every_attack_has_a_family(attack: str, family: str) -> None:
-    assert stress.family_of(attack) == family
+    assert stress_tables.family_of(attack) == family
 
 
 def test_an_attack_of_no_family_is_an_error() -> None:
     with pytest.raises(ValueError, match="of no family"):
-        stress.family_of("deepfool@0.1")
+        stress_tables.family_of("deepfool@0.1")
 
 
 def test_the_recorded_audits_tell_what_the_records_tell(study: Study) -> None:
-    for system in stress.audited(study.profile):
-        report = stress.audit_of(study, system)
+    for system in audited(study.profile):
+        report = tables.audit_of(study, system)
         assert report.n == study.profile.stress.images
         # The main table's attack through a choice has other random starts than the audit's own.
-        faced = {name: right for name, right in tables.stressed(study, system).items() if "-soft@" not in name}
+        faced = {name: right for name, right in outcomes.stressed(study, system).items() if "-soft@" not in name}
         assert set(report.attacks) >= set(faced) - {"clean"}
         assert report.worst == int(torch.stack(list(faced.values())).all(dim=0).sum())
-        assert int(tables.worst_case(study, system).sum()) <= report.worst
+        assert int(outcomes.worst_case(study, system).sum()) <= report.worst
         assert report.worst <= min(report.attacks.values())
-    assert set(stress.audits(study).index) == set(stress.audited(study.profile))
+    assert set(tables.audits(study).index) == set(audited(study.profile))
 
 
 def test_every_recorded_control_is_told_as_it_must_be(study: Study) -> None:
-    table = stress.controls_verdicts(study)
+    table = tables.controls_verdicts(study)
     assert len(table) == 12
     assert table["as it must"].all()
     assert sorted(table.index[table["believed"]]) == ["defended", "undefended"]
-    marks = stress.controls_table(study)
+    marks = tables.controls_table(study)
     assert marks.shape == (12, 29)
     for control, row in table.iterrows():
         if row["must fire"] != "nothing":
@@ -163,7 +164,7 @@ def test_the_best_expert_is_chosen_on_validation_alone(study: Study, records: di
     for name in EXPERTS:
         history = records[f"train:{name}"]["record"]["result"]["history"]
         kept[name] = history["epochs"][history["best"]]["pgd"]
-    assert kept[tables.best_expert(study)] == max(kept.values())
+    assert kept[outcomes.best_expert(study)] == max(kept.values())
 
 
 def test_paired_differences_are_those_of_the_outcomes(study: Study) -> None:
@@ -193,18 +194,19 @@ def test_seeds_are_summarised_over_seeds(study: Study) -> None:
     spec = headline(study.profile.evaluation)
     values = [s.outcome("dwf", spec).record["result"]["accuracy"] for s in studies]
     mean, low, high = sum(values) / 3, min(values), max(values)
-    table = tables.seeds_table(studies, tables.everyone)
+    table = tables.seeds_table(studies, outcomes.everyone)
     assert table.loc["dwf", f"PGD-{spec.steps}"] == f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
     assert not table.isna().any().any()
-    worst = [float(tables.basic_worst(s, "advmoe").float().mean()) for s in studies]
+    worst = [float(outcomes.basic_worst(s, "advmoe").float().mean()) for s in studies]
     assert table.loc["advmoe", "basic worst"].startswith(f"{100 * sum(worst) / 3:.1f} (")
 
 
 def test_differences_over_seeds_are_those_of_the_outcomes(study: Study) -> None:
     studies = study.runs
-    found = tables.differences(studies, tables.everyone, "dwf").loc["best expert"]
+    found = tables.differences(studies, outcomes.everyone, "dwf").loc["best expert"]
     gaps = [
-        tables.basic_worst(s, "dwf").float() - tables.basic_worst(s, tables.best_expert(s)).float() for s in studies
+        outcomes.basic_worst(s, "dwf").float() - outcomes.basic_worst(s, outcomes.best_expert(s)).float()
+        for s in studies
     ]
     assert found["difference"] == pytest.approx(float(torch.stack(gaps).mean()))
     assert found["low"] < found["difference"] < found["high"]
@@ -218,7 +220,7 @@ def test_ablations_stand_beside_their_base(study: Study) -> None:
     assert table["difference"].isna().sum() == 1  # the base's own
     for system in ("ablation-fixed", "ablation-top1"):
         ours, base = (
-            torch.stack([tables.basic_worst(s, n).float() for s in studies]) for n in (system, "ablation-base")
+            torch.stack([outcomes.basic_worst(s, n).float() for s in studies]) for n in (system, "ablation-base")
         )
         assert table.loc[system, "difference"] == pytest.approx(float((ours - base).mean()))
     assert (table["n"] == 360).all()
@@ -270,7 +272,7 @@ def test_provenance_names_data_device_versions_and_code_but_no_place(study: Stud
 
 def test_provenance_of_several_seeds_counts_the_records_of_all(study: Study) -> None:
     studies = study.runs
-    tables.differences(studies, tables.compared, "dwf")
+    tables.differences(studies, outcomes.compared, "dwf")
     line = tables.provenance_line(*studies)
     assert f"{sum(len(s.used) for s in studies)} records of profile digits, seed 0, 1, 2: " in line
     assert tables.provenance_line(Study("digits", local=False)) == "no records used"
@@ -286,20 +288,20 @@ def test_figures_are_the_same_bytes_each_time(draw: str, study: Study, tmp_path:
         if draw == "architecture":
             return figures.architecture()
         if draw == "main":
-            return figures.main_figure(tables.battery_frame(study, tables.compared(study)))
+            return figures.main_figure(tables.battery_frame(study, outcomes.compared(study)))
         if draw == "eps":
             return figures.accuracy_by_eps(tables.results(study, ["plain", "dwf"], swept=True), "title")
         if draw == "forest":
-            return figures.forest(tables.differences([study], tables.compared, "dwf"), {}, "title", "points")
+            return figures.forest(tables.differences([study], outcomes.compared, "dwf"), {}, "title", "points")
         if draw == "growth":
             return figures.growth(tables.growth(study, ["ablation-1", "ablation-base"]), [11, 102])
         if draw == "layers":
-            return stress_figures.layers(stress.gains([study], tables.everyone(study)), "PGD-50", "title")
+            return figures.layers(tables.gains([study], outcomes.everyone(study)), "PGD-50", "title")
         if draw == "attacks":
-            return stress_figures.every_attack(stress.every_attack(study, "dwf"), "title")
+            return figures.every_attack(tables.every_attack(study, "dwf"), "title")
         if draw == "controls":
-            expected = {name: must for name, (_, must, _) in stress.control_reports(study).items()}
-            return stress_figures.control_matrix(stress.controls_table(study), expected, "title")
+            expected = {name: must for name, (_, must, _) in tables.control_reports(study).items()}
+            return figures.control_matrix(tables.controls_table(study), expected, "title")
         if draw == "routes":
             return figures.routes(tables.routes(study, ROUTED))
         return figures.gate_by_attack(tables.gate_rows(study, "dwf"), "title")
@@ -381,7 +383,7 @@ def test_a_system_without_a_label_is_drawn_by_its_name() -> None:
     )
     assert forest.axes[0].get_yticklabels()[0].get_text() == "DWF (joint) \N{MINUS SIGN} mine"
     taken = pd.DataFrame(1 / 13, columns=[f for families in LAYERS.values() for f in families], index=["mine"])
-    assert stress_figures.layers(taken, "PGD-50", "").axes[0].get_yticklabels()[0].get_text() == "mine"
+    assert figures.layers(taken, "PGD-50", "").axes[0].get_yticklabels()[0].get_text() == "mine"
 
 
 def test_a_system_that_did_not_face_an_attack_is_marked_so(study: Study) -> None:
@@ -443,7 +445,7 @@ def test_no_colour_is_both_a_kind_of_expert_and_a_system() -> None:
     ],
 )
 def test_attacks_are_told_in_words(attack: str, told: str) -> None:
-    assert stress_figures._told(attack) == told
+    assert figures.stress._told(attack) == told
 
 
 def test_random_signs_use_the_whole_budget() -> None:

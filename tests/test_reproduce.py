@@ -20,7 +20,7 @@ from paperlib.errors import StoreError
 from paperlib.pipeline.publish import publish
 from paperlib.progress import silent
 from paperlib.reading_copy import network_loads
-from paperlib.report import cost, tables
+from paperlib.report import benchmarks, outcomes, tables
 from paperlib.reproduce import reproduce
 from paperlib.series import discover
 
@@ -58,8 +58,8 @@ def test_nothing_published_was_read(smoke: tuple[Path, str], monkeypatch: pytest
     with pytest.raises(StoreError, match=r"index\.json"):  # a reading would have been noticed
         _ = Study("smoke").published.index
     with pytest.raises(StoreError, match=r"peers\.json"):
-        cost.benchmark("peers")
-    assert cost.benchmark("peers", published=False) is None
+        benchmarks.benchmark("peers")
+    assert benchmarks.benchmark("peers", published=False) is None
 
 
 def test_published_records_with_altered_numbers_reach_nothing(
@@ -165,7 +165,7 @@ def test_replay_and_computation_give_the_same_table(
     publish("smoke")
     monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path / "empty"))
     study = Study("smoke")
-    replayed = tables.main_table(study, tables.everyone(study)).astype(str)
+    replayed = tables.main_table(study, outcomes.everyone(study)).astype(str)
     pd.testing.assert_frame_equal(replayed, computed)
     assert {artefact.source for artefact in study.used.values()} == {"published"}
 

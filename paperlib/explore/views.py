@@ -24,7 +24,7 @@ from torch import Tensor
 
 from paperlib.config.budgets import budget_text
 from paperlib.explore.scene import FGSM, NONE, Scene
-from paperlib.report.figures import expert_colours
+from paperlib.report.figures.experts import expert_colours
 from paperlib.report.style import KINDS, WRONG, Colour, tint
 from paperlib.systems.experts import EXPERT_KINDS
 

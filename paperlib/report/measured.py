@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from paperlib.pipeline.study import Study
-from paperlib.report.tables import percent
+from paperlib.report.format import percent
 
 
 def measured(study: Study, names: Sequence[str], computed: Collection[str]) -> list[str]:

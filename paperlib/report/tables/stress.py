@@ -15,8 +15,8 @@ from paperlib.evaluation.auditing.checks import CHECKS
 from paperlib.evaluation.auditing.checks.check import FAILS, NOTED, PASSES
 from paperlib.pipeline.stages import CONTROLS, audited
 from paperlib.pipeline.study import Study
+from paperlib.report.format import percent, points, share
 from paperlib.report.outcomes import WORST, autoattacked, called, column_of, named, outcomes, stressed
-from paperlib.report.tables import percent, points, share
 
 # Attacks by kind, in the order in which a doubting reader tries them.
 FAMILIES = (

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 from paperlib.report.outcomes import WORST
 from paperlib.report.style import INK, KINDS, PALE, SMALL, WIDTH, heading, label_of, percent_axis, tint
 
-# Kinds of attack as a reader meets them, each with the families of `paperlib.report.stress` it holds.
+# Kinds of attack as a reader meets them, each with the families of `paperlib.report.tables.stress` it holds.
 LAYERS = {
     "left": (WORST,),
     "AutoAttack, who faces it": ("AutoAttack",),

@@ -1,0 +1,67 @@
+"""Claims about DWF: the rules that decide them, and the verdicts of the records."""
+
+from paperlib.report.claims.claims import CLAIMS, MOE_DEFENCES, PLAIN
+from paperlib.report.claims.rules import (
+    CORRECTED,
+    INTERVAL,
+    LEARNED,
+    NOT_RUN,
+    REFUTED,
+    SUPPORTED,
+    UNDECIDED,
+    Beats,
+    Claim,
+    Collapse,
+    Evidence,
+    Grows,
+    Survives,
+)
+from paperlib.report.claims.tables import (
+    describe,
+    differences_frame,
+    evidence_table,
+    power_note,
+    side_by_side,
+    verdicts_table,
+)
+from paperlib.report.claims.verdicts import (
+    SEEDS,
+    Verdict,
+    decide,
+    published_profiles,
+    published_runs,
+    runs_to_compare,
+    verdicts,
+)
+
+__all__ = [
+    "Beats",
+    "CLAIMS",
+    "CORRECTED",
+    "Claim",
+    "Collapse",
+    "Evidence",
+    "Grows",
+    "INTERVAL",
+    "LEARNED",
+    "MOE_DEFENCES",
+    "NOT_RUN",
+    "PLAIN",
+    "REFUTED",
+    "SEEDS",
+    "SUPPORTED",
+    "Survives",
+    "UNDECIDED",
+    "Verdict",
+    "decide",
+    "describe",
+    "differences_frame",
+    "evidence_table",
+    "power_note",
+    "published_profiles",
+    "published_runs",
+    "runs_to_compare",
+    "side_by_side",
+    "verdicts",
+    "verdicts_table",
+]

@@ -1,0 +1,107 @@
+"""Tables that compare systems on the same images, for one seed and over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from paperlib.evaluation import headline, over_seeds, paired
+from paperlib.pipeline.study import Study
+from paperlib.report.format import points
+from paperlib.report.outcomes import BASIC, BEST, WORST, Systems, best_expert, called, column_of, compared, outcomes
+from paperlib.report.tables.cost import cost
+from paperlib.report.tables.main_table import battery_frame
+
+
+def runs_frame(studies: Sequence[Study], systems: Systems = compared) -> pd.DataFrame:
+    """`battery_frame` of several runs, one below the other."""
+    return pd.concat([battery_frame(study, systems(study)) for study in studies], ignore_index=True)
+
+
+def seeds_table(studies: Sequence[Study], systems: Systems = compared) -> pd.DataFrame:
+    """Mean over seeds with the lowest and highest seed, per system and attack, in percent; and what it costs.
+
+    The best expert may be another one with each seed; it is listed under one name.
+    """
+    together = runs_frame(studies, systems)
+    groups = together.groupby(["system", "column"], sort=False)["accuracy"]
+    text = groups.apply(lambda a: f"{a.mean():.1%} ({a.min():.1%} to {a.max():.1%})".replace("%", ""))
+    columns, rows = (list(dict.fromkeys(together[name])) for name in ("column", "system"))
+    columns.sort(key=lambda name: name.startswith(WORST))  # the headline last
+    table = text.unstack("column")[columns].reindex(rows).fillna("")
+    costs = pd.DataFrame({called(name): cost(studies[0], name) for name in systems(studies[0])}).T
+    whole = costs[["parameters", "training cost"]].map(lambda value: value if value == "" else int(value))
+    return table.join(whole).join(costs["inference cost"].map("{:.1f}".format))
+
+
+def differences(studies: Sequence[Study], systems: Systems, against: str, shown: str = BASIC) -> pd.DataFrame:
+    """``against`` minus every other system over all seeds, with intervals that know of images and of runs."""
+    rows = []
+    ours = outcomes(studies, against, shown)
+    for system in dict.fromkeys(called(name) for name in systems(studies[0])):
+        if system == against:
+            continue
+        value = over_seeds(ours, outcomes(studies, system, shown))
+        row = {"system": system, "difference": value.difference, "low": value.low, "high": value.high}
+        rows.append(row | {"seeds": value.seeds, "n": value.n})
+    return pd.DataFrame(rows).set_index("system")
+
+
+def worst_differences(
+    studies: Sequence[Study], systems: Systems, against: str, attacks: Sequence[str] = (WORST, BASIC)
+) -> pd.DataFrame:
+    """``against`` minus every other system, a column per attack: by default both worst cases, of all and of basic."""
+    columns = {}
+    for shown in attacks:
+        frame = differences(studies, systems, against, shown)
+        columns[f"{shown}, n = {frame['n'].iloc[0]}"] = with_points(frame)["points"]
+    return pd.DataFrame(columns)
+
+
+def with_points(table: pd.DataFrame) -> pd.DataFrame:
+    """A frame with ``difference``, ``low`` and ``high`` as one column of text, ``points``, or empty."""
+    texts = [
+        points(d, low, high) if d == d else ""
+        for d, low, high in zip(table["difference"], table["low"], table["high"], strict=True)
+    ]
+    frame = table.drop(columns=["low", "high"]).rename(columns={"difference": "points"})
+    return frame.assign(points=texts)
+
+
+def paired_table(study: Study, against: str = "dwf", systems: Systems = compared) -> pd.DataFrame:
+    """``against`` minus every other system under the headline attack, on the same images, with McNemar's p-value."""
+    spec = headline(study.profile.evaluation)
+    ours = study.outcome(against, spec).arrays["correct"].bool()
+    rows = []
+    for system in systems(study):
+        if system == against:
+            continue
+        pair = paired(ours, study.outcome(system, spec).arrays["correct"].bool())
+        rows.append(
+            {
+                "comparison": f"{against} - {system}",
+                "points": points(pair.difference, pair.low, pair.high),
+                f"only {against} right": pair.only_first,
+                "only the other": pair.only_second,
+                "n": pair.n,
+                "McNemar p": f"{pair.p_value:.2g}",
+                "seed": study.seed,
+            }
+        )
+    return pd.DataFrame(rows).set_index("comparison")
+
+
+def paired_seeds(studies: Sequence[Study], against: str = "dwf", systems: Systems = compared) -> pd.DataFrame:
+    """`paired_table`'s differences with their intervals, a column per seed, all on the same images.
+
+    The last column is the mean over seeds; its interval knows of the images and of the training runs.
+    """
+    columns = {}
+    for study in studies:
+        pairs = paired_table(study, against, systems)["points"]
+        columns[f"seed {study.seed}"] = pairs.rename({f"{against} - {best_expert(study)}": f"{against} - {BEST}"})
+    attack = column_of(headline(studies[0].profile.evaluation))
+    together = with_points(differences(studies, systems, against, attack))["points"]
+    columns["all seeds"] = together.rename(lambda name: f"{against} - {name}")
+    return pd.DataFrame(columns)

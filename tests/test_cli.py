@@ -17,16 +17,16 @@ from torch import nn
 from toys import changed, micro_table, toml_text
 
 from paperlib import Study, load_profile, load_system, paths
-from paperlib.__main__ import _parser, main
 from paperlib.atomic_files import read_json
+from paperlib.cli import _parser, main
 from paperlib.errors import PaperlibError
 from paperlib.evaluation import Report, fgsm_spec
 from paperlib.paths import published_dir, store_dir
 from paperlib.pipeline.publish import publish
 from paperlib.pipeline.stages import stages
 from paperlib.progress import silent
-from paperlib.reading_copy import reading_copy
 from paperlib.report.measured import measured
+from paperlib.series.site import write_site
 
 Capture = pytest.CaptureFixture[str]
 
@@ -386,7 +386,7 @@ def test_every_advised_command_names_the_profile_so_that_it_loads(
         "unknown stage": message(Study(given).stage, "none"),
         "no match": message(Study(given).matching, "none"),
         "publish": message(publish, given),
-        "reading copy": message(reading_copy, name),
+        "reading copy": message(write_site, name),
     }
     assert main(["doctor", "--profile", name]) == 0
     messages["doctor"] = capsys.readouterr().out

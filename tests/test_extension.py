@@ -15,13 +15,13 @@ from torch import nn
 from toys import micro_table, toml_text
 
 from paperlib import Profile, Study, load_dataset, load_profile
-from paperlib.__main__ import main
+from paperlib.cli import main
 from paperlib.config.plugins import MARK, one_version
 from paperlib.config.serialise import to_table
 from paperlib.errors import DataError, ProfileError
-from paperlib.papermill_child import MARK as MARK_OF_A_NOTEBOOK
 from paperlib.pipeline.publish import told_of
 from paperlib.pipeline.stages import facing, stages
+from paperlib.series.child import MARK as MARK_OF_A_NOTEBOOK
 from paperlib.systems.registry import recipes
 
 SYSTEM = """

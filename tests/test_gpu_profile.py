@@ -11,7 +11,7 @@ from PIL import Image
 from toys import shrunk, toml_text
 
 from paperlib import Study
-from paperlib.__main__ import main
+from paperlib.cli import main
 from paperlib.config.load import load_profile
 from paperlib.data import CIFAR10_CLASSES
 from paperlib.progress import silent

@@ -16,9 +16,11 @@ import pytest
 
 from paperlib import Study, paths
 from paperlib.atomic_files import checksum, read_json, write_json
-from paperlib.notebook_files import check_hygiene, tagged
 from paperlib.pipeline.publish import told_of
-from paperlib.series import discover, run_series
+from paperlib.series.catalogue import discover
+from paperlib.series.hygiene import check_hygiene
+from paperlib.series.notebook_format import tagged
+from paperlib.series.runner import run_series
 
 NOTEBOOKS = [notebook.path for notebook in discover(paths.notebooks_dir())]
 CHECKED = "nbval-check-output"

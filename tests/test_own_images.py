@@ -11,8 +11,8 @@ from PIL import Image
 from toys import micro_table, toml_text
 
 from paperlib import Study
-from paperlib.__main__ import main
 from paperlib.attacks.autoattack import CLASSES
+from paperlib.cli import main
 from paperlib.evaluation.auditing import planted_faults as controls
 from paperlib.progress import silent
 from paperlib.report import outcomes, tables

@@ -13,7 +13,7 @@ import torch
 from test_cli import Capture, profile
 from toys import changed, micro_table, toml_text
 
-from paperlib.__main__ import main
+from paperlib.cli import main
 from paperlib.errors import StoreError
 from paperlib.paths import published_dir
 from paperlib.pipeline.published import Published, write_published

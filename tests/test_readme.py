@@ -18,12 +18,12 @@ import yaml
 from prose_numbers import FACTS, NOTEBOOK_FACTS, OTHERS, Fact, told
 
 from paperlib import Study, load_profile, paths
-from paperlib.__main__ import _parser, main
+from paperlib.cli import _parser, main
 from paperlib.config.load import profile_names
 from paperlib.config.schema import parse_profile
 from paperlib.config.serialise import to_table
 from paperlib.errors import ProfileError
-from paperlib.series import discover
+from paperlib.series.catalogue import discover
 
 ROOT = paths.ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,10 +19,10 @@ from paperlib.atomic_files import checksum, read_json, read_tensors, write_json,
 from paperlib.errors import StoreError
 from paperlib.pipeline.publish import publish
 from paperlib.progress import silent
-from paperlib.reading_copy import network_loads
 from paperlib.report import benchmarks, outcomes, tables
-from paperlib.reproduce import reproduce
-from paperlib.series import discover
+from paperlib.series.catalogue import discover
+from paperlib.series.network_loads import network_loads
+from paperlib.series.reproduce import reproduce
 
 
 def paperlib(home: Path, *arguments: str) -> str:
@@ -110,8 +110,8 @@ def test_every_seed_is_computed_and_handed_to_the_notebooks(home: Path, monkeypa
     computed: list[int] = []
     handed: list[Any] = []
     monkeypatch.setattr(Study, "compute", lambda run, names=None, **how: computed.append(run.seed))
-    monkeypatch.setattr("paperlib.reproduce.run_series", lambda profile, **how: handed.append(how))
-    monkeypatch.setattr("paperlib.reproduce.reading_copy", lambda profile, **how: home / "index.html")
+    monkeypatch.setattr("paperlib.series.reproduce.run_series", lambda profile, **how: handed.append(how))
+    monkeypatch.setattr("paperlib.series.reproduce.write_site", lambda profile, **how: home / "index.html")
     reproduce("smoke", seeds=[2, 0, 1], say=silent)
     assert computed == [2, 0, 1]
     assert (handed[0]["seed"], list(handed[0]["seeds"])) == (2, [2, 0, 1])
@@ -179,8 +179,10 @@ def test_it_ends_by_naming_where_everything_really_is(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PAPERLIB_HOME", given)
     monkeypatch.setattr(Study, "compute", lambda study, names=None: None)
-    monkeypatch.setattr("paperlib.reproduce.run_series", lambda *args, **kw: [])
-    monkeypatch.setattr("paperlib.reproduce.reading_copy", lambda name, say: paths.build_dir(name) / "html/index.html")
+    monkeypatch.setattr("paperlib.series.reproduce.run_series", lambda *args, **kw: [])
+    monkeypatch.setattr(
+        "paperlib.series.reproduce.write_site", lambda name, say: paths.build_dir(name) / "html/index.html"
+    )
     said: list[str] = []
     page = reproduce("smoke", say=said.append)
     assert page == tmp_path / "home/build/smoke/html/index.html"

@@ -12,8 +12,11 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from toys import micro_table, toml_text
 
-from paperlib import notebook_files, notebook_process, paths, series
+from paperlib import paths
 from paperlib.errors import MissingError, SeriesError
+from paperlib.series import catalogue, hygiene, notebook_format, runner
+from paperlib.series import process as process_module
+from paperlib.series import refresh as refresh_module
 from paperlib.systems.registry import COMPARED
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -98,7 +101,7 @@ class Ran:
         self.executed.mkdir(parents=True)
         (self.executed / "01_raises.ipynb").write_text("of an earlier run")
         with pytest.raises(SeriesError) as caught:
-            series.run_series("tiny", seed=7, say=self.said.append)
+            runner.run_series("tiny", seed=7, say=self.said.append)
         self.message = str(caught.value)
 
 
@@ -144,7 +147,8 @@ def test_what_failed_leaves_no_result_no_process_and_no_litter(ran: Ran) -> None
 
 
 def test_reading_copy_needs_no_network(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paperlib.reading_copy import network_loads, reading_copy
+    from paperlib.series.network_loads import network_loads
+    from paperlib.series.site import write_site
 
     place(ran.folder, monkeypatch)
     monkeypatch.setattr(paths, "ROOT", ran.folder)
@@ -152,7 +156,7 @@ def test_reading_copy_needs_no_network(ran: Ran, monkeypatch: pytest.MonkeyPatch
 
     (ran.folder / "notebooks" / "dot.png").write_bytes(base64.b64decode(PIXEL))
     said: list[str] = []
-    index = reading_copy("tiny", say=said.append)
+    index = write_site("tiny", say=said.append)
     assert sorted(path.name for path in index.parent.iterdir()) == ["00_good.html", "index.html"]
     contents, page = index.read_text(), (index.parent / "00_good.html").read_text()
     assert network_loads(contents) == network_loads(page) == []
@@ -169,11 +173,11 @@ def test_reading_copy_needs_no_network(ran: Ran, monkeypatch: pytest.MonkeyPatch
     assert "<code>tiny</code>" in contents
     assert contents.count("not executed") == 3
     with pytest.raises(MissingError, match="reproduce --profile other"):
-        reading_copy("other")
+        write_site("other")
 
 
 def test_network_loads_are_found() -> None:
-    from paperlib.reading_copy import network_loads
+    from paperlib.series.network_loads import network_loads
 
     page = """<script src="https://a/x.js"></script><link href="//b/y.css"><img src="http://c/z.png">
     <a href="https://fine">link</a><img src="data:image/png;base64,AA">
@@ -194,7 +198,7 @@ def test_a_notebook_over_the_limit_is_ended_with_its_kernel(here: Path, monkeypa
     write(here / "notebooks", "00_hangs", HANGS)
     ahead = [0.0]
     clock = time.monotonic
-    monkeypatch.setattr(notebook_process.time, "monotonic", lambda: clock() + ahead[0])
+    monkeypatch.setattr(process_module.time, "monotonic", lambda: clock() + ahead[0])
 
     def say(line: str) -> None:
         if "asleep" in line:
@@ -202,19 +206,19 @@ def test_a_notebook_over_the_limit_is_ended_with_its_kernel(here: Path, monkeypa
             ahead[0] = 1e4  # the limit is over at this moment, however slow the machine was to get here
 
     with pytest.raises(SeriesError, match="cell 2 `import os, time`: TimeLimit: stopped after 1000 s"):
-        series.run_series("tiny", timeout=1000, say=say)
+        runner.run_series("tiny", timeout=1000, say=say)
     assert not kernels(here / "notebooks")
     partial = paths.build_dir("tiny") / "notebooks" / "00_hangs.partial.ipynb"
-    assert notebook_files.read(partial).cells[1].execution_count == 1
+    assert notebook_format.read(partial).cells[1].execution_count == 1
 
 
 def test_a_notebook_ends_when_its_runner_dies(here: Path) -> None:
     source = write(here / "notebooks", "00_hangs", HANGS)
     scratch = here / "paperlib-x"
     scratch.mkdir()
-    job = notebook_process.Job(source, here / "{out}.ipynb", {"profile": "tiny"}, 1)
-    notebook_process._describe(job, scratch)
-    process = notebook_process._start(scratch)
+    job = process_module.Job(source, here / "{out}.ipynb", {"profile": "tiny"}, 1)
+    process_module._describe(job, scratch)
+    process = process_module._start(scratch)
     assert process.stdin is not None
     assert process.stdout is not None
     with process.stdout:
@@ -233,21 +237,21 @@ def test_a_notebook_ends_when_its_runner_dies(here: Path) -> None:
 def test_what_is_there(here: Path) -> None:
     write(here / "notebooks", "07_b", promises=("a.png", "t/b.csv"))
     write(here / "notebooks", "02_a")
-    found = series.discover(here / "notebooks")
+    found = catalogue.discover(here / "notebooks")
     assert [(one.name, one.number, one.title) for one in found] == [
         ("02_a", 2, "The *good* one, $x^2$"),
         ("07_b", 7, "The *good* one, $x^2$"),
     ]
     assert found[1].promises == ("a.png", "t/b.csv")
-    assert [one.name for one in series.select(found, ["7", "02_a.ipynb"])] == ["02_a", "07_b"]
-    assert [one.name for one in series.select(found, ["07"])] == ["07_b"]
+    assert [one.name for one in catalogue.select(found, ["7", "02_a.ipynb"])] == ["02_a", "07_b"]
+    assert [one.name for one in catalogue.select(found, ["07"])] == ["07_b"]
 
 
 @pytest.mark.parametrize("promises", ["a.png", ["../a.png"], ["/a.png"], [1], [""]])
 def test_bad_promises_are_refused(here: Path, promises: object) -> None:
     write(here / "notebooks", "00_a", promises=promises)
     with pytest.raises(SeriesError, match="promise"):
-        series.discover(here / "notebooks")
+        catalogue.discover(here / "notebooks")
 
 
 @pytest.mark.parametrize("needs", ["dwf", [1], [""]])
@@ -257,7 +261,7 @@ def test_bad_needs_are_refused(here: Path, needs: object) -> None:
     nb.metadata["paperlib"]["needs"] = needs
     nbformat.write(nb, path)
     with pytest.raises(SeriesError, match="needs must be a list of systems"):
-        series.discover(here / "notebooks")
+        catalogue.discover(here / "notebooks")
 
 
 def test_a_notebook_whose_systems_a_profile_leaves_out_is_not_run(here: Path) -> None:
@@ -271,7 +275,7 @@ def test_a_notebook_whose_systems_a_profile_leaves_out_is_not_run(here: Path) ->
         nb.metadata["paperlib"]["needs"] = needs
         nbformat.write(nb, path)
     told: list[str] = []
-    outcomes = series.run_series("few.toml", say=told.append)
+    outcomes = runner.run_series("few.toml", say=told.append)
     assert [outcome.notebook.name for outcome in outcomes] == ["01_there", "03_any"]
     assert told[0] == f"02_gone: not run, profile {profile} leaves out advmoe"
     assert outcomes[0].executed == paths.build_dir("few") / "notebooks" / "01_there.ipynb"
@@ -282,21 +286,21 @@ def test_a_notebook_whose_systems_a_profile_leaves_out_is_not_run(here: Path) ->
 def test_a_series_must_be_there_and_unambiguous(here: Path) -> None:
     (here / "notebooks").mkdir()
     with pytest.raises(SeriesError, match="no numbered notebook"):
-        series.run_series("tiny")
+        runner.run_series("tiny")
     write(here / "notebooks", "00_a")
     write(here / "notebooks", "00_b")
     with pytest.raises(SeriesError, match="share the number 00"):
-        series.run_series("tiny")
+        runner.run_series("tiny")
     (here / "notebooks" / "00_b.ipynb").write_text("{")
     with pytest.raises(SeriesError, match=r"00_b.ipynb cannot be read as a notebook"):
-        series.run_series("tiny")
+        runner.run_series("tiny")
 
 
 def test_an_unknown_selector_lists_the_names(here: Path) -> None:
     write(here / "notebooks", "00_a")
     write(here / "notebooks", "01_b")
     with pytest.raises(SeriesError, match="no notebook 02, a; there are: 00_a, 01_b"):
-        series.run_series("tiny", only=["01", "02", "a"])
+        runner.run_series("tiny", only=["01", "02", "a"])
 
 
 @pytest.mark.parametrize(
@@ -313,7 +317,7 @@ def test_parameters_are_checked_first(here: Path, parameters: str, message: str)
     write(here / "notebooks", "01_b", parameters=parameters)
     said: list[str] = []
     with pytest.raises(SeriesError, match=message):
-        series.run_series("tiny", say=said.append)
+        runner.run_series("tiny", say=said.append)
     assert said == []
 
 
@@ -327,17 +331,17 @@ def test_refresh_rewrites_the_committed_notebook(here: Path) -> None:
     with pytest.raises(
         SeriesError, match="01_other: its parameters cell must say what is run, but says replay = False"
     ):
-        series.refresh("tiny")
+        refresh_module.refresh("tiny")
     assert (path.read_text(), other.read_text()) == before
-    assert series.refresh("tiny", only=["00"], say=lambda line: None) == [path]
+    assert refresh_module.refresh("tiny", only=["00"], say=lambda line: None) == [path]
     assert (here / "results/figures/tiny/dot.csv").read_text() == "0 True"
-    assert notebook_files.check_hygiene(path) == []
-    nb = notebook_files.read(path)
+    assert hygiene.check_hygiene(path) == []
+    nb = notebook_format.read(path)
     assert nb.cells[1].source == PARAMETERS
     assert [cell.execution_count for cell in nb.cells if cell.cell_type == "code"] == [1, 2, 3, 4, 5]
     assert nb.cells[-1].outputs[0].data["image/png"].strip() == PIXEL
     assert nb.metadata.paperlib.promises == ["dot.csv"]
-    assert notebook_files.normalise_file(path) is False
+    assert notebook_format.normalise_file(path) is False
 
 
 def stream(text: str, name: str = "stdout") -> object:
@@ -379,7 +383,7 @@ def leaky() -> nbformat.NotebookNode:
 def test_normalise_removes_leaks_and_keeps_the_rest() -> None:
     nb = leaky()
     untouched = json.dumps(nb)
-    done = notebook_files.normalise(nb)
+    done = notebook_format.normalise(nb)
     assert json.dumps(nb) == untouched
     assert sorted(done.metadata) == ["kernelspec", "language_info", "paperlib"]
     assert done.metadata.kernelspec == {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
@@ -395,8 +399,8 @@ def test_normalise_removes_leaks_and_keeps_the_rest() -> None:
         {"text/plain": "3"},
     ]
     assert done.cells[1].outputs[-1].execution_count == 2
-    text = notebook_files.text_of(done)
-    assert text == notebook_files.text_of(notebook_files.normalise(done))
+    text = notebook_format.text_of(done)
+    assert text == notebook_format.text_of(notebook_format.normalise(done))
     assert text.endswith("}\n")
     nbformat.validate(done)
 
@@ -408,14 +412,14 @@ def test_old_formats_are_brought_up_to_date(tmp_path: Path) -> None:
         del cell["id"]
     path = tmp_path / "old.ipynb"
     path.write_text(json.dumps(nb))
-    assert notebook_files.normalise_file(path) is True
-    assert path.read_text() == notebook_files.text_of(notebook_files.normalise(leaky()))
+    assert notebook_format.normalise_file(path) is True
+    assert path.read_text() == notebook_format.text_of(notebook_format.normalise(leaky()))
 
 
 def planted(**changes: object) -> nbformat.NotebookNode:
     nb = new_notebook(cells=[new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}, execution_count=1)])
     nb.cells.append(new_code_cell(**({"source": "1", "execution_count": 2} | changes)))
-    return notebook_files.normalise(nb)
+    return notebook_format.normalise(nb)
 
 
 LONG = "\n".join(["def f():", *["    x = 1"] * 25])
@@ -438,8 +442,8 @@ BAD_CELLS = {
 @pytest.mark.parametrize("problem", BAD_CELLS)
 def test_hygiene_reports_a_planted_cell(tmp_path: Path, problem: str) -> None:
     path = tmp_path / "a.ipynb"
-    path.write_text(notebook_files.text_of(planted(**BAD_CELLS[problem])))
-    assert any(found.startswith(f"cell 1: {problem}") for found in notebook_files.check_hygiene(path))
+    path.write_text(notebook_format.text_of(planted(**BAD_CELLS[problem])))
+    assert any(found.startswith(f"cell 1: {problem}") for found in hygiene.check_hygiene(path))
 
 
 def test_hygiene_passes_what_only_looks_bad(tmp_path: Path) -> None:
@@ -447,16 +451,16 @@ def test_hygiene_passes_what_only_looks_bad(tmp_path: Path) -> None:
     picture = new_output("display_data", {"image/png": "AAAA/tmp/AAAA", "text/plain": "<Figure>"})
     page = new_output("display_data", {"text/html": '<img src="data:image/png;base64,AA/home/AA">'})
     path = tmp_path / "a.ipynb"
-    path.write_text(notebook_files.text_of(planted(source=source, outputs=[picture, page])))
-    assert notebook_files.check_hygiene(path) == []
+    path.write_text(notebook_format.text_of(planted(source=source, outputs=[picture, page])))
+    assert hygiene.check_hygiene(path) == []
 
 
 def test_hygiene_reports_a_planted_file(tmp_path: Path) -> None:
     path = tmp_path / "a.ipynb"
 
     def problems(nb: nbformat.NotebookNode) -> str:
-        path.write_text(notebook_files.text_of(nb))
-        return "\n".join(notebook_files.check_hygiene(path))
+        path.write_text(notebook_format.text_of(nb))
+        return "\n".join(hygiene.check_hygiene(path))
 
     found = problems(leaky())
     assert "not in the committed form" in found
@@ -471,4 +475,4 @@ def test_hygiene_reports_a_planted_file(tmp_path: Path) -> None:
     assert "line 5 computes its value" in problems(nb)
     assert "1.6 MB, more than 1.5 MB" in problems(planted(outputs=[stream("x" * 1_600_000)]))
     path.write_text("[]")
-    assert "cannot be read as a notebook" in notebook_files.check_hygiene(path)[0]
+    assert "cannot be read as a notebook" in hygiene.check_hygiene(path)[0]

@@ -30,7 +30,7 @@ from paperlib.errors import PaperlibError, ProfileError
 
 # For the processes this one starts: the version of each file, by path, that they must find there.
 VERSIONS = "PAPERLIB_EXTENSION_VERSIONS"
-MARK = "PAPERLIB_RUN"  # set by `paperlib.papermill_child` in the kernel of a notebook that a run executes
+MARK = "PAPERLIB_RUN"  # set by `paperlib.series.child` in the kernel of a notebook that a run executes
 
 _modules: dict[str, types.ModuleType] = {}  # by content, so that its classes are the same ones at every look
 _extensions: dict[str, Extension] = {}  # by path: what this process uses

@@ -1,6 +1,6 @@
 """What runs inside a notebook's own process: papermill, one notebook, and nothing that outlives either.
 
-:mod:`paperlib.notebook_process` starts this file as a script, with the path of a JSON file that describes the job. It
+:mod:`paperlib.series.process` starts this file as a script, with the path of a JSON file that describes the job. It
 imports nothing of the package, so that starting it costs no more than papermill does.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import os
 import shutil
 from pathlib import Path
@@ -12,8 +13,8 @@ import pytest
 from test_browser import BROWSER, OFFLINE
 
 from paperlib import paths
-from paperlib.reading_copy import reading_copy
-from paperlib.series import discover
+from paperlib.series.catalogue import discover
+from paperlib.series.site import write_site
 
 PICTURES = "[...document.images].map(i => [i.naturalWidth, i.alt])"
 PAPER = "getComputedStyle(document.body).backgroundColor"
@@ -28,7 +29,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PAPERLIB_HOME", str(home))
         said: list[str] = []
-        index = reading_copy("digits", say=said.append)
+        index = write_site("digits", say=said.append)
     assert said == []  # every formula converted, no page loads anything
     return index.parent
 
@@ -38,7 +39,7 @@ def test_it_opens_with_the_verdicts(pages: Path) -> None:
     with (paths.ROOT / "figures" / "digits" / "verdicts.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
-    places = [index.index(row["says"].replace("'", "&#x27;")) for row in rows]
+    places = [html.unescape(index).index(row["says"]) for row in rows]
     assert places == sorted(places) and places[-1] < index.index('class="entry"')
     for verdict in ("supported", "not supported", "undecided"):
         wanted = sum(row["verdict"] == verdict for row in rows)
@@ -50,7 +51,7 @@ def test_without_the_verdicts_notebook_it_has_contents_only(tmp_path: Path, monk
     folder = tmp_path / "build" / "digits" / "notebooks"
     folder.mkdir(parents=True)
     shutil.copy(paths.notebooks_dir() / "00_start_here.ipynb", folder)
-    index = reading_copy("digits", say=lambda line: None).read_text(encoding="utf-8")
+    index = write_site("digits", say=lambda line: None).read_text(encoding="utf-8")
     assert "What holds" not in index and "Start here" in index and index.count("not executed") == 12
 
 

@@ -1,7 +1,7 @@
 """One notebook in a process of its own: how it is started, heard and ended.
 
 Apart, because a kernel can die, hang or leave orphans, and the series must outlive it. What runs inside is
-:mod:`paperlib.papermill_child`.
+:mod:`paperlib.series.child`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from paperlib import papermill_child, paths
-from paperlib.notebook_files import NOISE
+from paperlib import paths
 from paperlib.progress import Say
+from paperlib.series import child
+from paperlib.series.notebook_format import NOISE
 
 # Names of folders that the kernel, started elsewhere, must find where the runner finds them.
 _FOLDERS = ("PAPERLIB_HOME", "PAPERLIB_PUBLISHED", "PAPERLIB_DATA")
@@ -51,7 +52,7 @@ class Failure:
         return f"{where}{self.error}: {self.message[:300]}"
 
 
-def run_apart(job: Job, timeout: float, say: Say) -> Failure | None:
+def run_in_process(job: Job, timeout: float, say: Say) -> Failure | None:
     """Run ``job``, saying what its cells print; when this returns or raises, nothing of it is left running.
 
     ``timeout`` is in seconds and holds for the whole notebook. None means that papermill got to the end, no more.
@@ -70,7 +71,7 @@ def run_apart(job: Job, timeout: float, say: Say) -> Failure | None:
 def _start(scratch: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         # By its file and not as a module of the package: it needs papermill, and none of what the package imports.
-        [sys.executable, "-P", papermill_child.__file__, str(scratch / "job.json")],
+        [sys.executable, "-P", child.__file__, str(scratch / "job.json")],
         cwd=scratch,
         env=_environment(scratch),
         stdin=subprocess.PIPE,  # its other end: the process notices when the runner is gone
@@ -113,7 +114,7 @@ def _environment(scratch: Path) -> dict[str, str]:
     python_path = [str(Path(entry).resolve()) for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
     jupyter_path = [entry for entry in env.get("JUPYTER_PATH", "").split(os.pathsep) if entry]
     return env | {
-        papermill_child.MARK: scratch.name,
+        child.MARK: scratch.name,
         "PAPERLIB_PROGRESS": "lines",
         "PYTHONPATH": os.pathsep.join([str(paths.ROOT), *python_path]),
         "PYTHONIOENCODING": "utf-8",
@@ -161,7 +162,7 @@ def _end(process: subprocess.Popen[bytes], scratch: Path) -> None:
     if process.poll() is None:
         process.kill()
     for _ in range(20):  # again, for one may have started another meanwhile
-        if not papermill_child.end_everything(scratch.name):
+        if not child.end_everything(scratch.name):
             break
         time.sleep(0.05)
     process.wait()

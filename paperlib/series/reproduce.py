@@ -12,8 +12,9 @@ from paperlib.atomic_files import make_folder
 from paperlib.pipeline.compute import compute_runs
 from paperlib.pipeline.study import Study
 from paperlib.progress import Say, say
-from paperlib.reading_copy import reading_copy
-from paperlib.series import discover, run_series, select
+from paperlib.series.catalogue import discover, select
+from paperlib.series.runner import run_series
+from paperlib.series.site import write_site
 
 
 def reproduce(
@@ -55,7 +56,7 @@ def reproduce(
         jobs=1 if only else os.cpu_count() or 1,
         say=say,
     )
-    page = reading_copy(profile, say=say)
+    page = write_site(profile, say=say)
     figures = paths.location(paths.figures_dir(profile))
     say(f"figures and tables   {figures}/ (the main table: {figures}/main_table.md and .csv)")
     say(f"executed notebooks   {paths.location(paths.build_dir(profile) / 'notebooks')}/")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import copy
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,20 @@ from paperlib.atomic_files import replacing
 from paperlib.errors import SeriesError
 
 PARAMETERS = ("profile", "seed", "replay", "seeds")
-MAX_BYTES = 1_500_000
-MAX_LINES = 25
 
-_WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
 _KEPT = {"jupyter", "tags"}
+
+
 _RUNNER_TAGS = {"injected-parameters", "papermill-error-cell-tag"}
+
+
 _KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+
+
 # Without "version": it changes with each machine and says nothing a record does not say better.
 _LANGUAGE = {
     "codemirror_mode": {"name": "ipython", "version": 3},
@@ -29,11 +35,10 @@ _LANGUAGE = {
     "nbconvert_exporter": "python",
     "pygments_lexer": "ipython3",
 }
+
+
 # Said by the kernel about itself, different from machine to machine, and nothing a reader can use.
 NOISE = re.compile(r"Kernel is running over TCP without encryption|^\d+\.\d\ds - ")
-_HOME_PATH = re.compile(r"(?<![\w.~}-])/(?:home|root|work|tmp|Users)(?![\w-])|(?<!\w)(?:C:|[A-Z]:(?=\\+Users))\\")
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]{6,}")
-_DATA_URI = re.compile(r"data:[\w/+.-]+;base64,[A-Za-z0-9+/=\s]+")
 
 
 def read(path: Path) -> Any:
@@ -89,9 +94,6 @@ def _literal(statement: ast.stmt) -> tuple[str, Any]:
         return targets[0].id, ast.literal_eval(value)
     except (ValueError, TypeError):
         raise ValueError(f"line {statement.lineno} computes its value") from None
-
-
-# ------------------------------------------------------------------------------------------------ the committed form
 
 
 def normalise(nb: Any) -> Any:
@@ -168,7 +170,7 @@ def _last_written(text: str) -> str:
 def _only_a_widget(output: Any) -> bool:
     """Take the live view out; True if nothing but its repr is left, for a page without a kernel can show neither."""
     data = output.get("data", {})
-    return data.pop(_WIDGET_VIEW, None) is not None and set(data) <= {"text/plain"}
+    return data.pop(WIDGET_VIEW, None) is not None and set(data) <= {"text/plain"}
 
 
 def text_of(nb: Any) -> str:
@@ -189,87 +191,3 @@ def normalise_file(path: Path) -> bool:
     if changed:
         write_text(path, text)
     return changed
-
-
-# ------------------------------------------------------------------------------------------ what may not be committed
-
-
-def check_hygiene(path: Path) -> list[str]:
-    """Whatever keeps the notebook in ``path`` out of the repository, one sentence each; empty when it may go in."""
-    try:
-        nb = read(path)
-    except SeriesError as error:
-        return [str(error)]
-    problems = list(_file_problems(path, nb))
-    for at, cell in enumerate(nb.cells):
-        found = [*_text_problems(cell), *(_code_problems(cell) if cell.cell_type == "code" else ())]
-        problems += [f"cell {at}: {problem}" for problem in found]
-    return problems
-
-
-def _file_problems(path: Path, nb: Any) -> Iterator[str]:
-    text = path.read_text(encoding="utf-8")
-    if (size := len(text.encode())) > MAX_BYTES:
-        yield f"the file has {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.1f} MB"
-    if text != text_of(normalise(nb)):
-        yield "not in the committed form (paperlib.notebook_files.normalise_file brings it there)"
-    if "widgets" in nb.metadata:
-        yield "widget state in the metadata"
-    try:
-        missing = [name for name in PARAMETERS if name not in parameters(nb, path.stem)]
-    except SeriesError as error:
-        yield str(error)
-    else:
-        if missing:
-            yield f"the parameters cell does not set {', '.join(missing)}"
-
-
-def _text_problems(cell: Any) -> Iterator[str]:
-    texts = [cell.source, *(text for output in cell.get("outputs", []) for text in _texts(output))]
-    paths = {_around(text, found) for text in texts if (found := _HOME_PATH.search(text))}
-    if paths:
-        yield f"an absolute path: {', '.join(sorted(paths))}"
-    if any(_ADDRESS.search(text) for text in texts[1:]):
-        yield "a memory address in an output, different in every run"
-
-
-def _texts(output: Any) -> Iterator[str]:
-    """The readable strings of an output; pictures are left out, for base64 can spell anything."""
-    yield str(output.get("text", ""))
-    for mime, value in output.get("data", {}).items():
-        if not mime.startswith("image/") or mime == "image/svg+xml":
-            yield _DATA_URI.sub("", value if isinstance(value, str) else repr(value))
-    yield from map(str, output.get("traceback", []))
-
-
-def _around(text: str, found: re.Match[str]) -> str:
-    return text[found.start() :].split()[0].strip("\"'`,;)]}")[:60]
-
-
-def _code_problems(cell: Any) -> Iterator[str]:
-    if cell.get("execution_count") is None:
-        yield "never executed" if cell.source.strip() else "an empty code cell"
-    for output in cell.outputs:
-        if output.output_type == "error":
-            yield f"a traceback: {output.ename}: {output.evalue}"
-        elif "Traceback (most recent call last)" in output.get("text", ""):
-            yield "a traceback in what it printed"
-        elif _WIDGET_VIEW in output.get("data", {}):
-            yield "a widget view, dead without its kernel"
-    if (lines := len(cell.source.splitlines())) > MAX_LINES:
-        yield f"{lines} lines of code, more than {MAX_LINES}"
-    yield from _function_problems(cell.source)
-
-
-def _function_problems(source: str) -> Iterator[str]:
-    python = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
-    try:
-        tree = ast.parse(python)
-    except SyntaxError as error:
-        yield f"is not Python: {error.msg} (line {error.lineno})"
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
-            if lines > MAX_LINES:
-                yield f"function {node.name} has {lines} lines, more than {MAX_LINES}"

@@ -8,6 +8,7 @@ Importing this package needs torch, torchvision, NumPy, pandas and safetensors, 
 import sys
 
 from paperlib.errors import ACTIVATE
+from paperlib.log import set_up
 
 try:
     from paperlib.config.load import load_profile
@@ -18,6 +19,8 @@ except ModuleNotFoundError as error:
     if sys.argv[:1] != ["-m"]:  # Python's mark for `python -m` while it imports the package
         raise
     sys.exit(f"error: {error}; {ACTIVATE}")
+
+set_up()  # progress is visible; see paperlib.log for how to silence it
 
 __version__ = "0.1.0"
 __all__ = ["Dataset", "Profile", "Study", "load_dataset", "load_profile", "load_system"]

@@ -23,7 +23,6 @@ SETTINGS: dict[str, tuple[Any, str]] = {
     "generator": ((torch.Generator, NoneType), "a torch.Generator or None"),
     "objective": (Callable, "a function of the model, images and labels"),
     "progress": (Callable, "a function of the share that is done"),
-    "say": (Callable, "a function of a text"),
     "seed": (Integral, "a whole number"),
 }
 

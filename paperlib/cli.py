@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,8 +15,9 @@ from paperlib.atomic_files import check_home, make_folder
 from paperlib.config.load import load_profile, profile_names
 from paperlib.config.plugins import one_version
 from paperlib.errors import ACTIVATE, PaperlibError
+from paperlib.log import set_up
 from paperlib.output import OutputClosed, discard_output, flush_output
-from paperlib.progress import say
+from paperlib.output import write_line as print_line
 
 if TYPE_CHECKING:
     from paperlib.data import Split
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_verb(arguments: Sequence[str] | None) -> int:
     options = _parser().parse_args(arguments)
     try:
+        set_up(logging.WARNING if options.quiet else logging.DEBUG if options.verbose else logging.INFO)
         with one_version():
             options.verb(options)
     except ModuleNotFoundError as error:
@@ -84,7 +87,7 @@ def run(options: argparse.Namespace) -> None:
     names = runs[0].graph.matching(*options.stage)
     for study in runs if options.list else ():
         for name in names:
-            say(f"{'done   ' if study.find(name) else 'missing'} {name}")
+            print_line(f"{'done   ' if study.find(name) else 'missing'} {name}")
     if options.list:
         return
     for study in runs if options.fresh else ():
@@ -94,8 +97,8 @@ def run(options: argparse.Namespace) -> None:
     def report(study: Study) -> None:
         available = [name for name in names if study.find(name)]
         for line in measured(study, available, missing[study.seed]):
-            say(line)
-        say(f"seed {study.seed}: {len(available)} of {len(names)} stages are there")
+            print_line(line)
+        print_line(f"seed {study.seed}: {len(available)} of {len(names)} stages are there")
 
     compute_runs(runs, names, report)
 
@@ -133,7 +136,7 @@ def evaluate(options: argparse.Namespace) -> None:
     row = outcome.record()
     how = f"{spec.steps} steps of {budget_text(spec.step)}, {spec.restarts} restart(s)"
     how = {"square": f"{spec.steps} queries", "autoattack": "standard version"}.get(spec.kind, how)
-    say(
+    print_line(
         f"{options.system} on {study.data.label}, {spec.kind} eps {budget_text(spec.eps)}, {how}, seed {options.seed}: "
         f"{percent(row['accuracy'], row['interval'])} ({row['correct']} of n = {row['n']})"
     )
@@ -159,18 +162,18 @@ def audit(options: argparse.Namespace) -> None:
     found = study.find(stage) if stage in study.stages and not asked else None
     if found is not None:
         report = Report.from_json(found.record["result"])
-        say(f"the record of {found.record['provenance']['created']} ({found.source}); --fresh asks again")
+        print_line(f"the record of {found.record['provenance']['created']} ({found.source}); --fresh asks again")
     else:
         model = load_system(options.system, options.profile, options.seed)
         split = _first_test_images(study, options.images or profile.stress.images, "--images")
         how = {"audit_budget": audit_budget_of(profile), "seed": options.seed, "label": options.system}
         how |= {"claimed": options.claimed, "benign": benign_of(recipe), "selected_on": study.data.validation.images}
         report = ask(model, split.images, split.labels, eps, **how)
-    say(report.table().drop(columns=["asks", "threshold"]).to_string())
-    say(report.sentence)
+    print_line(report.table().drop(columns=["asks", "threshold"]).to_string())
+    print_line(report.sentence)
     if options.json:
         write_json(Path(options.json), report.json())
-        say(f"written to {options.json}")
+        print_line(f"written to {options.json}")
 
 
 def publish(options: argparse.Namespace) -> None:
@@ -204,6 +207,10 @@ def _parser() -> argparse.ArgumentParser:
     def verb(name: str, function: object, *, seed: bool = False, seeds: bool = False) -> argparse.ArgumentParser:
         text = (function.__doc__ or "").strip()
         sub = verbs.add_parser(name, help=text, description=text)
+        sub.add_argument("-q", "--quiet", action="store_true", help="print results and warnings only")
+        sub.add_argument(
+            "-v", "--verbose", action="store_true", help="print details too, such as the key of each stage"
+        )
         sub.add_argument("--profile", default="digits", help=f"one of {', '.join(profile_names())}, or a TOML file")
         if seed:
             sub.add_argument("--seed", type=int, default=0)

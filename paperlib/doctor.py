@@ -11,59 +11,59 @@ import torch
 from paperlib.atomic_files import check_home
 from paperlib.config.schema import Profile
 from paperlib.errors import PaperlibError, StoreError
+from paperlib.output import write_line as print_line
 from paperlib.paths import data_source, home, location
 from paperlib.pipeline.provenance import commit, device_name, versions
 from paperlib.pipeline.study import Study
-from paperlib.progress import Say, say
 
 NOTEBOOK_TOOLS = ("jupyterlab", "papermill", "nbval", "seaborn", "ipywidgets", "nbconvert", "sklearn")
 ROOM_NEEDED = 2_000_000_000  # bytes: records are small, weights and the decoded data are not
 
 
-def examine(profile: Profile, say: Say = say) -> None:
-    """Print one line per finding; nothing is changed."""
+def examine(profile: Profile) -> None:
+    """Print one line for each finding; nothing is changed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    say(f"code      {commit()}; {found}")
-    say(f"device    {device_name(device)}; {os.cpu_count()} cores")
+    print_line(f"code      {commit()}; {found}")
+    print_line(f"device    {device_name(device)}; {os.cpu_count()} cores")
     if device.type == "cpu" and profile.run.bf16:
-        say(
+        print_line(
             f"          profile {profile.name} is meant for a GPU; here it would take days. Try cifar10_lite or digits."
         )
     absent = [name for name in NOTEBOOK_TOOLS if importlib.util.find_spec(name) is None]
-    say(f"notebooks {'all tools there' if not absent else 'missing: ' + ', '.join(absent) + '; run: make lab'}")
-    _disk(say)
-    _data(profile, say)
+    print_line(f"notebooks {'all tools there' if not absent else 'missing: ' + ', '.join(absent) + '; run: make lab'}")
+    _disk()
+    _data(profile)
     published = Study(profile).published  # its own, or that of the profile it builds on
     seeds = published.seeds
     study = Study(profile, profile.run.seeds[0], replay=bool(seeds))
-    say(f"published {location(published.folder)}: {f'seeds {seeds}' if seeds else 'nothing for this profile'}")
+    print_line(f"published {location(published.folder)}: {f'seeds {seeds}' if seeds else 'nothing for this profile'}")
     try:
         missing = study.missing(list(study.stages))
     except PaperlibError:
         return
     done = len(study.stages) - len(missing)
     todo = "" if not missing else f"; compute the rest: python -m paperlib run --profile {study.command_name}"
-    say(f"records   {done} of {len(study.stages)} stages there or published for seed {study.seed}{todo}")
+    print_line(f"records   {done} of {len(study.stages)} stages there or published for seed {study.seed}{todo}")
 
 
-def _disk(say: Say) -> None:
+def _disk() -> None:
     try:
         check_home(write=False)
     except StoreError as error:
-        say(f"disk      {error}")
+        print_line(f"disk      {error}")
         return
     there = next(folder for folder in (home(), *home().parents) if folder.exists())
     free = shutil.disk_usage(there).free
-    say(f"disk      {free / 1e9:.0f} GB free" + ("" if free > ROOM_NEEDED else "; make room: 2 GB are needed"))
+    print_line(f"disk      {free / 1e9:.0f} GB free" + ("" if free > ROOM_NEEDED else "; make room: 2 GB are needed"))
 
 
-def _data(profile: Profile, say: Say) -> None:
+def _data(profile: Profile) -> None:
     try:
-        data = Study(profile, replay=False, say=lambda line: None).data
+        data = Study(profile, replay=False).data
     except PaperlibError as error:
-        say(f"data      {error}")
+        print_line(f"data      {error}")
         return
     sizes = f"{len(data.train)} / {len(data.validation)} / {len(data.test)}"
     where = "scikit-learn" if profile.data.name == "digits" else location(data_source())
-    say(f"data      {data.label} from {where}: {sizes} train / validation / test, {data.fingerprint}")
+    print_line(f"data      {data.label} from {where}: {sizes} train / validation / test, {data.fingerprint}")

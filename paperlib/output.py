@@ -50,6 +50,12 @@ def writing_output() -> Iterator[None]:
         raise SystemExit(closed.code) from error
 
 
+def write_line(line: str) -> None:
+    """Print one line at once. Raises OutputClosed."""
+    with writing_output():
+        print(line, flush=True)
+
+
 def flush_output() -> None:
     """Write what is still buffered. Raises OutputClosed."""
     if sys.stdout is not None:  # None if the program was started with standard output closed

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import nn
-from toys import Linear, ToyNet, live_in, micro_table
+from toys import Linear, ToyNet, live_in, logged, micro_table
 
 from paperlib import Dataset, Profile, load_dataset, load_profile
 from paperlib.config.schema import parse_profile
@@ -65,7 +65,7 @@ def micro() -> Profile:
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     """The data of the smoke profile: 240, 50 and 80 digits."""
-    return load_dataset(load_profile("smoke"), say=lambda line: None)
+    return load_dataset(load_profile("smoke"))
 
 
 @pytest.fixture
@@ -89,3 +89,11 @@ def toy(digits: Dataset) -> ToyNet:
                 loss.backward()
                 optimiser.step()
     return model.eval()
+
+
+@pytest.fixture
+def log_lines() -> Iterator[list[str]]:
+    """The lines that the library logs during the test."""
+    lines: list[str] = []
+    with logged(lines.append):
+        yield lines

@@ -115,7 +115,7 @@ def renew() -> None:
     before = read_json(FILE) if FILE.exists() else {"machine": machine(), "stages": {}}
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"PAPERLIB_HOME": folder, "CUDA_VISIBLE_DEVICES": "", "PAPERLIB_PROGRESS": "lines"}
-        study = Study(parse_profile(micro_table()), replay=False, workers=1, say=lambda line: None)
+        study = Study(parse_profile(micro_table()), replay=False, workers=1)
         study.compute()
         found = {name: numbers_of(study.get(name), stage.version) for name, stage in study.stages.items()}
     for name, numbers in found.items():

@@ -42,9 +42,9 @@ from paperlib.evaluation.auditing.planted_faults import (
 )
 from paperlib.evaluation.auditing.report import REQUIRED
 from paperlib.evaluation.specs import autoattack_spec
+from paperlib.log import progress
 from paperlib.models import Evidence, Gate, Mixture, UniformGate
 from paperlib.pipeline.stages.audit import PLANTED
-from paperlib.progress import meter, silent
 
 EPS = Fraction(3, 20)
 TINY = AuditBudget(steps=5, restarts=1, draws=5, iterations=2, queries=5)
@@ -132,7 +132,7 @@ def audited(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> dict[str, tuple[C
         how: dict[str, Any] = {"audit_budget": PLANTED if control.expected else AuditBudget(), "label": control.name}
         with torch.random.fork_rng():
             torch.manual_seed(0)  # for the control that is random at test time
-            report = audit(images=digits.test.images, labels=digits.test.labels, **control.arguments, **how, say=silent)
+            report = audit(images=digits.test.images, labels=digits.test.labels, **control.arguments, **how)
         found[control.name] = control, report
     return found
 
@@ -237,7 +237,7 @@ def test_a_foreign_module_is_audited_and_left_as_it_was(name: str) -> None:
         y = model(x).argmax(dim=1)
     before, images, labels = copy.deepcopy(model), x.clone(), y.clone()
     state = torch.get_rng_state()
-    report = audit(model, x, y, "8/255", audit_budget=replace(TINY, steps=2), say=silent)
+    report = audit(model, x, y, "8/255", audit_budget=replace(TINY, steps=2))
     assert torch.equal(torch.get_rng_state(), state)
     assert same_state(model, before)
     assert not any(module.training for module in model.modules())
@@ -258,19 +258,19 @@ def test_gradients_of_parameters_are_left_as_they_were(name: str, audit_budget: 
     model, x = build().eval(), torch.rand(shape)
     first, *others = model.parameters()
     first.grad = torch.ones_like(first)
-    audit(model, x, model(x).argmax(dim=1), "8/255", audit_budget=audit_budget, say=silent)
+    audit(model, x, model(x).argmax(dim=1), "8/255", audit_budget=audit_budget)
     assert torch.equal(first.grad, torch.ones_like(first)) and all(p.grad is None for p in others)
 
 
 def test_other_networks_are_left_as_they_were(toy: ToyNet, hardened: ToyNet, digits: Dataset) -> None:
     other = copy.deepcopy(hardened).train()
-    audit(toy, *few(digits), EPS, transfer_from={"other": other}, audit_budget=BRIEF, say=silent)
+    audit(toy, *few(digits), EPS, transfer_from={"other": other}, audit_budget=BRIEF)
     assert all(module.training for module in other.modules())
     assert same_state(other, hardened)
 
 
 def test_eps_may_be_written_in_any_way(toy: ToyNet, digits: Dataset) -> None:
-    reports = [audit(toy, *few(digits), eps, audit_budget=BRIEF, say=silent) for eps in (0.15, "0.15", "3/20", EPS)]
+    reports = [audit(toy, *few(digits), eps, audit_budget=BRIEF) for eps in (0.15, "0.15", "3/20", EPS)]
     assert [report.eps for report in reports] == ["0.15"] * 4
     assert all(told(report) == told(reports[0]) for report in reports)
 
@@ -307,7 +307,7 @@ def test_wrong_input_is_refused_in_one_sentence(
     images, labels = few(digits)
     given = {"images": images, "labels": labels, "eps": EPS} | wrong
     with pytest.raises(InputError, match=words) as error:
-        audit(toy, **given, audit_budget=BRIEF, say=silent)
+        audit(toy, **given, audit_budget=BRIEF)
     assert "\n" not in str(error.value)
 
 
@@ -326,14 +326,12 @@ def test_an_unfit_model_is_refused_in_one_sentence(
     build: Callable[[ToyNet], Any], words: str, toy: ToyNet, digits: Dataset
 ) -> None:
     with pytest.raises(InputError, match=words) as error:
-        audit(build(toy), *few(digits), EPS, audit_budget=BRIEF, label="mine", say=silent)
+        audit(build(toy), *few(digits), EPS, audit_budget=BRIEF, label="mine")
     assert "\n" not in str(error.value)
 
 
 def test_probabilities_are_told_and_the_audit_goes_on_with_their_logarithm(toy: ToyNet, digits: Dataset) -> None:
-    plain, soft = (
-        audit(m, *few(digits, 40), EPS, audit_budget=TINY, say=silent) for m in (toy, Probabilities(toy).eval())
-    )
+    plain, soft = (audit(m, *few(digits, 40), EPS, audit_budget=TINY) for m in (toy, Probabilities(toy).eval()))
     assert "logits" in soft.failed and "logits" not in plain.failed
     assert "probabilities where attacks expect logits" in soft.sentence
     assert soft.attacks == plain.attacks and len(soft.attacks) > 5
@@ -348,7 +346,7 @@ def test_probabilities_are_told_and_the_audit_goes_on_with_their_logarithm(toy: 
 
 @pytest.fixture(scope="module")
 def report(toy: ToyNet, digits: Dataset) -> Report:
-    return audit(toy, *few(digits), EPS, audit_budget=TINY, label="toy", say=silent)
+    return audit(toy, *few(digits), EPS, audit_budget=TINY, label="toy")
 
 
 def test_a_table_has_a_row_for_each_check_in_order(report: Report) -> None:
@@ -376,7 +374,7 @@ def test_a_printed_report_ends_with_its_sentence(report: Report, audited: Audite
 
 @pytest.mark.parametrize("audit_budget", [BRIEF, TINY], ids=["left out", "cut short"])
 def test_without_autoattack_nothing_is_believed_yet(audit_budget: AuditBudget, toy: ToyNet, digits: Dataset) -> None:
-    report = audit(toy, *few(digits), EPS, audit_budget=audit_budget, say=silent)
+    report = audit(toy, *few(digits), EPS, audit_budget=audit_budget)
     assert report.failed == ()
     assert finding(report, "autoattack").verdict == NOT_RUN
     assert report.missing == ("autoattack",) and not report.believed
@@ -387,7 +385,7 @@ def test_a_known_outcome_is_used_in_place_of_an_attack(toy: ToyNet, digits: Data
     kept = torch.arange(20) < 17
     known = {name: kept for name in ("pgd-5-margin@0.15", "noise-5@0.15", "fgsm@0.15", "fgsm@16/255")}
     known["pgd-5@128/255"] = torch.ones(20, dtype=torch.bool)
-    report = audit(toy, *few(digits), EPS, audit_budget=BRIEF, outcomes=known, say=silent)
+    report = audit(toy, *few(digits), EPS, audit_budget=BRIEF, outcomes=known)
     named = ("pgd-5-margin@0.15", "noise-5@0.15", "fgsm@0.15")
     assert [report.attacks[name] for name in named] == [17, 17, 17]
     assert report.attacks["pgd-5@0.15"] < 10  # not known, so it was run
@@ -399,25 +397,27 @@ def test_a_known_outcome_is_used_in_place_of_an_attack(toy: ToyNet, digits: Data
 def test_the_worst_case_takes_in_what_is_known(toy: ToyNet, digits: Dataset) -> None:
     known = {"theirs@0.15": torch.zeros(20), "theirs@0.2": torch.zeros(20), "clean": torch.ones(20)}
     x, y = few(digits)
-    assert audit(toy, x, y, "2/255", audit_budget=BRIEF, outcomes=known, say=silent).worst in (18, 19, 20)
-    assert audit(toy, x, y, EPS, audit_budget=BRIEF, outcomes=known, say=silent).worst == 0
+    assert audit(toy, x, y, "2/255", audit_budget=BRIEF, outcomes=known).worst in (18, 19, 20)
+    assert audit(toy, x, y, EPS, audit_budget=BRIEF, outcomes=known).worst == 0
 
 
 def test_a_seed_settles_everything(hardened: ToyNet, digits: Dataset) -> None:
-    reports = [audit(hardened, *few(digits, 40), EPS, audit_budget=TINY, seed=seed, say=silent) for seed in (3, 3, 4)]
+    reports = [audit(hardened, *few(digits, 40), EPS, audit_budget=TINY, seed=seed) for seed in (3, 3, 4)]
     assert told(reports[0]) == told(reports[1])
     assert [report.seed for report in reports] == [3, 3, 4]
     noise = {finding(report, "one-step").value + finding(report, "smooth").value for report in reports}
     assert len(noise) == 2
 
 
-def test_an_audit_says_how_far_it_is(toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_audit_says_how_far_it_is(
+    toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
+) -> None:
     module = importlib.import_module(
         "paperlib.evaluation.auditing.audit"
     )  # the package shows the function of that name
-    monkeypatch.setattr(module, "meter", functools.partial(meter, every=0))
-    lines: list[str] = []
-    audit(toy, *few(digits), EPS, audit_budget=BRIEF, label="mine", say=lines.append)
+    monkeypatch.setattr(module, "progress", functools.partial(progress, every=0))
+    lines = log_lines
+    audit(toy, *few(digits), EPS, audit_budget=BRIEF, label="mine")
     assert len(lines) == 28 and all(line.startswith("audit of mine: ") for line in lines)
 
 
@@ -426,7 +426,7 @@ def test_an_audit_says_how_far_it_is(toy: ToyNet, digits: Dataset, monkeypatch: 
 
 def on(model: nn.Module, digits: Dataset, n: int = 80, **given: Any) -> AuditContext:
     """A case of digits."""
-    return AuditContext(model, digits.test.first(n), EPS, **{"audit_budget": TINY, "say": silent} | given)
+    return AuditContext(model, digits.test.first(n), EPS, **{"audit_budget": TINY} | given)
 
 
 def verdict(check: str, context: AuditContext) -> str:
@@ -582,7 +582,7 @@ def test_images_made_for_this_very_model_are_on_target(toy: ToyNet, hardened: To
     x, y = digits.test.images, digits.test.labels
     for victim, expected in ((toy, PASSES), (hardened, FAILS)):
         made = pgd(victim, x, y, eps=EPS, step_size=EPS / 4, steps=20)
-        report = audit(toy, x, y, EPS, adversarial=made, audit_budget=BRIEF, say=silent)
+        report = audit(toy, x, y, EPS, adversarial=made, audit_budget=BRIEF)
         assert finding(report, "target").verdict == expected
         assert finding(report, "budget").verdict == PASSES
 
@@ -657,7 +657,7 @@ def counted(counts: Mapping[str, int], n: int = 100, **given: Any) -> AuditConte
     model = Linear(torch.linspace(-1, 1, 10).view(10, 1))
     split = Split(torch.linspace(0, 1, n).view(n, 1, 1, 1), torch.zeros(n, dtype=torch.int64))
     known = {name: torch.arange(n) < count for name, count in counts.items()}
-    return AuditContext(model, split, EPS, **{"audit_budget": TINY, "outcomes": known, "say": silent} | given)
+    return AuditContext(model, split, EPS, **{"audit_budget": TINY, "outcomes": known} | given)
 
 
 def curve() -> dict[str, int]:
@@ -799,12 +799,12 @@ def chooser(turns_at: float) -> tuple[Mixture, Split]:
 @pytest.mark.parametrize(("turns_at", "expected"), [(0.62, FAILS), (0.9, PASSES)])
 def test_a_choice_that_hides_a_weak_expert_is_found(turns_at: float, expected: str) -> None:
     model, grey = chooser(turns_at)
-    context = AuditContext(model, grey, EPS, TINY, say=silent)
+    context = AuditContext(model, grey, EPS, TINY)
     assert context.accuracy(context.pgd) > 0.7  # the choice lets no gradient through
     assert verdict("choice", context) == expected
     assert verdict("gate", context) == expected
     model.top1 = False
-    assert verdict("choice", AuditContext(model, grey, EPS, TINY, say=silent)) == NOT_APPLICABLE
+    assert verdict("choice", AuditContext(model, grey, EPS, TINY)) == NOT_APPLICABLE
 
 
 class Sure(Mixture):
@@ -867,7 +867,7 @@ def _nan_off_the_grid(model: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("claimed", [0.9, None])
 def test_nan_in_the_ball_is_a_finding(claimed: float | None, toy: ToyNet, digits: Dataset) -> None:
-    report = audit(Through(toy, _nan_off_the_grid), *few(digits), EPS, claimed=claimed, audit_budget=TINY, say=silent)
+    report = audit(Through(toy, _nan_off_the_grid), *few(digits), EPS, claimed=claimed, audit_budget=TINY)
     assert finding(report, "finite").verdict == PASSES
     assert {"iterations", "falls", "noise"} <= set(report.failed) and not report.believed
     assert "NaN or infinity" in report.sentence
@@ -889,7 +889,7 @@ def test_a_network_of_few_classes_is_audited(
 ) -> None:
     x, y = digits.test.images, digits.test.labels
     model = Through(hardened, lambda model, x: model(x)[:, :classes])
-    report = audit(model, x[y < classes], y[y < classes], EPS, audit_budget=audit_budget, say=silent)
+    report = audit(model, x[y < classes], y[y < classes], EPS, audit_budget=audit_budget)
     assert report.worst is not None and finding(report, "autoattack").verdict == NOT_RUN
     assert finding(report, "black-box").verdict == PASSES
 
@@ -898,7 +898,7 @@ def test_a_network_of_few_classes_is_audited(
 def test_a_network_cut_off_from_its_gradients_is_a_finding(
     function: Callable[[nn.Module, Tensor], Tensor], toy: ToyNet, digits: Dataset
 ) -> None:
-    report = audit(Through(toy, function), *few(digits), EPS, audit_budget=BRIEF, say=silent)
+    report = audit(Through(toy, function), *few(digits), EPS, audit_budget=BRIEF)
     assert "gradients" in report.failed
 
 
@@ -909,7 +909,7 @@ def _strict(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_a_network_that_refuses_other_pixels_is_audited(toy: ToyNet, digits: Dataset) -> None:
-    strict, plain = (audit(m, *few(digits), EPS, audit_budget=BRIEF, say=silent) for m in (Through(toy, _strict), toy))
+    strict, plain = (audit(m, *few(digits), EPS, audit_budget=BRIEF) for m in (Through(toy, _strict), toy))
     assert strict.attacks == plain.attacks
 
 
@@ -919,7 +919,7 @@ def _in_place(model: nn.Module, x: Tensor) -> Tensor:
 
 def test_a_network_that_normalises_in_place_is_audited_on_the_images_given(toy: ToyNet, digits: Dataset) -> None:
     x, y = few(digits)
-    audit(Through(toy, _in_place), x, y, EPS, audit_budget=BRIEF, say=silent)
+    audit(Through(toy, _in_place), x, y, EPS, audit_budget=BRIEF)
     assert torch.equal(x, few(digits)[0])
 
 
@@ -930,7 +930,7 @@ def test_a_part_in_training_mode_is_left_as_it_was(
     part = _half_trained(toy)
     model = wrapped(part)
     model.training = False
-    audit(model, *few(digits), EPS, audit_budget=BRIEF, say=silent)
+    audit(model, *few(digits), EPS, audit_budget=BRIEF)
     assert part.get_submodule("body.1").training
     assert same_state(part, toy)
 
@@ -949,14 +949,14 @@ OWN_STATE: dict[str, Callable[[], nn.Module]] = {
 def test_state_that_only_training_moves_is_left_as_it_was(build: Callable[[], nn.Module], digits: Dataset) -> None:
     model = build().eval()
     before = copy.deepcopy(model.state_dict())
-    report = audit(model, *few(digits), EPS, audit_budget=BRIEF, say=silent)
+    report = audit(model, *few(digits), EPS, audit_budget=BRIEF)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert "alone" not in report.failed
 
 
 def test_noise_of_a_network_leaves_the_global_generator_alone(toy: ToyNet, digits: Dataset) -> None:
     state = torch.get_rng_state()
-    audit(Random(toy, 0.04).eval(), *few(digits), EPS, audit_budget=BRIEF, say=silent)
+    audit(Random(toy, 0.04).eval(), *few(digits), EPS, audit_budget=BRIEF)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -964,7 +964,7 @@ def test_no_more_images_are_asked_at_once_than_the_batch_size(toy: ToyNet, digit
     asked: list[int] = []
     model = copy.deepcopy(toy)
     model.register_forward_hook(lambda module, args, output: asked.append(len(args[0])))
-    audit(model, *few(digits), EPS, batch_size=16, audit_budget=BRIEF, say=silent)
+    audit(model, *few(digits), EPS, batch_size=16, audit_budget=BRIEF)
     assert max(asked) <= 16
 
 
@@ -983,11 +983,11 @@ def test_wrong_input_is_refused_before_any_attack(wrong: dict[str, Any], toy: To
     asked: list[int] = []
     model.experts.register_forward_hook(lambda module, args, output: asked.append(len(args[0])))
     with pytest.raises(InputError):
-        audit(model, *few(digits), EPS, **wrong, audit_budget=BRIEF, say=silent)
+        audit(model, *few(digits), EPS, **wrong, audit_budget=BRIEF)
     assert len(asked) < 6
 
 
 def test_a_known_autoattack_is_not_run_again(hardened: ToyNet, digits: Dataset) -> None:
     known = {"autoattack-2-5@0.15": torch.zeros(20, dtype=torch.bool)}
-    report = audit(hardened, *few(digits), EPS, audit_budget=TINY, outcomes=known, say=silent)
+    report = audit(hardened, *few(digits), EPS, audit_budget=TINY, outcomes=known)
     assert report.attacks["autoattack-2-5@0.15"] == 0

@@ -24,7 +24,6 @@ from paperlib.evaluation import Report, fgsm_spec
 from paperlib.paths import published_dir, store_dir
 from paperlib.pipeline.publish import publish
 from paperlib.pipeline.stages import stages
-from paperlib.progress import silent
 from paperlib.report.measured import measured
 from paperlib.series.site import write_site
 
@@ -135,7 +134,7 @@ def test_a_system_is_trained_and_evaluated_from_the_command_line(profile: str, c
     found = re.search(r"plain on digits, fgsm eps 4/255, 1 steps of 4/255.*seed 1: .*\((\d+) of n = 30\)", line)
     assert found, line
     micro = load_profile(profile)
-    study = Study(micro, 1, say=silent, workers=1)
+    study = Study(micro, 1, workers=1)
     outcome = study.outcome("plain", fgsm_spec(Fraction(4, 255)))
     assert int(found[1]) == outcome.record["result"]["correct"]
     assert main(["evaluate", "plain", "--profile", profile, "--seed", "1", "--attack", "clean", "--images", "7"]) == 0
@@ -264,19 +263,19 @@ def test_output_that_closes_ends_a_command_quietly(home: Path, closed: str, argu
 THREAD = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from paperlib import __main__
-from paperlib.progress import say
+from paperlib import cli
+from paperlib.log import logger
 
 def in_a_thread(options):  # as the lines of worker processes arrive
-    threading.Thread(target=say, args=("a line",), daemon=True).start()
+    threading.Thread(target=logger.info, args=("a line",), daemon=True).start()
     threading.Event().wait()
 
 def in_a_pool(options):  # as notebooks run
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(say, ["a line"] * 4))
+        list(pool.map(logger.info, ["a line"] * 4))
 
-__main__.run = {verb}
-sys.exit(__main__.main(["run"]))
+cli.run = {verb}
+sys.exit(cli.main(["run"]))
 """
 
 

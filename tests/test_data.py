@@ -16,6 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from picture_files import Files, picture, write
+from toys import logged
 
 from paperlib.config.load import load_profile
 from paperlib.config.schema import Profile
@@ -23,7 +24,6 @@ from paperlib.data import CIFAR10_CLASSES, Dataset, Split, augment, load_dataset
 from paperlib.data import dataset as module
 from paperlib.data.idx_files import read_idx
 from paperlib.errors import DataError, InputError
-from paperlib.progress import silent
 
 SPLITS = ("train", "validation", "test")
 
@@ -44,11 +44,11 @@ def tiny(name: str = "cifar10", **data: Any) -> Profile:
     return profile(**{"name": name, "train": 0, "validation": 10, "test": 0, **data})
 
 
-def load_from(path: Path, monkeypatch: pytest.MonkeyPatch, wanted: Profile | None = None, say: Any = silent) -> Dataset:
+def load_from(path: Path, monkeypatch: pytest.MonkeyPatch, wanted: Profile | None = None) -> Dataset:
     """Load anew from ``path``, past the copy kept in memory."""
     monkeypatch.setenv("PAPERLIB_DATA", str(path))
     module._loaded.clear()
-    return load_dataset(wanted or tiny(), say=say)
+    return load_dataset(wanted or tiny())
 
 
 # Digits ---------------------------------------------------------------------------------------------------------------
@@ -260,24 +260,28 @@ def test_decoded_images_are_cached_by_content(name: str, tmp_path: Path, monkeyp
     for bad in (b"", b"nonsense", good[:-100], bytes(flipped)):
         cache[0].write_bytes(bad)
         lines: list[str] = []
-        again = load_from(moved, monkeypatch, say=lines.append)
+        with logged(lines.append):
+            again = load_from(moved, monkeypatch)
         assert again.fingerprint == first.fingerprint and again.label == "cifar10-jpeg"
         assert "damaged" in lines[0] and list(cache[0].parent.iterdir()) == cache
         lines.clear()
-        assert load_from(moved, monkeypatch, say=lines.append).fingerprint == first.fingerprint and not lines
+        with logged(lines.append):
+            assert load_from(moved, monkeypatch).fingerprint == first.fingerprint and not lines
 
 
 def test_another_image_in_the_same_place_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "a.zip", pictures())
     first = load_from(source, monkeypatch)
     write(source, pictures() | {"test/cat/0000.png": picture(7)})
-    assert load_dataset(tiny(), say=silent).fingerprint != first.fingerprint  # also past the copy in memory
+    assert load_dataset(tiny()).fingerprint != first.fingerprint  # also past the copy in memory
 
 
-def test_a_cache_that_cannot_be_written_is_only_mentioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_only_mentioned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
+) -> None:
     (tmp_path / "home").write_text("a file where a folder should be")
-    lines: list[str] = []
-    assert len(load_from(write(tmp_path / "a.zip", pictures()), monkeypatch, say=lines.append).test) == 20
+    lines = log_lines
+    assert len(load_from(write(tmp_path / "a.zip", pictures()), monkeypatch).test) == 20
     assert "could not be cached" in lines[-1]
 
 
@@ -335,7 +339,7 @@ def test_what_is_not_cifar10_is_refused(
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn", "mnist", "fashion-mnist"])
 def test_a_download_without_network_is_one_clear_error(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
     def unreachable(*args: Any, **kwargs: Any) -> None:
         raise OSError("network is unreachable")
@@ -343,9 +347,9 @@ def test_a_download_without_network_is_one_clear_error(
     monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", unreachable)
     monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", unreachable)
     monkeypatch.setattr("paperlib.paths.data_source", lambda: tmp_path / "raw")
-    lines: list[str] = []
+    lines = log_lines
     with pytest.raises(DataError, match=f"{name}: could not be downloaded: network is unreachable. PAPERLIB_DATA may"):
-        load_dataset(tiny(name), say=lines.append)
+        load_dataset(tiny(name))
     assert lines == [f"{name}: downloading into raw"]
 
 
@@ -586,7 +590,7 @@ def test_a_changed_original_file_is_noticed_in_the_same_process(
     changed = sorted(path for path in made.iterdir() if "meta" not in path.name)[-1]
     changed.write_bytes(changed.read_bytes()[:-1])
     with pytest.raises(DataError, match="damaged"):
-        load_dataset(wanted, say=silent)
+        load_dataset(wanted)
 
 
 # Augmentation ---------------------------------------------------------------------------------------------------------

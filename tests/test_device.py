@@ -43,7 +43,6 @@ from paperlib.evaluation import (
     worst_case,
 )
 from paperlib.models import Gate, Mixture
-from paperlib.progress import silent
 from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.systems.build import DataFacts, architecture_of, build_network
 from paperlib.systems.registry import recipes
@@ -238,7 +237,7 @@ def test_every_attack_on_a_mixture_is_the_same_on_every_device(
             model, x, benign=0
         )
         specs = {objective: pgd_spec(EPS, 1, STEP, objective=objective) for objective in objectives}
-        run: dict[str, Any] = {"seed": 4, "aims": objectives, "batch_size": 6, "say": silent}
+        run: dict[str, Any] = {"seed": 4, "aims": objectives, "batch_size": 6}
         return {objective: evaluate(alone(model), Split(x, y), spec, **run) for objective, spec in specs.items()}
 
     found = same_on(device, model, digits.test.first(10), all_aims)
@@ -260,7 +259,7 @@ def test_an_evaluation_is_the_same_on_every_device(
     spec: AttackSpec, toy: ToyNet, digits: Dataset, device: torch.device
 ) -> None:
     def run(model: nn.Module, x: Tensor, y: Tensor) -> Any:
-        return evaluate(alone(model), Split(x, y), spec, seed=4, batch_size=11, say=silent)
+        return evaluate(alone(model), Split(x, y), spec, seed=4, batch_size=11)
 
     found = same_on(device, toy, digits.test.first(30), run)
     assert 0 < int(found.correct.sum()) < 30 and found.correct.device.type == "cpu"
@@ -270,7 +269,7 @@ def test_an_evaluation_through_a_folded_copy_counts_the_same_images(
     toy: ToyNet, digits: Dataset, device: torch.device
 ) -> None:
     def run(model: nn.Module, x: Tensor, y: Tensor) -> Any:
-        return worst_case(model, Split(x, y), SPECS[:4], seed=4, batch_size=11, say=silent).correct
+        return worst_case(model, Split(x, y), SPECS[:4], seed=4, batch_size=11).correct
 
     same_on(device, toy, digits.test.first(30), run)
 
@@ -296,7 +295,7 @@ def test_an_audit_is_the_same_on_every_device(
     def run(model: nn.Module, x: Tensor, y: Tensor) -> Any:
         more: dict[str, Any] = {"selected_on": digits.validation.images.to(x.device), "audit_budget": effort}
         more |= {"benign": 0} if kind == "mixture" else {"transfer_from": {"twin": copy.deepcopy(model)}}
-        return audit(model, x, y, "0.15", **more, batch_size=15, seed=3, say=silent)
+        return audit(model, x, y, "0.15", **more, batch_size=15, seed=3)
 
     same_on(device, toy if kind == "network" else mixture(toy), digits.test.first(20), run)
 
@@ -331,7 +330,6 @@ def test_a_recipe_trains_the_same_network_on_every_device(
             validation=Validation(0.1, 0.025, 1, recipe.select),
             seed=5,
             label=system,
-            say=silent,
         )
         found.append(
             (model.state_dict(), [(epoch.clean, epoch.fgsm, epoch.pgd, epoch.loss) for epoch in history.epochs])

@@ -37,7 +37,7 @@ from paperlib.evaluation import (
     wilson,
     worst_case,
 )
-from paperlib.progress import meter, silent
+from paperlib.log import progress
 
 EPS, STEP = Fraction("0.1"), Fraction("0.025")
 
@@ -186,19 +186,19 @@ THRESHOLD = Linear(torch.tensor([[1.0], [-1.0]]), torch.tensor([-0.5, 0.5]))  # 
 
 def test_accuracy_of_a_known_model_under_each_attack() -> None:
     split = on_a_line(0.45, 0.52, 0.58, 0.63, 0.7)
-    clean = evaluate(THRESHOLD, split, CLEAN, seed=0, say=silent)
+    clean = evaluate(THRESHOLD, split, CLEAN, seed=0)
     assert clean.correct.tolist() == [False, True, True, True, True]
     assert clean.first_success.tolist() == [0, NEVER, NEVER, NEVER, NEVER]
-    one = evaluate(THRESHOLD, split, fgsm_spec(EPS), seed=0, say=silent)
+    one = evaluate(THRESHOLD, split, fgsm_spec(EPS), seed=0)
     assert one.correct.tolist() == [False, False, False, True, True]
     assert one.first_success.tolist() == [0, 1, 1, NEVER, NEVER]
     slow = AttackSpec("pgd", EPS, STEP, 4)
-    many = evaluate(THRESHOLD, split, slow, seed=0, say=silent)
+    many = evaluate(THRESHOLD, split, slow, seed=0)
     assert many.first_success.tolist() == [0, 1, 4, NEVER, NEVER]
 
 
 def test_a_record_says_what_was_counted() -> None:
-    outcome = evaluate(THRESHOLD, on_a_line(0.45, 0.52, 0.58, 0.63, 0.7), fgsm_spec(EPS), seed=0, say=silent)
+    outcome = evaluate(THRESHOLD, on_a_line(0.45, 0.52, 0.58, 0.63, 0.7), fgsm_spec(EPS), seed=0)
     record = outcome.record()
     assert (record["n"], record["correct"], record["accuracy"]) == (5, 2, 0.4)
     assert record["interval"] == list(wilson(2, 5))
@@ -212,7 +212,7 @@ def test_outcomes_do_not_depend_on_the_batch_size(toy: ToyNet, digits: Dataset) 
     model = copy.deepcopy(toy).double()
     split = Split(digits.test.images.double(), digits.test.labels)
     for spec in (CLEAN, fgsm_spec(EPS), AttackSpec("pgd", EPS, STEP, 4)):
-        whole, parts = (evaluate(model, split, spec, seed=0, batch_size=size, say=silent) for size in (80, 7))
+        whole, parts = (evaluate(model, split, spec, seed=0, batch_size=size) for size in (80, 7))
         assert torch.equal(whole.correct, parts.correct)
         assert torch.equal(whole.first_success, parts.first_success)
         assert whole.passes == parts.passes
@@ -220,13 +220,13 @@ def test_outcomes_do_not_depend_on_the_batch_size(toy: ToyNet, digits: Dataset) 
 
 def test_one_seed_gives_one_outcome_and_another_another(toy: ToyNet, digits: Dataset) -> None:
     spec = pgd_spec(EPS, 3, STEP)
-    first, again, other = (evaluate(toy, digits.test, spec, seed=seed, say=silent) for seed in (1, 1, 2))
+    first, again, other = (evaluate(toy, digits.test, spec, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.first_success, again.first_success)
     assert not torch.equal(first.first_success, other.first_success)
 
 
 def test_an_evaluation_is_the_attack_it_names(toy: ToyNet, digits: Dataset) -> None:
-    outcome = evaluate(toy, digits.test, pgd_spec(EPS, 3, STEP, restarts=2), seed=4, say=silent)
+    outcome = evaluate(toy, digits.test, pgd_spec(EPS, 3, STEP, restarts=2), seed=4)
     done = attack(
         fold(toy, digits.test.images),
         digits.test.images,
@@ -244,7 +244,7 @@ def test_an_evaluation_is_the_attack_it_names(toy: ToyNet, digits: Dataset) -> N
 
 def test_accuracy_by_step_falls_and_ends_at_the_accuracy(toy: ToyNet, digits: Dataset) -> None:
     spec = pgd_spec(EPS, 8, STEP)
-    outcome = evaluate(toy, digits.test, spec, seed=0, say=silent)
+    outcome = evaluate(toy, digits.test, spec, seed=0)
     counts = accuracy_by_step(outcome.first_success, list(range(9)))
     assert counts == sorted(counts, reverse=True)
     assert counts[0] > counts[-1]
@@ -253,7 +253,7 @@ def test_accuracy_by_step_falls_and_ends_at_the_accuracy(toy: ToyNet, digits: Da
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_fewer_steps_are_the_beginning_of_more(toy: ToyNet, digits: Dataset, steps: int) -> None:
-    long, short = (evaluate(toy, digits.test, pgd_spec(EPS, k, STEP), seed=0, say=silent) for k in (8, steps))
+    long, short = (evaluate(toy, digits.test, pgd_spec(EPS, k, STEP), seed=0) for k in (8, steps))
     assert accuracy_by_step(long.first_success, [steps]) == [int(short.correct.sum())]
 
 
@@ -266,8 +266,8 @@ def test_a_model_is_evaluated_in_evaluation_mode_and_left_as_it_was(toy: ToyNet,
     model = copy.deepcopy(toy).train()
     before = copy.deepcopy(model.state_dict())
     for spec in (CLEAN, fgsm_spec(EPS)):
-        expected = evaluate(toy, digits.test, spec, seed=0, say=silent)
-        assert torch.equal(evaluate(model, digits.test, spec, seed=0, say=silent).correct, expected.correct)
+        expected = evaluate(toy, digits.test, spec, seed=0)
+        assert torch.equal(evaluate(model, digits.test, spec, seed=0).correct, expected.correct)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -292,24 +292,24 @@ def test_a_record_carries_the_batch_size_that_memory_allowed(
 ) -> None:
     model = toy if folding else copy.deepcopy(toy).double()
     split = digits.test if folding else Split(digits.test.images.double(), digits.test.labels)
-    plenty = evaluate(Cramped(model, 80), split, spec, seed=0, batch_size=50, say=silent)
+    plenty = evaluate(Cramped(model, 80), split, spec, seed=0, batch_size=50)
     assert plenty.record()["batch_size"] == plenty.batch_size == 50
     cramped = fold(Cramped(model, 13), split.images)
     assert (cramped.network is not cramped.model) is folding
-    scarce = evaluate(cramped, split, spec, seed=0, batch_size=50, say=silent)
+    scarce = evaluate(cramped, split, spec, seed=0, batch_size=50)
     assert scarce.record()["batch_size"] == 12  # 50, 25, 12
     assert int((scarce.correct != plenty.correct).sum()) <= (1 if folding else 0)
     # What one evaluation has found out about memory is known to the next.
-    assert evaluate(cramped, split, CLEAN, seed=0, batch_size=50, say=silent).batch_size == 12
-    assert evaluate(cramped, split, CLEAN, seed=0, batch_size=5, say=silent).batch_size == 5
+    assert evaluate(cramped, split, CLEAN, seed=0, batch_size=50).batch_size == 12
+    assert evaluate(cramped, split, CLEAN, seed=0, batch_size=5).batch_size == 5
 
 
 def test_an_evaluation_says_which_attack_it_is_at_and_how_far(
-    toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+    toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
-    monkeypatch.setattr("paperlib.evaluation.robustness.meter", functools.partial(meter, every=0))
-    lines: list[str] = []
-    evaluate(toy, digits.test, pgd_spec(EPS, 8, STEP), seed=0, batch_size=20, label="toy", say=lines.append)
+    monkeypatch.setattr("paperlib.evaluation.robustness.progress", functools.partial(progress, every=0))
+    lines = log_lines
+    evaluate(toy, digits.test, pgd_spec(EPS, 8, STEP), seed=0, batch_size=20, label="toy")
     assert len(lines) > 5
     assert all(line.startswith("toy under pgd-8@0.1: ") and " %, about " in line for line in lines)
     shares = [int(line.split(": ")[1].split(" %")[0]) for line in lines]
@@ -335,10 +335,10 @@ def test_the_worst_case_is_what_withstands_each_attack(
 ) -> None:
     model = copy.deepcopy(toy).double()
     split = Split(digits.test.images.double(), digits.test.labels)
-    single = [evaluate(model, split, spec, seed=0, say=silent) for spec in specs]
+    single = [evaluate(model, split, spec, seed=0) for spec in specs]
     asked: list[int] = []
     model.register_forward_hook(lambda module, args, output: asked.append(len(args[0])))
-    found = worst_case(model, split, specs, seed=0, batch_size=batch_size, say=silent)
+    found = worst_case(model, split, specs, seed=0, batch_size=batch_size)
     correct = torch.stack([outcome.correct for outcome in single])
     assert torch.equal(found.correct, correct.all(dim=0))
     assert 0 < int(found.correct.sum()) < 80
@@ -358,12 +358,12 @@ def test_the_worst_case_is_what_withstands_each_attack(
 def test_the_worst_case_asks_nothing_more_once_nothing_stands() -> None:
     split = on_a_line(0.1, 0.52, 0.58)
     impossible = AttackSpec("pgd", EPS, STEP, steps=0)  # raises if it is tried
-    found = worst_case(THRESHOLD, split, [CLEAN, fgsm_spec(EPS), impossible], seed=0, say=silent)
+    found = worst_case(THRESHOLD, split, [CLEAN, fgsm_spec(EPS), impossible], seed=0)
     assert found.correct.tolist() == [False] * 3
     assert found.first_success.tolist() == [0, 1, 1]
     assert found.passes == pytest.approx((3 + 2 + 2 + 2) / 3)  # all clean, two by FGSM: clean, step 0, step 1
     with pytest.raises(InputError, match="steps"):
-        worst_case(THRESHOLD, on_a_line(0.9), [CLEAN, impossible], seed=0, say=silent)
+        worst_case(THRESHOLD, on_a_line(0.9), [CLEAN, impossible], seed=0)
 
 
 def test_the_worst_case_runs_on_one_folded_copy(toy: ToyNet, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,10 +374,10 @@ def test_the_worst_case_runs_on_one_folded_copy(toy: ToyNet, digits: Dataset, mo
         return made[-1]
 
     monkeypatch.setattr("paperlib.evaluation.robustness.fold", folding)
-    found = worst_case(Cramped(toy, 13), digits.test, SEVERAL, seed=0, batch_size=50, say=silent)
+    found = worst_case(Cramped(toy, 13), digits.test, SEVERAL, seed=0, batch_size=50)
     assert [folded.reason for folded in made] == [""]
     assert found.record()["batch_size"] == made[0].max_batch == 12
-    again = worst_case(fold(toy, digits.test.images), digits.test, SEVERAL, seed=0, say=silent)
+    again = worst_case(fold(toy, digits.test.images), digits.test, SEVERAL, seed=0)
     assert len(made) == 1
     assert int((again.correct != found.correct).sum()) <= 1
 
@@ -395,7 +395,7 @@ class Nan(nn.Module):
 @pytest.mark.parametrize("spec", [CLEAN, fgsm_spec(EPS), pgd_spec(EPS, 2, STEP)], ids=lambda spec: spec.name)
 def test_a_broken_model_has_no_accuracy(spec: AttackSpec, digits: Dataset) -> None:
     with pytest.raises(NotFiniteError):
-        evaluate(Nan(), digits.test, spec, seed=0, say=silent)
+        evaluate(Nan(), digits.test, spec, seed=0)
 
 
 @pytest.mark.parametrize("spec", [CLEAN, fgsm_spec(EPS)], ids=lambda spec: spec.name)
@@ -411,7 +411,7 @@ def test_a_broken_model_has_no_accuracy(spec: AttackSpec, digits: Dataset) -> No
 )
 def test_bad_images_and_labels_are_refused(spec: AttackSpec, images: Tensor, labels: Tensor, word: str) -> None:
     with pytest.raises(InputError, match=word):
-        evaluate(THRESHOLD, Split(images, labels), spec, seed=0, say=silent)
+        evaluate(THRESHOLD, Split(images, labels), spec, seed=0)
 
 
 # -- comparison over training runs -----------------------------------------------------------------------------------

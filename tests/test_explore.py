@@ -31,7 +31,6 @@ from paperlib.explore import (
 from paperlib.explore.scene import FGSM, IMAGES, NONE, PGD, Source, budgets_of
 from paperlib.explore.views import nine, picture, sentence
 from paperlib.models import Gate, Mixture, resnet18
-from paperlib.progress import silent
 
 BUDGETS = (Fraction(0), Fraction(1, 20), Fraction(1, 10))
 TENTH = BUDGETS[2]
@@ -169,7 +168,7 @@ def test_budgets_hold_zero_and_the_headline(name: str) -> None:
 
 
 def test_a_study_is_explored_live_with_published_weights_alone() -> None:
-    study = Study("digits", local=False, say=silent)
+    study = Study("digits", local=False)
     found = source_of(study)
     assert isinstance(found, Live) and "live" in found.note and len(found.labels) == IMAGES
     assert found.scene(Question(0, PGD, Fraction(3, 20), 5)).path.shape == (6, 9)
@@ -182,7 +181,7 @@ def test_without_weights_the_gallery_is_shown_and_says_why(monkeypatch: pytest.M
         raise MissingError("dwf: no weights here")
 
     monkeypatch.setattr(Study, "load", gone)
-    found = source_of(Study("digits", local=False, say=silent))
+    found = source_of(Study("digits", local=False))
     assert isinstance(found, Recorded) and found.note == "recorded, no live attack: dwf: no weights here"
     assert found.labels == list(range(10)) and found.scene(Question(3, PGD, Fraction(3, 20), found.steps[0])).label == 3
 

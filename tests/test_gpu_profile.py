@@ -14,7 +14,6 @@ from paperlib import Study
 from paperlib.cli import main
 from paperlib.config.load import load_profile
 from paperlib.data import CIFAR10_CLASSES
-from paperlib.progress import silent
 from paperlib.report import claims, outcomes, tables
 from paperlib.systems.registry import recipes
 
@@ -46,7 +45,7 @@ def test_a_dry_run_leaves_records_that_notebooks_replay(
     assert main(["publish", "--profile", str(path)]) == 0
     assert "published" in capsys.readouterr().out
     monkeypatch.delenv("PAPERLIB_DATA")  # a reader has the records, neither data nor weights
-    study = Study(str(path), local=False, say=silent)
+    study = Study(str(path), local=False)
     assert study.fingerprint.startswith("cifar10-png:")
     rows = tables.main_table(study, outcomes.everyone(study))
     listed = [r.system for r in recipes(load_profile(name)).values() if r.family not in ("expert", "member")]

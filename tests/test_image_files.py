@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from picture_files import Files, encoded, picture, png, write, write_zip
 from PIL import Image
+from toys import logged
 
 from paperlib.config.load import load_profile as load
 from paperlib.config.schema import Profile, parse_profile
@@ -205,7 +206,8 @@ def profile(**data: Any) -> Profile:
 
 def load_from(path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str] | None = None, **data: Any) -> Dataset:
     monkeypatch.setenv("PAPERLIB_DATA", str(path))
-    return load_dataset(profile(**data), say=[].append if lines is None else lines.append)
+    with logged([].append if lines is None else lines.append):
+        return load_dataset(profile(**data))
 
 
 def without(files: Files, part: str) -> Files:
@@ -582,7 +584,7 @@ def test_a_misspelt_path_is_named_as_it_was_given(
     (tmp_path / "file.txt").write_text("")
     monkeypatch.setenv("PAPERLIB_DATA", given)
     with pytest.raises(Exception, match=f"^PAPERLIB_DATA={given}: ") as caught:
-        load_dataset(profile(name=name), say=[].append)
+        load_dataset(profile(name=name))
     assert "batches" not in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -603,7 +605,7 @@ def test_an_archive_is_not_taken_for_torchvisions_files(
 
 def test_images_must_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="images: set PAPERLIB_DATA to the folder or archive"):
-        load_dataset(profile(), say=[].append)
+        load_dataset(profile())
 
 
 @pytest.mark.parametrize("given", ["no/such/folder", "~no-such-user/images"])

@@ -30,7 +30,6 @@ from paperlib.evaluation.robustness import evaluate, worst_case
 from paperlib.evaluation.specs import CLEAN, AttackSpec, autoattack_spec, noise_spec, pgd_spec, square_spec
 from paperlib.models import Evidence, Mixture, UniformGate
 from paperlib.models.adapters import Adapted
-from paperlib.progress import silent
 
 EPS, CLASSES = "16/256", 10
 TINY = AuditBudget(steps=2, restarts=1, draws=2, iterations=1, queries=2, autoattack=False)
@@ -93,7 +92,7 @@ def _attack(model: Any, x: Any, y: Any, **how: Any) -> Result:
 
 
 def _evaluate(model: Any, x: Any, y: Any, **how: Any) -> Result:
-    found = evaluate(model, Split(x, y), **({"spec": pgd_spec(EPS, 3, "4/256"), "seed": 3, "say": silent} | how))
+    found = evaluate(model, Split(x, y), **({"spec": pgd_spec(EPS, 3, "4/256"), "seed": 3} | how))
     return {"correct": found.correct, "first": found.first_success}
 
 
@@ -108,7 +107,7 @@ def _random_noise(model: Any, x: Any, y: Any, **how: Any) -> Result:
 
 
 def _audit(model: Any, x: Any, y: Any, **how: Any) -> Result:
-    report = audit(model, x, y, EPS, **({"audit_budget": WITH_AUTOATTACK, "say": silent} | how))
+    report = audit(model, x, y, EPS, **({"audit_budget": WITH_AUTOATTACK} | how))
     return {"attacks": report.attacks, "worst": report.worst, "fired": report.fired}
 
 
@@ -449,8 +448,8 @@ def test_a_model_without_a_gradient_is_refused_by_gradient_attacks_and_found_out
 @pytest.mark.parametrize("spec", [CLEAN, noise_spec(EPS, 2), square_spec(EPS, 3)], ids=lambda spec: spec.kind)
 def test_what_asks_for_no_gradient_takes_a_model_without(spec: Any) -> None:
     model = Through(NET, WITHOUT_GRADIENT["of detached pixels"])
-    found = evaluate(model, Split(X, Y), spec, seed=3, say=silent)
-    assert torch.equal(found.correct, evaluate(NET, Split(X, Y), spec, seed=3, say=silent).correct)
+    found = evaluate(model, Split(X, Y), spec, seed=3)
+    assert torch.equal(found.correct, evaluate(NET, Split(X, Y), spec, seed=3).correct)
 
 
 def test_a_folded_model_without_a_gradient_is_refused_too() -> None:
@@ -528,7 +527,7 @@ def test_images_and_weights_of_float64_are_attacked_in_float64() -> None:
 
 def test_the_worst_case_takes_models_of_float64_to_autoattack() -> None:
     specs = [CLEAN, pgd_spec("1/256", 1, "1/256"), autoattack_spec(EPS, 2, 4)]
-    found = worst_case(_double(), Split(X.double(), Y), specs, seed=0, say=silent)
+    found = worst_case(_double(), Split(X.double(), Y), specs, seed=0)
     assert found.correct.shape == (4,)
 
 
@@ -555,7 +554,6 @@ OF_ANOTHER_TYPE: dict[str, tuple[Callable[[], object], str]] = {
     "kind of a spec": (lambda: _evaluate(NET, X, Y, spec=AttackSpec("cw")), "spec: unknown kind 'cw'; known: clean, "),
     "seed of evaluate": (lambda: _evaluate(NET, X, Y, seed=None), "seed: .* got a NoneType"),
     "aims of evaluate": (lambda: _evaluate(NET, X, Y, objectives="dlr"), "aims: .* got a str"),
-    "say of evaluate": (lambda: _evaluate(NET, X, Y, say=None), "say: .* got a NoneType"),
     "specs of the worst case": (lambda: worst_case(NET, Split(X, Y), CLEAN, seed=0), "specs: .* got a AttackSpec"),  # type: ignore[arg-type]
     "a spec of the worst case": (
         lambda: worst_case(NET, Split(X, Y), [CLEAN, "pgd"], seed=0),  # type: ignore[list-item]
@@ -565,7 +563,6 @@ OF_ANOTHER_TYPE: dict[str, tuple[Callable[[], object], str]] = {
     "effort of audit": (lambda: _audit(NET, X, Y, audit_budget=3), "audit_budget: .* got a int"),
     "benign of audit": (lambda: _audit(NET, X, Y, benign="expert-0"), "benign: .* got a str"),
     "known of audit": (lambda: _audit(NET, X, Y, outcomes=[Y]), "outcomes: .* got a list"),
-    "say of audit": (lambda: _audit(NET, X, Y, say=None), "say: .* got a NoneType"),
 }
 
 
@@ -592,7 +589,7 @@ def test_settings_whose_meaning_is_clear_are_taken(tmp_path: Path) -> None:
     ids=repr,
 )
 def test_a_claim_may_be_any_one_number(claimed: Any) -> None:
-    found, expected = (audit(NET, X, Y, EPS, claimed=c, audit_budget=TINY, say=silent) for c in (claimed, 0.25))
+    found, expected = (audit(NET, X, Y, EPS, claimed=c, audit_budget=TINY) for c in (claimed, 0.25))
     assert type(found.claimed) is float
     assert found.json() | {"seconds": 0} == expected.json() | {"seconds": 0}
 
@@ -600,7 +597,7 @@ def test_a_claim_may_be_any_one_number(claimed: Any) -> None:
 @pytest.mark.parametrize("claimed", ["0.25", True, 63, -0.1, torch.nan, torch.tensor([0.1, 0.2]), torch.tensor(63), []])
 def test_another_claim_is_refused(claimed: Any) -> None:
     with pytest.raises(InputError, match=r"claimed=.*fraction from 0 to 1"):
-        audit(NET, X, Y, EPS, claimed=claimed, audit_budget=TINY, say=silent)
+        audit(NET, X, Y, EPS, claimed=claimed, audit_budget=TINY)
 
 
 OTHER = seeded(Net, seed=6)
@@ -617,8 +614,8 @@ OTHER = seeded(Net, seed=6)
     ids=["itself", "another mapping", "edits its input", "float64"],
 )
 def test_examples_are_crafted_on_any_other_model(surrogate: Any) -> None:
-    expected = audit(NET, X, Y, EPS, transfer_from={"other": OTHER}, audit_budget=TINY, say=silent)
-    found = audit(NET, X, Y, EPS, transfer_from=surrogate, audit_budget=TINY, say=silent)
+    expected = audit(NET, X, Y, EPS, transfer_from={"other": OTHER}, audit_budget=TINY)
+    found = audit(NET, X, Y, EPS, transfer_from=surrogate, audit_budget=TINY)
     assert list(found.attacks.values()) == list(expected.attacks.values())
     assert len([name for name in found.attacks if "transfer" in name]) == 1
 
@@ -638,7 +635,7 @@ def test_examples_are_crafted_on_any_other_model(surrogate: Any) -> None:
 )
 def test_no_examples_can_be_crafted_on_something_else(surrogate: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        audit(NET, X, Y, EPS, transfer_from=surrogate, audit_budget=TINY, say=silent)
+        audit(NET, X, Y, EPS, transfer_from=surrogate, audit_budget=TINY)
 
 
 @pytest.mark.parametrize("classes", [5, 11])
@@ -657,7 +654,7 @@ def test_a_surrogate_is_a_module() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_adversarial_images_may_be_of_another_dtype(dtype: torch.dtype) -> None:
     crafted = attack(NET, X, Y, **(WALK | {"eps": 0.07}), generator=rng()).images.to(dtype)  # not a multiple of 1/256
-    found = audit(NET, X, Y, 0.07, adversarial=crafted, audit_budget=TINY, say=silent)
+    found = audit(NET, X, Y, 0.07, adversarial=crafted, audit_budget=TINY)
     with torch.no_grad():
         right = NET(crafted.float()).argmax(dim=1) == Y
     assert "budget" not in found.fired
@@ -666,7 +663,7 @@ def test_adversarial_images_may_be_of_another_dtype(dtype: torch.dtype) -> None:
 
 def test_what_rounding_to_half_precision_does_not_explain_is_found() -> None:
     far = (X + 0.08).clamp(0, 1).half()
-    report = audit(NET, X, Y, 0.07, adversarial=far, audit_budget=TINY, say=silent)
+    report = audit(NET, X, Y, 0.07, adversarial=far, audit_budget=TINY)
     assert "budget" in report.fired
 
 
@@ -674,7 +671,7 @@ def test_what_rounding_to_half_precision_does_not_explain_is_found() -> None:
 @pytest.mark.parametrize("given", [X.byte(), X.numpy(), X[:, 0], [X]], ids=["bytes", "array", "an axis less", "list"])
 def test_other_images_given_to_an_audit_are_refused(name: str, given: Any) -> None:
     with pytest.raises(InputError, match=f"^{name}: expected"):
-        audit(NET, X, Y, EPS, **{name: given}, audit_budget=TINY, say=silent)
+        audit(NET, X, Y, EPS, **{name: given}, audit_budget=TINY)
 
 
 # -- what it costs, and copies -----------------------------------------------------------------------------------------
@@ -788,7 +785,7 @@ def test_every_objective_is_of_the_images_as_they_were(
     for name in objectives:
         spec = pgd_spec(EPS, 3, "4/256", objective=name)
         found, expected = (
-            evaluate(network, Split(images, labels), spec, seed=3, objectives=objectives, say=silent)
+            evaluate(network, Split(images, labels), spec, seed=3, objectives=objectives)
             for network, images in ((model, x), (plain, X))
         )
         assert torch.equal(found.first_success, expected.first_success), name
@@ -810,6 +807,6 @@ def test_a_mixture_that_is_given_copies_is_still_a_mixture() -> None:
     labels = adapted(x).argmax(dim=1)
     assert torch.equal(adapted.evidence(x).logits, adapted(x)) and torch.equal(x, X)
     assert same_state(copy.deepcopy(adapted), adapted)
-    report = audit(model, x, labels, EPS, audit_budget=TINY, say=silent)
+    report = audit(model, x, labels, EPS, audit_budget=TINY)
     assert any("expert-1" in name for name in report.attacks)
     assert torch.equal(x, X)

@@ -24,7 +24,6 @@ from paperlib.config.schema import parse_profile
 from paperlib.pipeline.keys import as_json
 from paperlib.pipeline.stage import Stage
 from paperlib.pipeline.stages import evaluation, stages, train
-from paperlib.progress import silent
 from paperlib.systems.recipe import Network, Recipe
 from paperlib.systems.registry import recipes
 
@@ -182,7 +181,7 @@ def test_a_leaf_that_a_configuration_should_not_hold_is_found(monkeypatch: pytes
 @pytest.mark.parametrize("leaf", DATA)
 def test_other_images_change_every_key(leaf: str, home: Path) -> None:
     before, after = (
-        Study(parse_profile(table), workers=1, say=silent)
+        Study(parse_profile(table), workers=1)
         for table in (micro_table(), changed(micro_table(), leaf, HOLDS[leaf][0]))
     )
     assert all(before.key(before.stages[name]) != after.key(after.stages[name]) for name in before.stages)
@@ -190,8 +189,7 @@ def test_other_images_change_every_key(leaf: str, home: Path) -> None:
 
 def test_what_an_input_depends_on_reaches_the_stages_that_need_it(home: Path) -> None:
     before, after = (
-        Study(parse_profile(table), workers=1, say=silent)
-        for table in (micro_table(), changed(micro_table(), "phase1.lr", 0.01))
+        Study(parse_profile(table), workers=1) for table in (micro_table(), changed(micro_table(), "phase1.lr", 0.01))
     )
     same = {name for name in before.stages if before.key(before.stages[name]) == after.key(after.stages[name])}
     assert same == {"data"}  # everything else rests on a network of phase 1
@@ -199,7 +197,7 @@ def test_what_an_input_depends_on_reaches_the_stages_that_need_it(home: Path) ->
 
 def test_mixing_retrains_the_mixtures_that_mix_by_the_profile_and_nothing_else(home: Path) -> None:
     before, after = (
-        Study(parse_profile(table), workers=1, say=silent)
+        Study(parse_profile(table), workers=1)
         for table in (micro_table(), changed(micro_table(), "model.mixing", "logits"))
     )
     names = [name for name in before.stages if name.startswith("train:")]

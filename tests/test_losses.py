@@ -23,7 +23,6 @@ from paperlib.errors import NotFiniteError
 from paperlib.evaluation import CLEAN, evaluate
 from paperlib.models import ADVMoE
 from paperlib.models.soe import Confidence
-from paperlib.progress import silent
 from paperlib.training.adversaries import RandomPGD
 from paperlib.training.history import History
 from paperlib.training.losses import CrossEntropyLoss, RouterLoss, SoELoss, TradesLoss, TrainingLoss, mean_kl_divergence
@@ -349,7 +348,6 @@ def taught_to_route(model: ADVMoE, digits: Dataset, batch_size: int, *, safe: bo
         validation=Validation(eps=0.1, step_size=0.05, steps=1, select="pgd"),
         seed=0,
         label="mine",
-        say=silent,
     )
 
 
@@ -373,7 +371,7 @@ def test_a_router_taught_by_the_safe_loss_stays_finite(digits: Dataset, batch_si
     assert math.isfinite(history.epochs[0].loss)
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
     assert not torch.equal(model.router.head.weight, before.head.weight)
-    evaluate(model, digits.test, CLEAN, seed=0, say=silent)
+    evaluate(model, digits.test, CLEAN, seed=0)
 
 
 def test_a_router_of_nan_answers_as_if_nothing_were_wrong_and_gets_no_accuracy(digits: Dataset) -> None:
@@ -388,4 +386,4 @@ def test_a_router_of_nan_answers_as_if_nothing_were_wrong_and_gets_no_accuracy(d
         assert torch.equal(answers, model.along(x, torch.zeros(len(x), dtype=torch.int64)))
     for asked_model in (model, Folded(model, model)):
         with pytest.raises(NotFiniteError, match=r"mine: router\.stem\.0\.weight holds NaN"):
-            evaluate(asked_model, digits.test, CLEAN, seed=0, label="mine", say=silent)
+            evaluate(asked_model, digits.test, CLEAN, seed=0, label="mine")

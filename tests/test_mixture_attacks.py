@@ -507,7 +507,7 @@ def under(
     """PGD on one aim from the clean image, or from where its first stage ends; 20 steps cross the ball."""
     spec = replace(pgd_spec("0.2", 20, "0.02", objective=objective), random_start=False)
     objectives = mixture_objectives(model, split.images, benign=1) if objectives is None else objectives
-    return evaluate(same(model), split, spec, seed=0, objectives={**OBJECTIVES, **objectives}, say=silent, **more)
+    return evaluate(same(model), split, spec, seed=0, objectives={**OBJECTIVES, **objectives}, **more)
 
 
 @pytest.mark.parametrize(("top1", "sharpness"), [(True, 1.0), (False, 1e4)], ids=["picks", "saturated"])
@@ -563,7 +563,7 @@ def test_the_second_stage_begins_where_the_first_ends() -> None:
 
     objective = AttackObjective(watched("second", cross_entropy), warm_start=watched("first", toward(1)))
     spec = pgd_spec("0.02", 5, "0.005", objective="staged")
-    found = evaluate(same(model), Split(x, y), spec, seed=3, objectives={"staged": objective}, say=silent)
+    found = evaluate(same(model), Split(x, y), spec, seed=3, objectives={"staged": objective})
     assert [len(z) for z in seen["first"]] == [30] * 5
     how: dict[str, Any] = {"eps": 0.02, "step_size": 0.005, "steps": 5}
     end = pgd(same(model), x, y, **how, generator=rng(3), objective=toward(1))
@@ -581,7 +581,7 @@ def test_an_evaluation_holds_each_images_own_gate(batch_size: int) -> None:
     y = right(model, x)
     objectives = mixture_objectives(model, x)
     spec = pgd_spec("0.02", 5, "0.005", objective="gate held")
-    found = evaluate(same(model), Split(x, y), spec, seed=3, objectives=objectives, batch_size=batch_size, say=silent)
+    found = evaluate(same(model), Split(x, y), spec, seed=3, objectives=objectives, batch_size=batch_size)
     held = objectives["gate held"].targets
     assert held is not None
     how: dict[str, Any] = {"eps": 0.02, "step_size": 0.005, "steps": 5, "batch_size": batch_size, "generator": rng(3)}
@@ -595,9 +595,9 @@ def test_an_unknown_aim_is_an_input_error_that_lists_those_there_are() -> None:
     model, x, y = scene("probabilities")
     spec = pgd_spec("0.1", 2, "0.05", objective="gate to benign")
     with pytest.raises(InputError, match=r"'gate to benign'.*it has experts, experts margin, .*joint 1 margin"):
-        evaluate(same(model), Split(x, y), spec, seed=0, objectives=mixture_objectives(model, x), say=silent)
+        evaluate(same(model), Split(x, y), spec, seed=0, objectives=mixture_objectives(model, x))
     with pytest.raises(InputError, match="it has cross-entropy, margin, dlr"):
-        evaluate(same(model), Split(x, y), spec, seed=0, say=silent)
+        evaluate(same(model), Split(x, y), spec, seed=0)
     with pytest.raises(InputError, match=r"'cross-entropy'.*experts"):
         evaluate(
             same(model),
@@ -663,9 +663,7 @@ def test_attacks_through_a_copy_end_like_attacks_on_the_network(kind: str, objec
     spec = replace(pgd_spec("0.04", 3, "0.02", objective=objective), random_start=False)
     folded = fold(model, x)
     assert folded.network is not model
-    copied, itself = (
-        evaluate(given, split, spec, seed=0, objectives=objectives, say=silent) for given in (folded, same(model))
-    )
+    copied, itself = (evaluate(given, split, spec, seed=0, objectives=objectives) for given in (folded, same(model)))
     assert not itself.correct.all()
     assert int((copied.correct != itself.correct).sum()) <= 1  # rounding, at the border of a class
 
@@ -836,7 +834,6 @@ def test_a_transfer_succeeds_where_the_model_is_fooled_and_not_the_surrogate() -
         spec,
         seed=0,
         objectives={"transfer": AttackObjective(transfer_objective(other))},
-        say=silent,
     )
     assert found.first_success.tolist() == first.tolist()
     assert 0 < int(found.correct.sum()) < 40
@@ -1062,7 +1059,7 @@ def test_noise_tells_how_far_it_is(toy: ToyNet, digits: Dataset) -> None:
 
 def test_an_evaluation_under_noise_is_the_noise(toy: ToyNet, digits: Dataset) -> None:
     spec = noise_spec("0.3", 6)
-    found = evaluate(same(toy), digits.test, spec, seed=3, say=silent)
+    found = evaluate(same(toy), digits.test, spec, seed=3)
     done = noisy(toy, digits)
     assert spec.name == "noise-6@0.3"
     assert torch.equal(found.correct, ~done.fooled)

@@ -31,7 +31,6 @@ from paperlib.evaluation import (
 )
 from paperlib.evaluation.auditing.context import Case
 from paperlib.models import Evidence, Gate, Mixture
-from paperlib.progress import silent
 
 TEXTS: dict[str, Exception] = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -176,7 +175,7 @@ def test_autoattack_in_small_memory_is_autoattack_of_smaller_batches(
 ) -> None:
     split = digits.test.first(20)
     small = Small(toy, 5, error)
-    found = evaluate(alone(small), split, spec, seed=0, batch_size=20, say=silent)
+    found = evaluate(alone(small), split, spec, seed=0, batch_size=20)
     # 20, 10, 5: asked of five at once from the beginning, where all images are still right
     assert small.largest == 5
     assert found.record()["batch_size"] == 5
@@ -222,7 +221,7 @@ def test_an_evaluation_in_small_memory_has_the_outcome_of_a_large_one(
 ) -> None:
     split = Split(digits.test.images[:20].double(), digits.test.labels[:20])
     model = copy.deepcopy(toy).double()
-    how: dict[str, Any] = {"seed": 0, "batch_size": 20, "say": silent, "aims": OBJECTIVES}
+    how: dict[str, Any] = {"seed": 0, "batch_size": 20, "aims": OBJECTIVES}
     large, small = (evaluate(alone(m), split, spec, **how) for m in (model, build(model, 6)))
     assert torch.equal(small.correct, large.correct) and torch.equal(small.first_success, large.first_success)
     asks_back = spec.kind == "pgd"
@@ -231,7 +230,7 @@ def test_an_evaluation_in_small_memory_has_the_outcome_of_a_large_one(
 
 def test_noise_tells_the_batch_size_of_the_copy_that_tried(toy: ToyNet, digits: Dataset) -> None:
     folded = Folded(toy, Small(toy, 6))
-    evaluate(folded, digits.test.first(20), noise_spec(EPS, 2), seed=0, batch_size=20, say=silent)
+    evaluate(folded, digits.test.first(20), noise_spec(EPS, 2), seed=0, batch_size=20)
     assert folded.max_batch is not None and folded.max_batch <= 6
 
 
@@ -256,7 +255,7 @@ def test_an_audit_in_small_memory_comes_to_the_same_end(
     small.load_state_dict({f"model.{name}": value for name, value in large.state_dict().items()})
     x, y = digits.test.images[:40].clone(), digits.test.labels[:40].clone()
     reports = [
-        audit(model.eval(), x, y, "0.15", audit_budget=replace(TINY, autoattack=False), batch_size=40, say=silent)
+        audit(model.eval(), x, y, "0.15", audit_budget=replace(TINY, autoattack=False), batch_size=40)
         for model in (large, small)
     ]
     verdicts = [{f.name: f.verdict for f in report.findings} for report in reports]
@@ -267,7 +266,7 @@ def test_an_audit_in_small_memory_comes_to_the_same_end(
 
 def test_an_audit_with_autoattack_runs_in_small_memory(toy: ToyNet, digits: Dataset) -> None:
     x, y = digits.test.images[:20].clone(), digits.test.labels[:20].clone()
-    report = audit(Small(toy, 7).eval(), x, y, "0.15", audit_budget=TINY, batch_size=20, say=silent)
+    report = audit(Small(toy, 7).eval(), x, y, "0.15", audit_budget=TINY, batch_size=20)
     assert "autoattack-2-5@0.15" in report.attacks
 
 
@@ -275,7 +274,7 @@ def test_the_losses_of_an_audit_are_those_of_the_whole_batch(toy: ToyNet, digits
     split = Split(digits.test.images.double(), digits.test.labels)
     model = copy.deepcopy(toy).double()
     among = torch.arange(80) < 50
-    cases = [Case(m, split, pgd_spec(EPS, 1, STEP).eps, TINY, say=silent) for m in (model, SmallComingBack(model, 20))]
+    cases = [Case(m, split, pgd_spec(EPS, 1, STEP).eps, TINY) for m in (model, SmallComingBack(model, 20))]
     large, small = (case.losses(among) for case in cases)
     assert len(large) == TINY.steps and large[-1] > large[0]
     assert small == pytest.approx(large)
@@ -291,7 +290,7 @@ def test_where_not_one_image_fits_the_error_is_passed_on(toy: ToyNet, digits: Da
         lambda: misclassified(model, x, y),
         lambda: random_noise(model, x, y, eps=EPS, draws=2),
         lambda: autoattack(model, x, y, eps=EPS, attacks=("square",), queries=2),
-        lambda: evaluate(model, Split(x, y), CLEAN, seed=0, say=silent),
+        lambda: evaluate(model, Split(x, y), CLEAN, seed=0),
     ):
         with pytest.raises(RuntimeError, match="CUBLAS_STATUS_ALLOC_FAILED"):
             call()

@@ -14,7 +14,6 @@ from paperlib import Study
 from paperlib.attacks.autoattack import CLASSES
 from paperlib.cli import main
 from paperlib.evaluation.auditing import planted_faults as controls
-from paperlib.progress import silent
 from paperlib.report import outcomes, tables
 
 PROFILE = """base = "micro.toml"
@@ -63,7 +62,7 @@ def test_few_classes_run_and_are_audited(
     assert main(["run", "--profile", path, "--stage", *stages]) == 0
     assert main(["audit", "--profile", path, "plain"]) == 0
     assert "too-good" in capsys.readouterr().out
-    study = Study(path, say=silent)
+    study = Study(path)
     assert study.fingerprint.startswith("images:") and study.record("evaluate:plain:clean")["n"] == 30
     record = study.record("autoattack:plain")
     verdicts = {finding.name: finding.verdict for finding in tables.audit_of(study, "plain").findings}
@@ -93,7 +92,7 @@ def test_results_are_shared_by_equal_data_alone(desk: Path, monkeypatch: pytest.
 
     def key(profile: str, folder: Path) -> tuple[Path, str]:
         monkeypatch.setenv("PAPERLIB_DATA", str(folder))
-        study = Study(str(desk / profile), replay=False, say=silent)
+        study = Study(str(desk / profile), replay=False)
         return study.store.root, study.key(study.stage("train:plain"))
 
     first, other = shapes(desk / "first", 3), shapes(desk / "other", 3)

@@ -14,7 +14,6 @@ from paperlib.acceleration.precision import tensor_float32
 from paperlib.attacks import attack, autoattack, misclassified, pgd, random_noise
 from paperlib.data import Split
 from paperlib.evaluation import CLEAN, AuditBudget, audit, evaluate, fgsm_spec, worst_case
-from paperlib.progress import silent
 
 BACKENDS: Any = torch.backends
 GPU = (BACKENDS.cuda.matmul, BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn)
@@ -91,9 +90,9 @@ COUNTING: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
     "misclassified": lambda model, x, y: misclassified(model, x, y),
     "random_noise": lambda model, x, y: random_noise(model, x, y, eps=0.1, draws=2),
     "autoattack": lambda model, x, y: autoattack(model, x, y, eps=0.1, iterations=2, queries=3),
-    "evaluate": lambda model, x, y: evaluate(model, Split(x, y), fgsm_spec("0.1"), seed=0, say=silent),
-    "worst_case": lambda model, x, y: worst_case(model, Split(x, y), [CLEAN, fgsm_spec("0.1")], seed=0, say=silent),
-    "audit": lambda model, x, y: audit(model, x, y, "0.1", audit_budget=TINY, say=silent),
+    "evaluate": lambda model, x, y: evaluate(model, Split(x, y), fgsm_spec("0.1"), seed=0),
+    "worst_case": lambda model, x, y: worst_case(model, Split(x, y), [CLEAN, fgsm_spec("0.1")], seed=0),
+    "audit": lambda model, x, y: audit(model, x, y, "0.1", audit_budget=TINY),
 }
 
 

@@ -18,7 +18,6 @@ from paperlib import Study, paths
 from paperlib.atomic_files import checksum, read_json, read_tensors, write_json, write_tensors
 from paperlib.errors import StoreError
 from paperlib.pipeline.publish import publish
-from paperlib.progress import silent
 from paperlib.report import benchmarks, outcomes, tables
 from paperlib.series.catalogue import discover
 from paperlib.series.network_loads import network_loads
@@ -71,7 +70,7 @@ def test_published_records_with_altered_numbers_reach_nothing(
     with monkeypatch.context() as patched:
         patched.setenv("PAPERLIB_HOME", str(home))
         patched.setenv("PAPERLIB_PUBLISHED", str(tmp_path / "run" / "published"))
-        publish("smoke", say=silent)
+        publish("smoke")
     turn_round(tmp_path / "run" / "published" / "smoke")
     figures = tmp_path / "run" / "figures" / "smoke"
     before = {path.name: path.read_bytes() for path in figures.iterdir()}
@@ -112,7 +111,7 @@ def test_every_seed_is_computed_and_handed_to_the_notebooks(home: Path, monkeypa
     monkeypatch.setattr(Study, "compute", lambda run, names=None, **how: computed.append(run.seed))
     monkeypatch.setattr("paperlib.series.reproduce.run_series", lambda profile, **how: handed.append(how))
     monkeypatch.setattr("paperlib.series.reproduce.write_site", lambda profile, **how: home / "index.html")
-    reproduce("smoke", seeds=[2, 0, 1], say=silent)
+    reproduce("smoke", seeds=[2, 0, 1])
     assert computed == [2, 0, 1]
     assert (handed[0]["seed"], list(handed[0]["seeds"])) == (2, [2, 0, 1])
     assert not handed[0].get("replay", False)
@@ -172,7 +171,7 @@ def test_replay_and_computation_give_the_same_table(
 
 @pytest.mark.parametrize("given", ["{folder}/home", "home", "~/home"])
 def test_it_ends_by_naming_where_everything_really_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, log_lines: list[str]
 ) -> None:
     given = given.format(folder=tmp_path)
     monkeypatch.chdir(tmp_path if given == "home" else paths.ROOT)
@@ -180,11 +179,9 @@ def test_it_ends_by_naming_where_everything_really_is(
     monkeypatch.setenv("PAPERLIB_HOME", given)
     monkeypatch.setattr(Study, "compute", lambda study, names=None: None)
     monkeypatch.setattr("paperlib.series.reproduce.run_series", lambda *args, **kw: [])
-    monkeypatch.setattr(
-        "paperlib.series.reproduce.write_site", lambda name, say: paths.build_dir(name) / "html/index.html"
-    )
-    said: list[str] = []
-    page = reproduce("smoke", say=said.append)
+    monkeypatch.setattr("paperlib.series.reproduce.write_site", lambda name: paths.build_dir(name) / "html/index.html")
+    said = log_lines
+    page = reproduce("smoke")
     assert page == tmp_path / "home/build/smoke/html/index.html"
     for place in ("figures/smoke/", "build/smoke/notebooks/", "build/smoke/html/index.html"):
         assert sum(f" {given}/{place} " in f"{line} " for line in said) == 1, (place, said)

@@ -10,7 +10,7 @@ import nbformat
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from toys import micro_table, toml_text
+from toys import logged, micro_table, toml_text
 
 from paperlib import paths
 from paperlib.errors import MissingError, SeriesError
@@ -101,7 +101,8 @@ class Ran:
         self.executed.mkdir(parents=True)
         (self.executed / "01_raises.ipynb").write_text("of an earlier run")
         with pytest.raises(SeriesError) as caught:
-            runner.run_series("tiny", seed=7, say=self.said.append)
+            with logged(self.said.append):
+                runner.run_series("tiny", seed=7)
         self.message = str(caught.value)
 
 
@@ -146,7 +147,7 @@ def test_what_failed_leaves_no_result_no_process_and_no_litter(ran: Ran) -> None
     assert not [p for p in orphans if p.info["cwd"] == str(ran.folder / "notebooks")]
 
 
-def test_reading_copy_needs_no_network(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_copy_needs_no_network(ran: Ran, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]) -> None:
     from paperlib.series.network_loads import network_loads
     from paperlib.series.site import write_site
 
@@ -155,8 +156,8 @@ def test_reading_copy_needs_no_network(ran: Ran, monkeypatch: pytest.MonkeyPatch
     import base64
 
     (ran.folder / "notebooks" / "dot.png").write_bytes(base64.b64decode(PIXEL))
-    said: list[str] = []
-    index = write_site("tiny", say=said.append)
+    said = log_lines
+    index = write_site("tiny")
     assert sorted(path.name for path in index.parent.iterdir()) == ["00_good.html", "index.html"]
     contents, page = index.read_text(), (index.parent / "00_good.html").read_text()
     assert network_loads(contents) == network_loads(page) == []
@@ -200,13 +201,14 @@ def test_a_notebook_over_the_limit_is_ended_with_its_kernel(here: Path, monkeypa
     clock = time.monotonic
     monkeypatch.setattr(process_module.time, "monotonic", lambda: clock() + ahead[0])
 
-    def say(line: str) -> None:
+    def watch(line: str) -> None:
         if "asleep" in line:
             assert kernels(here / "notebooks")
             ahead[0] = 1e4  # the limit is over at this moment, however slow the machine was to get here
 
     with pytest.raises(SeriesError, match="cell 2 `import os, time`: TimeLimit: stopped after 1000 s"):
-        runner.run_series("tiny", timeout=1000, say=say)
+        with logged(watch):
+            runner.run_series("tiny", timeout=1000)
     assert not kernels(here / "notebooks")
     partial = paths.build_dir("tiny") / "notebooks" / "00_hangs.partial.ipynb"
     assert notebook_format.read(partial).cells[1].execution_count == 1
@@ -264,7 +266,7 @@ def test_bad_needs_are_refused(here: Path, needs: object) -> None:
         catalogue.discover(here / "notebooks")
 
 
-def test_a_notebook_whose_systems_a_profile_leaves_out_is_not_run(here: Path) -> None:
+def test_a_notebook_whose_systems_a_profile_leaves_out_is_not_run(here: Path, log_lines: list[str]) -> None:
     table = micro_table()
     table["study"] = {"systems": [*COMPARED, "soe"]}
     profile = here / "few.toml"
@@ -274,8 +276,8 @@ def test_a_notebook_whose_systems_a_profile_leaves_out_is_not_run(here: Path) ->
         nb = nbformat.read(path, as_version=4)
         nb.metadata["paperlib"]["needs"] = needs
         nbformat.write(nb, path)
-    told: list[str] = []
-    outcomes = runner.run_series("few.toml", say=told.append)
+    told = log_lines
+    outcomes = runner.run_series("few.toml")
     assert [outcome.notebook.name for outcome in outcomes] == ["01_there", "03_any"]
     assert told[0] == f"02_gone: not run, profile {profile} leaves out advmoe"
     assert outcomes[0].executed == paths.build_dir("few") / "notebooks" / "01_there.ipynb"
@@ -312,12 +314,12 @@ def test_an_unknown_selector_lists_the_names(here: Path) -> None:
         ("profile =", "only assign literals"),
     ],
 )
-def test_parameters_are_checked_first(here: Path, parameters: str, message: str) -> None:
+def test_parameters_are_checked_first(here: Path, parameters: str, message: str, log_lines: list[str]) -> None:
     write(here / "notebooks", "00_a")
     write(here / "notebooks", "01_b", parameters=parameters)
-    said: list[str] = []
+    said = log_lines
     with pytest.raises(SeriesError, match=message):
-        runner.run_series("tiny", say=said.append)
+        runner.run_series("tiny")
     assert said == []
 
 
@@ -333,7 +335,7 @@ def test_refresh_rewrites_the_committed_notebook(here: Path) -> None:
     ):
         refresh_module.refresh("tiny")
     assert (path.read_text(), other.read_text()) == before
-    assert refresh_module.refresh("tiny", only=["00"], say=lambda line: None) == [path]
+    assert refresh_module.refresh("tiny", only=["00"]) == [path]
     assert (here / "results/figures/tiny/dot.csv").read_text() == "0 True"
     assert hygiene.check_hygiene(path) == []
     nb = notebook_format.read(path)

@@ -20,7 +20,7 @@ import micro_numbers
 import pytest
 import torch
 from filelock import FileLock, Timeout
-from toys import changed, die, fail, fail_plain, fields_of, live_in, micro_table, recorded, same_state
+from toys import changed, die, fail, fail_plain, fields_of, live_in, logged, micro_table, recorded, same_state
 
 from paperlib import Profile, Study, load_profile, load_system
 from paperlib.atomic_files import read_json
@@ -34,7 +34,6 @@ from paperlib.pipeline.compute import compute_stage
 from paperlib.pipeline.publish import publish
 from paperlib.pipeline.stage import Stage
 from paperlib.pipeline.stages import BEST, stages
-from paperlib.progress import silent
 from paperlib.systems.experts import EXPERTS
 from paperlib.systems.registry import COMPARED
 
@@ -42,7 +41,7 @@ EXPERT_STAGES = [f"train:{name}" for name in EXPERTS]
 
 
 def study(profile: Profile, **settings: Any) -> Study:
-    return Study(profile, **({"workers": 1, "say": silent} | settings))
+    return Study(profile, **({"workers": 1} | settings))
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +59,7 @@ def computed(micro: Profile, reads: dict[str, set[str]], tmp_path_factory: pytes
         here = study(micro)
         here.stages = {name: watched(stage, reads.setdefault(name, set())) for name, stage in here.stages.items()}
         here.compute()
-        publish(micro, say=silent)
+        publish(micro)
     return folder
 
 
@@ -95,13 +94,13 @@ def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- finding and computing -------------------------------------------------------------------------------------------
 
 
-def test_a_result_is_computed_with_its_inputs_and_only_once(micro: Profile, home: Path) -> None:
-    lines: list[str] = []
-    first = study(micro, say=lines.append).get("evaluate:plain:clean")
+def test_a_result_is_computed_with_its_inputs_and_only_once(micro: Profile, home: Path, log_lines: list[str]) -> None:
+    lines = log_lines
+    first = study(micro).get("evaluate:plain:clean")
     assert [line for line in lines if line.startswith("[")] == ["[1/2] train:plain", "[2/2] evaluate:plain:clean"]
     assert first.source == "computed"
     lines.clear()
-    again = study(micro, say=lines.append).get("evaluate:plain:clean")
+    again = study(micro).get("evaluate:plain:clean")
     assert lines == []
     assert again.record == first.record
     assert {name: value.tolist() for name, value in again.arrays.items()} == {
@@ -157,11 +156,11 @@ def test_a_seed_changes_every_key(home: Path, micro: Profile) -> None:
 
 
 def test_two_workers_compute_what_one_computes(
-    micro: Profile, home: Path, computed: Path, monkeypatch: pytest.MonkeyPatch
+    micro: Profile, home: Path, computed: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
-    lines: list[str] = []
+    lines = log_lines
     wanted = ["evaluate:plain:fgsm@0.1", "evaluate:pgd-at:pgd-2@0.1"]
-    here = study(micro, workers=2, replay=False, say=lines.append)
+    here = study(micro, workers=2, replay=False)
     here.compute(wanted)
     assert "computing 4 stages of micro, seed 0, in 2 process(es)" in lines
     assert any("epoch" in line for line in lines)  # what the workers say is heard
@@ -225,16 +224,17 @@ def test_workers_do_not_outlive_the_process_that_started_them(home: Path) -> Non
 
 
 def test_an_interrupted_training_goes_on_where_it_was(
-    micro: Profile, home: Path, computed: Path, monkeypatch: pytest.MonkeyPatch
+    micro: Profile, home: Path, computed: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
     def stop(line: str) -> None:
         if "epoch   1/" in line:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        study(micro, say=stop).compute(["train:plain"])
-    lines: list[str] = []
-    here = study(micro, say=lines.append)
+        with logged(stop):
+            study(micro).compute(["train:plain"])
+    lines = log_lines
+    here = study(micro)
     assert here.checkpoint("train:plain").exists()
     found = here.get("train:plain")
     assert "plain: going on after epoch 1 of 2" in lines
@@ -292,15 +292,15 @@ def test_what_this_machine_computed_comes_before_what_was_published(micro: Profi
 
 
 def test_replay_gives_the_published_results_without_data_weights_or_computing(
-    micro: Profile, replayed: Path, computed: Path, no_data: None, monkeypatch: pytest.MonkeyPatch
+    micro: Profile, replayed: Path, computed: Path, no_data: None, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
-    lines: list[str] = []
-    here = study(micro, say=lines.append)
+    lines = log_lines
+    here = study(micro)
     found = {name: here.get(name) for name in here.stages}
     assert lines == []
     assert not store_dir().exists()
     monkeypatch.setenv("PAPERLIB_HOME", str(computed / "home"))
-    source = Study(micro, replay=True, say=silent)
+    source = Study(micro, replay=True)
     for name, artefact in found.items():
         original = source.get(name)
         assert (artefact.source, original.source) == ("published", "computed")
@@ -380,14 +380,14 @@ def test_publishing_needs_every_stage(micro: Profile, full: Path) -> None:
     before = read_json(published_dir("micro") / "index.json")
     study(micro, replay=False).forget(["trace:dwf"])
     with pytest.raises(MissingError, match=r"trace:dwf.*python -m paperlib run --profile micro --seeds 0"):
-        publish(micro, say=silent)
+        publish(micro)
     assert read_json(published_dir("micro") / "index.json") == before
 
 
 def test_publishing_twice_gives_the_same_files(micro: Profile, full: Path) -> None:
     folder = published_dir("micro")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    publish(micro, say=silent)
+    publish(micro)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir() if not path.name.startswith(".")] == ["micro"]
 
@@ -524,9 +524,11 @@ def test_a_number_of_workers_that_is_none_is_refused(
 # -- attacks outside the series --------------------------------------------------------------------------------------
 
 
-def test_an_attack_of_the_series_is_found_and_not_computed_again(micro: Profile, full: Path) -> None:
-    lines: list[str] = []
-    here = study(micro, say=lines.append)
+def test_an_attack_of_the_series_is_found_and_not_computed_again(
+    micro: Profile, full: Path, log_lines: list[str]
+) -> None:
+    lines = log_lines
+    here = study(micro)
     found = here.outcome("dwf", headline(micro.evaluation))
     assert found.key == here.key(here.stage("evaluate:dwf:pgd-2@0.1"))
     assert lines == []
@@ -748,11 +750,11 @@ def test_a_configuration_holds_nothing_that_its_computation_does_not_read(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stage_that_fails_ends_only_those_that_need_it(
-    micro: Profile, home: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+    micro: Profile, home: Path, workers: int, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
     monkeypatch.setattr("paperlib.pipeline.compute._work", fail_plain)
-    lines: list[str] = []
-    here = study(micro, workers=workers, replay=False, say=lines.append)
+    lines = log_lines
+    here = study(micro, workers=workers, replay=False)
     if workers == 1:
         compute = compute_stage
 
@@ -817,10 +819,10 @@ def test_without_local_results_weights_of_this_machine_are_not_loaded(micro: Pro
 
 @pytest.mark.parametrize("source", ["computed", "published"])
 def test_records_of_other_code_are_named(
-    micro: Profile, full: Path, source: str, monkeypatch: pytest.MonkeyPatch
+    micro: Profile, full: Path, source: str, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
-    lines: list[str] = []
-    here = study(micro, local=source == "computed", say=lines.append)
+    lines = log_lines
+    here = study(micro, local=source == "computed")
     here.prepare("data", "train:plain")
     assert lines == [f"2 records of profile micro, seed 0: 2 {source}"]
     monkeypatch.setattr("paperlib.pipeline.study.source_digest", lambda: "other")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from toys import Linear, ToyNet, same_state
+from toys import Linear, ToyNet, logged, same_state
 
 from paperlib import Dataset, Profile, load_profile
 from paperlib.acceleration import Folded
@@ -28,7 +28,6 @@ from paperlib.errors import InputError, MissingError, NotFiniteError, ProfileErr
 from paperlib.models import ADVMoE, Gate, Mixture, ResNet, SoE, UniformGate, parameters, resnet18
 from paperlib.models.modes import eval_mode
 from paperlib.pipeline.stages import stages
-from paperlib.progress import silent
 from paperlib.systems import registry as recipes_module
 from paperlib.systems.build import DataFacts, architecture_of, build_network, load_experts
 from paperlib.systems.experts import EXPERT_KINDS, EXPERTS
@@ -69,7 +68,6 @@ def run(model: nn.Module, data: Dataset, **changes: Any) -> History:
         "turns": [UpdateStep(PHASE2)],
         "validation": VALIDATION,
         "seed": 5,
-        "say": silent,
     }
     return train(model, data, **(settings | changes))
 
@@ -339,13 +337,13 @@ def test_the_kept_weights_are_those_of_the_last_best_epoch(
     scripted = iter([(0.3, 0.9, 0.2, False), (0.8, 0.9, 0.4, False), (0.5, 0.9, 0.4, False), (0.7, 0.9, 0.1, True)])
     monkeypatch.setattr("paperlib.training.validation.validate", lambda *args, **kw: next(scripted))
     model, seen = net(), []
-    history = run(
-        model,
-        digits,
-        config=dataclasses.replace(CONFIG, epochs=4),
-        validation=dataclasses.replace(VALIDATION, select=select),
-        say=lambda line: seen.append(copy.deepcopy(model)),
-    )
+    with logged(lambda line: seen.append(copy.deepcopy(model))):
+        history = run(
+            model,
+            digits,
+            config=dataclasses.replace(CONFIG, epochs=4),
+            validation=dataclasses.replace(VALIDATION, select=select),
+        )
     assert history.best == expected
     assert [same_state(model, then) for then in seen] == [epoch == expected for epoch in range(4)]
 
@@ -654,11 +652,11 @@ class Interrupted(Exception):
 
 
 def stop_after(epoch: int) -> Callable[[str], None]:
-    def say(line: str) -> None:
+    def watch(line: str) -> None:
         if f"epoch {epoch:>3}/" in line:
             raise Interrupted
 
-    return say
+    return watch
 
 
 def test_interrupted_after_every_epoch_it_ends_bit_for_bit_the_same(digits: Dataset, tmp_path: Path) -> None:
@@ -666,10 +664,12 @@ def test_interrupted_after_every_epoch_it_ends_bit_for_bit_the_same(digits: Data
     expected = run(straight, digits)
     checkpoint = tmp_path / "state.safetensors"
     for epoch, model in ((1, net()), (2, net(seed=7)), (3, net(seed=8))):  # the file alone says where to go on
-        with pytest.raises(Interrupted):
-            run(model, digits, checkpoint=checkpoint, say=stop_after(epoch))
-    model, lines = net(seed=9), []
-    history = run(model, digits, checkpoint=checkpoint, say=lines.append)
+        with pytest.raises(Interrupted), logged(stop_after(epoch)):
+            run(model, digits, checkpoint=checkpoint)
+    model = net(seed=9)
+    lines: list[str] = []
+    with logged(lines.append):
+        history = run(model, digits, checkpoint=checkpoint)
     assert lines == ["training: going on after epoch 3 of 3"]
     assert same_state(model, straight)
     assert without_times(history) == without_times(expected)
@@ -703,8 +703,8 @@ def test_a_frozen_run_goes_on_bit_for_bit_the_same(digits: Dataset, tmp_path: Pa
     straight, checkpoint = two_experts(), tmp_path / "state.safetensors"
     gate = {"turns": [UpdateStep(PHASE2, trainable="gate")], "config": dataclasses.replace(CONFIG, epochs=2)}
     run(straight, digits, **gate)
-    with pytest.raises(Interrupted):
-        run(two_experts(), digits, **gate, checkpoint=checkpoint, say=stop_after(1))
+    with pytest.raises(Interrupted), logged(stop_after(1)):
+        run(two_experts(), digits, **gate, checkpoint=checkpoint)
     model = two_experts()
     run(model, digits, **gate, checkpoint=checkpoint)
     assert same_state(model, straight)
@@ -715,8 +715,8 @@ def test_a_run_of_two_turns_goes_on_bit_for_bit_the_same(digits: Dataset, tmp_pa
     alternating = {"turns": ALTERNATING, "config": dataclasses.replace(CONFIG, batch_size=80)}
     expected = run(straight, digits, **alternating)
     for epoch, model in ((1, routed()), (2, routed(seed=7))):  # the file alone says where to go on
-        with pytest.raises(Interrupted):
-            run(model, digits, **alternating, checkpoint=checkpoint, say=stop_after(epoch))
+        with pytest.raises(Interrupted), logged(stop_after(epoch)):
+            run(model, digits, **alternating, checkpoint=checkpoint)
         saved, _ = read_tensors(checkpoint)
         last = sum(1 for _ in straight.parameters()) - 1  # the router's, and the second optimiser's, are at the end
         assert {"momentum/0", f"momentum/{last}"} <= set(saved)
@@ -755,8 +755,8 @@ def corruptions() -> dict[str, Callable[[Path], object]]:
 @pytest.mark.parametrize("kind", corruptions())
 def test_a_corrupt_checkpoint_is_one_clear_error(digits: Dataset, tmp_path: Path, kind: str) -> None:
     checkpoint = tmp_path / "state.safetensors"
-    with pytest.raises(Interrupted):
-        run(net(), digits, checkpoint=checkpoint, say=stop_after(1))
+    with pytest.raises(Interrupted), logged(stop_after(1)):
+        run(net(), digits, checkpoint=checkpoint)
     corruptions()[kind](checkpoint)
     with pytest.raises(StoreError, match=r"state\.safetensors.*delete it to start over"):
         run(net(), digits, checkpoint=checkpoint)
@@ -828,10 +828,10 @@ def test_an_honest_network_is_not_called_collapsed(toy: ToyNet, digits: Dataset)
     assert validate(linear, split, VALIDATION, seed=0)[3] is False
 
 
-def test_the_collapse_is_said_in_the_log(digits: Dataset) -> None:
+def test_the_collapse_is_said_in_the_log(digits: Dataset, log_lines: list[str]) -> None:
     split = Split(torch.full((20, 1, 8, 8), 0.5), torch.zeros(20, dtype=torch.int64))
     data = dataclasses.replace(digits, train=split, validation=split)
-    lines: list[str] = []
+    lines = log_lines
     config = dataclasses.replace(CONFIG, epochs=1, lr=0.0)
     how = dataclasses.replace(VALIDATION, steps=10)
     history = run(
@@ -840,7 +840,6 @@ def test_the_collapse_is_said_in_the_log(digits: Dataset) -> None:
         update_steps=[UpdateStep(RandomFGSM((0.0,)))],
         config=config,
         validation=how,
-        say=lines.append,
     )
     assert history.epochs[0].collapsed
     assert "collapse" in lines[-1].lower()
@@ -850,7 +849,6 @@ def test_the_collapse_is_said_in_the_log(digits: Dataset) -> None:
         update_steps=[UpdateStep(RandomPGD(0.0, 0.0, (2,)))],
         config=config,
         validation=how,
-        say=lines.append,
     )
     assert not longer.epochs[0].collapsed
 

@@ -23,7 +23,6 @@ from paperlib.evaluation.auditing.checks.check import FAILS, PASSES, CheckResult
 from paperlib.evaluation.auditing.context import AuditBudget, AuditContext
 from paperlib.evaluation.auditing.scaled_draws import ScaledDraws
 from paperlib.evaluation.auditing.training_mode import difference_in_training_mode
-from paperlib.progress import silent
 
 EPS = Fraction(3, 20)
 PYTHONS, NUMPYS = random.Random(0), np.random.default_rng(0)  # generators that torch does not know
@@ -32,9 +31,7 @@ ALONE = next(pitfall.check for pitfall in CHECKS if pitfall.name == "alone")
 
 def alone(model: nn.Module, digits: Dataset) -> CheckResult:
     """What the check `alone` finds of a model in evaluation mode."""
-    return ALONE(
-        AuditContext(model.eval(), digits.test.first(40), EPS, AuditBudget(steps=5, autoattack=False), say=silent)
-    )
+    return ALONE(AuditContext(model.eval(), digits.test.first(40), EPS, AuditBudget(steps=5, autoattack=False)))
 
 
 class Switching(nn.Module):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from paperlib.config.load import load_profile
 from paperlib.config.serialise import to_table
 from paperlib.errors import NotFiniteError
+from paperlib.log import logger
 from paperlib.pipeline.store import Store
 
 Json = dict[str, Any]
@@ -196,3 +199,19 @@ def compute_once(root: Path, log: Path, ready: Sequence[Path]) -> None:
                 file.write("computed\n")
             time.sleep(0.2)  # long enough for the other to arrive
             store.write("shared", "key", {"by": os.getpid()}, {"x": torch.zeros(3)})
+
+
+@contextmanager
+def logged(handle: Callable[[str], object]) -> Iterator[None]:
+    """Call ``handle`` with each line that the library logs meanwhile, in place of printing it."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            handle(self.format(record))
+
+    before = logger.handlers[:]
+    logger.handlers[:] = [Handler()]
+    try:
+        yield
+    finally:
+        logger.handlers[:] = before

@@ -46,7 +46,7 @@ from paperlib.data.image_files import (
     suffix_of,
 )
 from paperlib.errors import DataError, StoreError
-from paperlib.progress import Say, track
+from paperlib.log import logger, track
 
 Ints = NDArray[np.int64]
 SPLITS = ("train", "test")
@@ -88,9 +88,7 @@ class _File(NamedTuple):
 Placed = Mapping[_Place, _File]
 
 
-def read_images(
-    name: str, source: Path, say: Say, *, classes: tuple[str, ...] | None = None, side: int | None = None
-) -> Images:
+def read_images(name: str, source: Path, *, classes: tuple[str, ...] | None = None, side: int | None = None) -> Images:
     """Class-named images from a folder or an archive, decoded once and then cached.
 
     Args:
@@ -106,14 +104,14 @@ def read_images(
         folder = None if source.is_file() else list_folder(source)
         identity = _identity_of_archive(source) if folder is None else _identity_of_folder(folder)
         cache = paths.home() / "data" / "cache" / f"{name}-{identity}.safetensors"
-        images = _load_cache(name, cache, say)
+        images = _load_cache(name, cache)
         if images is None:
             where = paths.shown(source)
             found = list_archive(source) if folder is None else folder
-            placed = _placed(found, where, classes, lambda line: say(f"{name}: {line}"))
-            say(f"{name}: decoding the images in {where}")
-            images = _decode(placed, classes, side, f"decoding {where}", say)
-            _save_cache(name, images, cache, say)
+            placed = _placed(found, name, where, classes)
+            logger.info(f"{name}: decoding the images in {where}")
+            images = _decode(placed, classes, side, f"decoding {where}")
+            _save_cache(name, images, cache)
     except DataError as error:
         raise DataError(f"{name}: {error}") from error
     except OSError as error:  # a file that went away between listing and reading
@@ -183,7 +181,7 @@ def _identity_of_folder(found: ImageFiles) -> str:
 # -- places ------------------------------------------------------------------------------------------------------------
 
 
-def _placed(found: ImageFiles, where: str, classes: tuple[str, ...] | None, say: Say) -> Placed:
+def _placed(found: ImageFiles, name: str, where: str, classes: tuple[str, ...] | None) -> Placed:
     """Split, class and file name of every image, in name order. Raises DataError for a place that has no meaning."""
     if not found.images:
         if packed := {part for parts in found.ignored for part in parts} & {*TORCHVISION_FOLDERS}:
@@ -208,7 +206,7 @@ def _placed(found: ImageFiles, where: str, classes: tuple[str, ...] | None, say:
             raise DataError(f"class folder {inner[-2]!a}: its name cannot be printed; rename it")
         placed[_Place(*(inner if official else ("train", *inner)))] = _File(shown, content)
     if ignored:
-        say(f"ignored {len(ignored)} other files, such as {_joined(min(ignored))}")
+        logger.info(f"{name}: ignored {len(ignored)} other files, such as {_joined(min(ignored))}")
     _check_classes(placed, where, classes)
     if classes is None:
         _check_folders(placed, [parts[below:] for parts in found.folders], official)
@@ -277,12 +275,12 @@ class _OneSize:
             raise DataError(f"{size}, expected {self.side}x{self.side}{other and f', {other}'}")
 
 
-def _decode(placed: Placed, classes: tuple[str, ...] | None, side: int | None, label: str, say: Say) -> Images:
+def _decode(placed: Placed, classes: tuple[str, ...] | None, side: int | None, label: str) -> Images:
     """Decode in name order. Raises DataError naming the image."""
     known = classes or tuple(sorted({place.label for place in placed}))
     size, kinds = _OneSize(len(placed), side), set()
     images = np.empty((0,), np.uint8)
-    for i, file in enumerate(track(placed.values(), len(placed), label, say)):  # threads make it slower
+    for i, file in enumerate(track(placed.values(), len(placed), label)):  # threads make it slower
         pixels, kind = decode_image(_bytes_of(file), file.name, functools.partial(size.check, file.name))
         images = np.empty((len(placed), *pixels.shape), np.uint8) if i == 0 else images
         images[i] = pixels
@@ -312,7 +310,7 @@ def _bytes_of(file: _File) -> bytes:
 # -- cache -------------------------------------------------------------------------------------------------------------
 
 
-def _load_cache(name: str, path: Path, say: Say) -> Images | None:
+def _load_cache(name: str, path: Path) -> Images | None:
     if not path.is_file():
         return None
     try:
@@ -329,11 +327,11 @@ def _load_cache(name: str, path: Path, say: Say) -> Images | None:
             raise StoreError("it holds no training images")
         return Images(about["kind"], tuple(json.loads(about["classes"])), train, test)
     except (StoreError, KeyError, ValueError) as error:
-        say(f"{name}: the cache {path.name} is damaged ({error}) and will be made again")
+        logger.info(f"{name}: the cache {path.name} is damaged ({error}) and will be made again")
         return None
 
 
-def _save_cache(name: str, found: Images, path: Path, say: Say) -> None:
+def _save_cache(name: str, found: Images, path: Path) -> None:
     tensors = {
         f"{split}.{part}": torch.from_numpy(value)
         for split, arrays in zip(SPLITS, (found.train, found.test), strict=True)
@@ -345,7 +343,7 @@ def _save_cache(name: str, found: Images, path: Path, say: Say) -> None:
     try:
         write_tensors(path, tensors, about)
     except StoreError as error:
-        say(f"{name}: the decoded images could not be cached ({error}); the next load decodes them again")
+        logger.info(f"{name}: the decoded images could not be cached ({error}); the next load decodes them again")
 
 
 def digest_of(tensors: Iterable[Tensor], start: str = "") -> str:

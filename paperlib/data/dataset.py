@@ -19,7 +19,6 @@ from paperlib.config.serialise import canonical
 from paperlib.data.class_folders import Ints, digest_of, stamp_of
 from paperlib.data.sources import Source, checked_source, files_read, is_downloaded, read_source
 from paperlib.errors import DataError, InputError
-from paperlib.progress import Say, say
 from paperlib.seeds import integers
 
 
@@ -72,7 +71,7 @@ class Dataset:
 _loaded: dict[tuple[object, ...], Dataset] = {}  # the data set loaded last, so that a second notebook need not wait
 
 
-def load_dataset(profile: Profile, device: torch.device | str = "cpu", say: Say = say) -> Dataset:
+def load_dataset(profile: Profile, device: torch.device | str = "cpu") -> Dataset:
     """The data of ``profile``, split and on ``device``.
 
     CIFAR-10 and SVHN keep their official test split; digits has none, so one is cut off. The order of the images is
@@ -95,7 +94,7 @@ def load_dataset(profile: Profile, device: torch.device | str = "cpu", say: Say 
             if not isinstance(found, Source):
                 raise DataError(f"{config.name}: expected a Source from {extension.name}, got {type(found).__name__}")
         else:
-            found = read_source(config.name, source, say)
+            found = read_source(config.name, source)
         dataset = _split(found, config)
         _loaded.clear()
         _loaded[key] = dataset

@@ -28,7 +28,7 @@ from paperlib import paths
 from paperlib.data.class_folders import SPLITS, Arrays, list_folder, read_images
 from paperlib.data.idx_files import read_idx
 from paperlib.errors import DataError
-from paperlib.progress import Say
+from paperlib.log import logger
 
 DIGIT_CLASSES = tuple("0123456789")
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -133,13 +133,13 @@ def checked_source(name: str) -> Path:
         raise DataError(f"PAPERLIB_DATA={given}: cannot be read ({error.strerror})") from error
 
 
-def read_source(name: str, source: Path, say: Say) -> Source:
+def read_source(name: str, source: Path) -> Source:
     """The data set ``name`` from the user's folder or archive, or from ``data/raw``, downloaded where it may be.
 
     Raises:
         DataError: files that are missing, damaged or not what they should be; says what to do.
     """
-    return READERS[name](source, say)
+    return READERS[name](source)
 
 
 def files_read(name: str, source: Path) -> list[Path]:
@@ -176,7 +176,7 @@ def _holds_images(name: str, source: Path) -> bool:
 # -- readers -----------------------------------------------------------------------------------------------------------
 
 
-def _read_digits(source: Path, say: Say) -> Source:
+def _read_digits(source: Path) -> Source:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -186,23 +186,23 @@ def _read_digits(source: Path, say: Say) -> Source:
     return Source("digits", DIGIT_CLASSES, Arrays(images, bunch.target.astype(np.int64)), None, white=16)
 
 
-def _read_images(source: Path, say: Say) -> Source:
-    found = read_images("images", source, say)
+def _read_images(source: Path) -> Source:
+    found = read_images("images", source)
     return Source("images", found.classes, found.train, found.test)
 
 
-def _read_cifar10(source: Path, say: Say) -> Source:
+def _read_cifar10(source: Path) -> Source:
     if _holds_images("cifar10", source):
-        found = read_images("cifar10", source, say, classes=CIFAR10_CLASSES, side=32)
+        found = read_images("cifar10", source, classes=CIFAR10_CLASSES, side=32)
         return Source(f"cifar10-{found.kind}", found.classes, found.train, found.test)
-    return _read_cifar("cifar10", "CIFAR10", source, say)
+    return _read_cifar("cifar10", "CIFAR10", source)
 
 
-def _read_cifar100(source: Path, say: Say) -> Source:
-    return _read_cifar("cifar100", "CIFAR100", source, say)
+def _read_cifar100(source: Path) -> Source:
+    return _read_cifar("cifar100", "CIFAR100", source)
 
 
-def _read_cifar(name: str, dataset: str, source: Path, say: Say) -> Source:
+def _read_cifar(name: str, dataset: str, source: Path) -> Source:
     def read(root: Path, download: bool) -> Source:
         from torchvision import datasets
 
@@ -214,11 +214,11 @@ def _read_cifar(name: str, dataset: str, source: Path, say: Say) -> Source:
         )
         return Source(name, CIFAR10_CLASSES if name == "cifar10" else tuple(parts[0].classes), train, test)
 
-    folder = _folder(name, source, say)
+    folder = _folder(name, source)
     return _read_torchvision(name, folder.parent, read)
 
 
-def _read_svhn(source: Path, say: Say) -> Source:
+def _read_svhn(source: Path) -> Source:
     def read(root: Path, download: bool) -> Source:
         try:
             import scipy  # noqa: F401 - torchvision needs it for these files
@@ -230,18 +230,18 @@ def _read_svhn(source: Path, say: Say) -> Source:
         train, test = (Arrays(np.ascontiguousarray(part.data), part.labels.reshape(-1)) for part in parts)
         return Source("svhn", DIGIT_CLASSES, train, test)
 
-    return _read_torchvision("svhn", _folder("svhn", source, say), read)
+    return _read_torchvision("svhn", _folder("svhn", source), read)
 
 
-def _read_mnist(source: Path, say: Say) -> Source:
-    return _read_idx("mnist", "MNIST", source, say)
+def _read_mnist(source: Path) -> Source:
+    return _read_idx("mnist", "MNIST", source)
 
 
-def _read_fashion_mnist(source: Path, say: Say) -> Source:
-    return _read_idx("fashion-mnist", "FashionMNIST", source, say)
+def _read_fashion_mnist(source: Path) -> Source:
+    return _read_idx("fashion-mnist", "FashionMNIST", source)
 
 
-def _read_idx(name: str, dataset: str, source: Path, say: Say) -> Source:
+def _read_idx(name: str, dataset: str, source: Path) -> Source:
     """MNIST's files as torchvision knows them, by name and MD5.
 
     Not by its class: that reads the unpacked files, whose content nobody has checked (Fashion-MNIST's have the same
@@ -265,7 +265,7 @@ def _read_idx(name: str, dataset: str, source: Path, say: Say) -> Source:
         )
         return Source(name, DIGIT_CLASSES if name == "mnist" else tuple(known.classes), train, test)
 
-    return _read_torchvision(name, _folder(name, source, say), read)
+    return _read_torchvision(name, _folder(name, source), read)
 
 
 def _download(mirrors: list[str], file: str, md5: str, folder: Path) -> None:
@@ -280,7 +280,7 @@ def _download(mirrors: list[str], file: str, md5: str, folder: Path) -> None:
                 raise
 
 
-READERS: dict[str, Callable[[Path, Say], Source]] = {
+READERS: dict[str, Callable[[Path], Source]] = {
     "digits": _read_digits,
     "cifar10": _read_cifar10,
     "cifar100": _read_cifar100,
@@ -291,7 +291,7 @@ READERS: dict[str, Callable[[Path, Say], Source]] = {
 }
 
 
-def _folder(name: str, source: Path, say: Say) -> Path:
+def _folder(name: str, source: Path) -> Path:
     """Where a data set's files are, or will be downloaded to. Raises DataError where the user's folder lacks them."""
     files, own = FILES[name], bool(os.environ.get("PAPERLIB_DATA"))
     folder = files.found(source)
@@ -303,7 +303,7 @@ def _folder(name: str, source: Path, say: Say) -> Path:
     if missing and own:
         raise DataError(f"{name}: {missing[0]} is not in {paths.shown(folder or source)}. {files.advice}")
     if missing:
-        say(f"{name}: downloading into {paths.shown(source)}")
+        logger.info(f"{name}: downloading into {paths.shown(source)}")
     return folder or source / files.folder
 
 

@@ -33,8 +33,8 @@ from paperlib.data import Split
 from paperlib.errors import InputError
 from paperlib.evaluation.specs import AttackSpec
 from paperlib.evaluation.statistics import wilson
+from paperlib.log import progress
 from paperlib.models.modes import eval_mode, outside_inference_mode
-from paperlib.progress import Say, meter, say
 from paperlib.seeds import cpu_generator
 
 
@@ -77,7 +77,7 @@ def evaluate(
     objectives: Mapping[str, AttackObjective] = OBJECTIVES,
     state: Path | None = None,
     label: str = "evaluation",
-    say: Say = say,
+    show_progress: bool = True,
 ) -> Outcome:
     """Attack every image of ``split``; an image counts as right only if no iterate of any restart was misclassified.
 
@@ -88,20 +88,21 @@ def evaluate(
         objectives: what a gradient attack may maximise, by the name in ``spec.objective``; see
             `paperlib.attacks.mixture_objectives`.
         state: a file from which an interrupted AutoAttack goes on.
+        show_progress: whether to report progress.
 
     Raises:
         InputError: pixels or labels out of range. NotFiniteError: NaN or infinity in the model's weights or answers.
     """
     batch_size = check_whole("batch_size", batch_size)
     _check_spec(spec)
-    check_settings(seed=seed, say=say)
+    check_settings(seed=seed)
     check_type("aims", objectives, Mapping, "objectives by name, such as paperlib.attacks.AIMS")
     check_weights(model.model if isinstance(model, Folded) else check_module(model, label), label)
     gradient = spec.kind == "autoattack" or (spec.kind in ("fgsm", "pgd") and spec.objective == "cross-entropy")
     folded, split = _admitted(model, split, label, gradient=gradient, float32=spec.kind in ("square", "autoattack"))
     x = split.images
     started = time.monotonic()
-    with meter(100, f"{label} under {spec.name}", say, unit="%") as reached:
+    with progress(100, f"{label} under {spec.name}", unit="%", visible=show_progress) as reached:
         work = _Work(
             folded, split, spec, int(seed), batch_size, objectives, state, lambda share: reached(int(100 * share))
         )
@@ -230,7 +231,7 @@ def worst_case(
     seed: int,
     batch_size: int = 512,
     label: str = "evaluation",
-    say: Say = say,
+    show_progress: bool = True,
 ) -> Outcome:
     """Right under every one of several attacks, each of which sees only the images that withstood those before it.
 
@@ -240,7 +241,7 @@ def worst_case(
     check_type("specs", specs, Sequence, "several AttackSpec")
     for spec in specs:
         _check_spec(spec)
-    check_settings(seed=seed, say=say)
+    check_settings(seed=seed)
     folded, split = _admitted(model, split, label)
     standing = torch.ones_like(split.labels, dtype=torch.bool)
     first = torch.full((len(split),), NEVER, dtype=torch.int16)
@@ -249,7 +250,7 @@ def worst_case(
         part = Split(split.images[standing], split.labels[standing])
         if len(part) == 0:
             break
-        found = evaluate(folded, part, spec, seed=seed, batch_size=batch_size, label=label, say=say)
+        found = evaluate(folded, part, spec, seed=seed, batch_size=batch_size, label=label, show_progress=show_progress)
         first[standing.cpu()] = found.first_success
         standing[standing.clone()] = found.correct.to(standing.device)
         passes, seconds = passes + found.passes * len(part) / len(split), seconds + found.seconds

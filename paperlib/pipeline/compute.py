@@ -13,11 +13,11 @@ from paperlib.acceleration.precision import cpu_threads, tensor_float32
 from paperlib.config.schema import parse_profile
 from paperlib.config.serialise import to_table
 from paperlib.errors import MissingError, PaperlibError
+from paperlib.log import logger
 from paperlib.pipeline.executors import ProcessExecutor, SerialExecutor
 from paperlib.pipeline.keys import as_json
 from paperlib.pipeline.provenance import provenance
 from paperlib.pipeline.scheduler import run_graph
-from paperlib.progress import Say
 
 if TYPE_CHECKING:
     from paperlib.pipeline.study import Study
@@ -35,17 +35,17 @@ def compute_stages(study: Study, names: Sequence[str]) -> None:
         raise MissingError(f"{names[0]}: not among the published records of seed {study.seed}, or made differently")
     started = time.monotonic()
     workers = min(study.workers, len(names))
-    study.say(f"computing {len(names)} stages of {study.profile.name}, seed {study.seed}, in {workers} process(es)")
+    logger.info(f"computing {len(names)} stages of {study.profile.name}, seed {study.seed}, in {workers} process(es)")
     inputs = {name: study.stage(name).inputs for name in names}
     costs = {name: study.stage(name).cost for name in names}
     settings = (to_table(study.profile), study.seed, study.replay)
     with (
         SerialExecutor(lambda name: compute_stage(study, name))
         if workers == 1
-        else ProcessExecutor(workers, _work, _start_worker, settings, study.say)
+        else ProcessExecutor(workers, _work, _start_worker, settings)
     ) as executor:
-        run_graph(inputs, costs, executor, study.say)
-    study.say(f"computed {len(names)} stages in {time.monotonic() - started:.0f} s")
+        run_graph(inputs, costs, executor)
+    logger.info(f"computed {len(names)} stages in {time.monotonic() - started:.0f} s")
 
 
 def compute_stage(study: Study, name: str) -> None:
@@ -71,6 +71,7 @@ def compute_stage(study: Study, name: str) -> None:
             "seconds": round(time.monotonic() - started, 3),
         }
         record = {"result": dict(result.record), "config": as_json(stage.config), "provenance": facts}
+        logger.debug(f"{name}: {facts['seconds']} s, key {key}")
         study.store.write(name, key, record, result.arrays, result.weights)
         study.checkpoint(name).unlink(missing_ok=True)
 
@@ -102,11 +103,11 @@ def compute_runs(
 _study: Study | None = None  # of a worker process
 
 
-def _start_worker(profile: dict[str, Any], seed: int, replay: bool, say: Say) -> None:
+def _start_worker(profile: dict[str, Any], seed: int, replay: bool) -> None:
     from paperlib.pipeline.study import Study
 
     global _study
-    _study = Study(parse_profile(profile), seed, replay=replay, workers=1, say=say)
+    _study = Study(parse_profile(profile), seed, replay=replay, workers=1)
 
 
 def _work(name: str) -> None:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from paperlib.errors import PaperlibError
-from paperlib.progress import Say, relayed_lines
+from paperlib.log import log_to_queue, logger, queue_of_lines
 
 Ended = list[tuple[str, Exception | None]]  # stages that have ended, each with its error if it failed
 
@@ -68,7 +68,7 @@ class ProcessExecutor:
     Args:
         capacity: how many processes.
         compute: a module-level function that computes a stage by name.
-        initializer: called in each worker first, with ``settings`` and a function that says a line in this process.
+        initializer: called in each worker first, with ``settings``. What workers log is logged by this process.
 
     Raises:
         PaperlibError: from `wait`, if a worker died.
@@ -80,13 +80,12 @@ class ProcessExecutor:
         compute: Callable[[str], None],
         initializer: Callable[..., None],
         settings: Sequence[Any],
-        say: Say,
     ) -> None:
         self.capacity = capacity
         self._compute = compute
         context = multiprocessing.get_context("spawn")  # fork is not safe once torch has started threads
-        self._lines = relayed_lines(context, say)
-        arguments = (initializer, settings, self._lines.__enter__())
+        self._lines = queue_of_lines(context)
+        arguments = (initializer, settings, self._lines.__enter__(), logger.level)
         self._pool = ProcessPoolExecutor(capacity, mp_context=context, initializer=_start, initargs=arguments)
         self._running: dict[Future[None], str] = {}
 
@@ -126,9 +125,10 @@ class ProcessExecutor:
         )
 
 
-def _start(initializer: Callable[..., None], settings: Sequence[Any], lines: Any) -> None:
+def _start(initializer: Callable[..., None], settings: Sequence[Any], lines: Any, level: int) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    initializer(*settings, lines.put)
+    log_to_queue(lines, level)
+    initializer(*settings)
 
 
 def _end_with_parent() -> None:

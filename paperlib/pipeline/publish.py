@@ -9,15 +9,15 @@ from paperlib.config.load import command_name, load_profile
 from paperlib.config.schema import Profile
 from paperlib.config.serialise import to_table
 from paperlib.errors import MissingError
+from paperlib.log import logger
 from paperlib.paths import location, published_dir
 from paperlib.pipeline.published import write_published
 from paperlib.pipeline.stages import PUBLISHED_WEIGHTS
 from paperlib.pipeline.store import Artefact
 from paperlib.pipeline.study import Json, Study
-from paperlib.progress import Say, say
 
 
-def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say, *, replace: bool = False) -> Path:
+def publish(profile: Profile | str, seeds: Sequence[int] = (), *, replace: bool = False) -> Path:
     """Copy this machine's records of a profile, all stages of ``seeds``, into ``data/published/PROFILE``.
 
     Other seeds that are published stay if they are of the same configuration, data and code; ``replace`` drops them.
@@ -59,8 +59,8 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), say: Say = say, *
         return {name: other.key(stage) for name, stage in other.stages.items()}
 
     held = write_published(folder, description, records, weights, keys=keys, replace=replace)
-    say(f"published {len(study.stages)} records for each of seeds {seeds} of profile {profile.name}")
-    say(f"{location(folder)} now holds seeds {held}")
+    logger.info(f"published {len(study.stages)} records for each of seeds {seeds} of profile {profile.name}")
+    logger.info(f"{location(folder)} now holds seeds {held}")
     return folder
 
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from graphlib import TopologicalSorter
 
 from paperlib.errors import PaperlibError
+from paperlib.log import logger
 from paperlib.pipeline.executors import Executor
-from paperlib.progress import Say
 
 
-def run_graph(inputs: Mapping[str, Sequence[str]], costs: Mapping[str, float], executor: Executor, say: Say) -> None:
+def run_graph(inputs: Mapping[str, Sequence[str]], costs: Mapping[str, float], executor: Executor) -> None:
     """Compute every stage of ``inputs``.
 
     Args:
@@ -41,10 +41,10 @@ def run_graph(inputs: Mapping[str, Sequence[str]], costs: Mapping[str, float], e
             if error is None:
                 computed += 1
                 sorter.done(name)
-                say(f"[{computed}/{len(needs)}] {name}")
+                logger.info(f"[{computed}/{len(needs)}] {name}")
             else:
                 failed[name] = error
-                say(f"FAILED {name}: {error}{_without(needs, name)}")
+                logger.error(f"FAILED {name}: {error}{_without(needs, name)}")
     _raise_for(failed, len(needs) - computed - len(failed))
 
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from paperlib.data import Dataset
 from paperlib.pipeline.store import Artefact
-from paperlib.progress import Say
 from paperlib.systems.build import Architecture, System
 
 Json = dict[str, Any]
@@ -23,7 +22,6 @@ class Context(Protocol):
 
     seed: int
     device: torch.device
-    say: Say
 
     @property
     def data(self) -> Dataset: ...

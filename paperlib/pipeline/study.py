@@ -18,6 +18,7 @@ from paperlib.config.schema import Profile
 from paperlib.data import Dataset
 from paperlib.errors import PaperlibError
 from paperlib.evaluation import AttackSpec
+from paperlib.log import logger
 from paperlib.paths import published_dir, store_dir
 from paperlib.pipeline.compute import compute_runs, compute_stages
 from paperlib.pipeline.graph import Graph
@@ -30,7 +31,6 @@ from paperlib.pipeline.stage import Json, Stage
 from paperlib.pipeline.stages import evaluation
 from paperlib.pipeline.store import Artefact, Store
 from paperlib.pipeline.study_data import StudyData
-from paperlib.progress import Say, say
 from paperlib.systems.build import Architecture, System
 from paperlib.systems.registry import recipe_for
 
@@ -58,7 +58,6 @@ class Study:
         local: bool = True,
         seeds: Sequence[int] = (),
         workers: int | None = None,
-        say: Say = say,
     ) -> None:
         self.profile = profile if isinstance(profile, Profile) else load_profile(profile)
         self.command_name = command_name(profile)  # for messages that advise a command
@@ -67,7 +66,7 @@ class Study:
                 raise PaperlibError(f"seed={value!r}: expected a whole number, 0 or more")
         if not isinstance(replay, bool):
             raise PaperlibError(f"replay={replay!r}: expected True or False")
-        self.seed, self.replay, self.say = seed, replay, say
+        self.seed, self.replay = seed, replay
         self.seeds = tuple(dict.fromkeys(seeds)) or (seed,)
         self.local = local and os.environ.get("PAPERLIB_LOCAL") != "no"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -88,7 +87,7 @@ class Study:
 
     @functools.cached_property
     def study_data(self) -> StudyData:
-        return StudyData(self.profile, self.device, self.published, self.say)
+        return StudyData(self.profile, self.device, self.published)
 
     @functools.cached_property
     def results(self) -> Results:
@@ -191,12 +190,12 @@ class Study:
         """
         if not self.replay:
             return [self if seed == self.seed else self._with_seed(seed) for seed in self.seeds]
-        published = [Study(self.profile, seed, local=False, say=self.say) for seed in self.published.seeds]
+        published = [Study(self.profile, seed, local=False) for seed in self.published.seeds]
         trained = [name for name in self.stages if name.startswith("train:")]
         return [run for run in published if not run.missing(trained)] or [self]
 
     def _with_seed(self, seed: int) -> Study:
-        return Study(self.profile, seed, replay=False, local=self.local, workers=self.workers, say=self.say)
+        return Study(self.profile, seed, replay=False, local=self.local, workers=self.workers)
 
     def prepare(self, *patterns: str) -> None:
         """What a notebook does first: compute the records that are missing, and say where all of them come from."""
@@ -205,7 +204,7 @@ class Study:
         artefacts = [artefact for name in names if (artefact := self.find(name))]
         counts = Counter(artefact.source for artefact in artefacts)
         sources = ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
-        self.say(f"{len(names)} records of profile {self.profile.name}, seed {self.seed}: {sources}")
+        logger.info(f"{len(names)} records of profile {self.profile.name}, seed {self.seed}: {sources}")
         for source in counts:
             self._say_other_code(source, [artefact for artefact in artefacts if artefact.source == source])
 
@@ -215,7 +214,7 @@ class Study:
         if others:
             commits = ", ".join(sorted({facts["commit"] for facts in others}))
             again = "; --fresh computes them again" if source == "computed" else ""
-            self.say(
+            logger.info(
                 f"note: {len(others)} of {len(artefacts)} {source} records were made by other code (commit {commits}); "
                 f"docs/check-a-number.md says what the tests compare{again}"
             )

@@ -10,20 +10,19 @@ from paperlib.config.schema import Profile
 from paperlib.data import Dataset, check_counts, load_dataset
 from paperlib.errors import DataError
 from paperlib.pipeline.published import Published
-from paperlib.progress import Say
 from paperlib.systems.build import DataFacts
 
 
 class StudyData:
     """The data set of a profile; in replay, the one that the published records belong to."""
 
-    def __init__(self, profile: Profile, device: torch.device, published: Published, say: Say) -> None:
-        self.profile, self.device, self.published, self.say = profile, device, published, say
+    def __init__(self, profile: Profile, device: torch.device, published: Published) -> None:
+        self.profile, self.device, self.published = profile, device, published
 
     @functools.cached_property
     def dataset(self) -> Dataset:
         """The images, on the device. Raises DataError if the published records were computed from other images."""
-        data = load_dataset(self.profile, device=self.device, say=self.say)
+        data = load_dataset(self.profile, device=self.device)
         if data.fingerprint != self.fingerprint:
             raise DataError(
                 f"profile {self.profile.name}: the data here ({data.fingerprint}) are not those of the published "
@@ -36,7 +35,7 @@ class StudyData:
         """Identifies the data: the published fingerprint in replay, else that of the images found here."""
         if self.published.index:
             return str(self.published.index["fingerprint"])
-        data = load_dataset(self.profile, device=self.device, say=self.say)
+        data = load_dataset(self.profile, device=self.device)
         check_counts(self.profile, data)  # before anything is trained
         return data.fingerprint
 

@@ -10,7 +10,7 @@ import jinja2
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
-from paperlib.progress import Say
+from paperlib.log import logger
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -18,12 +18,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 class Formulas:
     """TeX to MathML; a formula that the converter does not know stays TeX, and is reported."""
 
-    def __init__(self, say: Say) -> None:
-        self.say, self.page = say, ""
+    def __init__(self) -> None:
+        self.page = ""
         try:
             from math_core import LatexToMathML
         except ImportError:
-            say("math-core is not installed: formulas stay TeX")
+            logger.info("math-core is not installed: formulas stay TeX")
             self.convert = None
         else:
             self.convert = LatexToMathML(annotation=True, fancy_error=False).convert_with_local_state
@@ -33,7 +33,7 @@ class Formulas:
             try:
                 return self.convert(tex, displaystyle=display)
             except Exception as error:  # whatever it is, it must not cost the reader the page
-                self.say(f"{self.page}: a formula stays TeX: {tex.strip()[:80]} ({error})")
+                logger.info(f"{self.page}: a formula stays TeX: {tex.strip()[:80]} ({error})")
         return f'<code class="tex">{html.escape(tex.strip())}</code>'
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from paperlib import paths
-from paperlib.progress import Say
+from paperlib.log import logger
 from paperlib.series import child
 from paperlib.series.notebook_format import NOISE
 
@@ -52,8 +52,10 @@ class Failure:
         return f"{where}{self.error}: {self.message[:300]}"
 
 
-def run_in_process(job: Job, timeout: float, say: Say) -> Failure | None:
-    """Run ``job``, saying what its cells print; when this returns or raises, nothing of it is left running.
+def run_in_process(job: Job, timeout: float, prefix: str = "") -> Failure | None:
+    """Run ``job`` and log what its cells print, with ``prefix`` before each line.
+
+    When this returns or raises, nothing of it is left running.
 
     ``timeout`` is in seconds and holds for the whole notebook. None means that papermill got to the end, no more.
     """
@@ -62,7 +64,7 @@ def run_in_process(job: Job, timeout: float, say: Say) -> Failure | None:
         _describe(job, scratch)
         process = _start(scratch)
         try:
-            in_time = _relay(process, time.monotonic() + timeout, say)
+            in_time = _relay(process, time.monotonic() + timeout, prefix)
         finally:
             _end(process, scratch)
         return _failure(_read_notes(scratch), timeout if not in_time else None, process.returncode)
@@ -125,28 +127,28 @@ def _environment(scratch: Path) -> dict[str, str]:
     }
 
 
-def _relay(process: subprocess.Popen[bytes], deadline: float, say: Say) -> bool:
-    """Say, indented, each line the notebook prints, until its process ends; False if the deadline came first."""
+def _relay(process: subprocess.Popen[bytes], deadline: float, prefix: str) -> bool:
+    """Log each line that the notebook prints until its process ends; False if the deadline came first."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     reader = threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True)
     reader.start()
     while (left := deadline - time.monotonic()) > 0 and process.poll() is None:
-        _say_next(lines, min(0.2, left), say)
+        _log_next(lines, min(0.2, left), prefix)
     in_time = process.poll() is not None
     if in_time:
         reader.join(timeout=1)  # ends at once, unless an orphan holds the output open
-    while _say_next(lines, 0, say):
+    while _log_next(lines, 0, prefix):
         pass
     return in_time
 
 
-def _say_next(lines: queue.SimpleQueue[str], wait: float, say: Say) -> bool:
+def _log_next(lines: queue.SimpleQueue[str], wait: float, prefix: str) -> bool:
     try:
         line = lines.get(timeout=wait) if wait else lines.get_nowait()
     except queue.Empty:
         return False
     if not NOISE.search(line):
-        say(line)
+        logger.info(prefix + line)
     return True
 
 

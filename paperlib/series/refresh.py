@@ -8,15 +8,12 @@ from pathlib import Path
 
 from paperlib import paths
 from paperlib.errors import SeriesError
-from paperlib.progress import Say, say
 from paperlib.series import notebook_format
 from paperlib.series.catalogue import discover, select
 from paperlib.series.runner import Outcome, run_series
 
 
-def refresh(
-    profile: str = "digits", only: Sequence[str] = (), *, seed: int = 0, timeout: float = 3600, say: Say = say
-) -> list[Path]:
+def refresh(profile: str = "digits", only: Sequence[str] = (), *, seed: int = 0, timeout: float = 3600) -> list[Path]:
     """Execute the committed notebooks, replaying, and rewrite them with the new outputs in the committed form.
 
     None is rewritten unless all of them ran well.
@@ -37,7 +34,7 @@ def refresh(
     jobs, before = os.cpu_count() or 1, os.environ.get("PAPERLIB_LOCAL", "")
     try:
         os.environ["PAPERLIB_LOCAL"] = "no"  # the committed outputs show published records, whatever this machine has
-        outcomes = run_series(profile, seed=seed, only=only, replay=True, timeout=timeout, jobs=jobs, say=say)
+        outcomes = run_series(profile, seed=seed, only=only, replay=True, timeout=timeout, jobs=jobs)
     finally:
         os.environ["PAPERLIB_LOCAL"] = before
     texts = {outcome.notebook.path: _refreshed(outcome) for outcome in outcomes}

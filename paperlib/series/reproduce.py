@@ -9,9 +9,9 @@ from pathlib import Path
 
 from paperlib import paths
 from paperlib.atomic_files import make_folder
+from paperlib.log import logger
 from paperlib.pipeline.compute import compute_runs
 from paperlib.pipeline.study import Study
-from paperlib.progress import Say, say
 from paperlib.series.catalogue import discover, select
 from paperlib.series.runner import run_series
 from paperlib.series.site import write_site
@@ -24,7 +24,6 @@ def reproduce(
     only: Sequence[str] = (),
     fresh: bool = False,
     timeout: float = 86_400,
-    say: Say = say,
 ) -> Path:
     """Compute, execute, draw, bind: the whole series at ``profile`` without published records; returns the first page.
 
@@ -41,9 +40,9 @@ def reproduce(
     select(discover(paths.notebooks_dir()), only)  # an unknown notebook is told at once, not after the computing
     for folder in (paths.figures_dir(profile), paths.build_dir(profile) / "notebooks"):
         make_folder(folder)  # one that cannot be written is told before the computing too
-    runs = Study(profile, seeds[0], replay=False, seeds=seeds, say=say).runs
+    runs = Study(profile, seeds[0], replay=False, seeds=seeds).runs
     for run in runs if fresh else ():
-        say(f"forgot {run.forget()} results of profile {profile}, seed {run.seed}")
+        logger.info(f"forgot {run.forget()} results of profile {profile}, seed {run.seed}")
     if not only:
         compute_runs(runs)
     computed = time.monotonic()
@@ -54,12 +53,11 @@ def reproduce(
         only=only,
         timeout=timeout,
         jobs=1 if only else os.cpu_count() or 1,
-        say=say,
     )
-    page = write_site(profile, say=say)
+    page = write_site(profile)
     figures = paths.location(paths.figures_dir(profile))
-    say(f"figures and tables   {figures}/ (the main table: {figures}/main_table.md and .csv)")
-    say(f"executed notebooks   {paths.location(paths.build_dir(profile) / 'notebooks')}/")
-    say(f"reading copy         {paths.location(page)} (open it in a browser; it needs no network)")
-    say(f"computing {computed - started:.0f} s, notebooks {time.monotonic() - computed:.0f} s")
+    logger.info(f"figures and tables   {figures}/ (the main table: {figures}/main_table.md and .csv)")
+    logger.info(f"executed notebooks   {paths.location(paths.build_dir(profile) / 'notebooks')}/")
+    logger.info(f"reading copy         {paths.location(page)} (open it in a browser; it needs no network)")
+    logger.info(f"computing {computed - started:.0f} s, notebooks {time.monotonic() - computed:.0f} s")
     return page

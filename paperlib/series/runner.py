@@ -13,7 +13,7 @@ from typing import Any
 from paperlib import paths
 from paperlib.atomic_files import make_folder, temporary_for
 from paperlib.errors import SeriesError
-from paperlib.progress import Say, say
+from paperlib.log import logger
 from paperlib.series import notebook_format
 from paperlib.series.catalogue import Notebook, discover, select
 from paperlib.series.process import Failure, Job, run_in_process
@@ -44,7 +44,6 @@ def run_series(
     replay: bool = False,
     timeout: float = 3600,
     jobs: int = 1,
-    say: Say = say,
 ) -> list[Outcome]:
     """Execute the series at ``profile``; the executed notebooks lie in ``paths.build_dir(profile)/notebooks``.
 
@@ -60,7 +59,7 @@ def run_series(
     if profile.endswith(".toml"):  # a notebook runs in another folder
         profile = str(Path(profile).resolve())
     chosen = select(discover(paths.notebooks_dir()), only)
-    notebooks = _showing(chosen, profile, say)
+    notebooks = _showing(chosen, profile)
     if not replay:  # what an earlier or a published run left would pass for this one's
         _discard(set(chosen) - set(notebooks), profile)
     parameters: dict[str, Any] = {"profile": profile, "seed": seed, "replay": replay}
@@ -69,12 +68,11 @@ def run_series(
     places = {notebook.name: _check_parameters(notebook, parameters) for notebook in notebooks}
 
     def execute(notebook: Notebook) -> Outcome:
-        def tell(line: str) -> None:
-            say(f"{notebook.name[:2]} | {line}")
-
-        say(f"{notebook.name}: started")
-        outcome = _run(notebook, parameters, places[notebook.name], timeout, tell)
-        say(f"{notebook.name}: {'done' if outcome.ok else f'FAILED, {outcome.failure}'} ({outcome.seconds:.1f} s)")
+        logger.info(f"{notebook.name}: started")
+        outcome = _run(notebook, parameters, places[notebook.name], timeout)
+        logger.info(
+            f"{notebook.name}: {'done' if outcome.ok else f'FAILED, {outcome.failure}'} ({outcome.seconds:.1f} s)"
+        )
         return outcome
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -83,7 +81,7 @@ def run_series(
     return outcomes
 
 
-def _showing(notebooks: Sequence[Notebook], profile: str, say: Say) -> list[Notebook]:
+def _showing(notebooks: Sequence[Notebook], profile: str) -> list[Notebook]:
     """Those that have something to show at this profile; says why of the others."""
     if not any(notebook.needs for notebook in notebooks):
         return list(notebooks)
@@ -93,7 +91,7 @@ def _showing(notebooks: Sequence[Notebook], profile: str, say: Say) -> list[Note
     known, showing = recipes(load_profile(profile)), []
     for notebook in notebooks:
         if absent := [system for system in notebook.needs if system not in known]:
-            say(f"{notebook.name}: not run, profile {profile} leaves out {', '.join(absent)}")
+            logger.info(f"{notebook.name}: not run, profile {profile} leaves out {', '.join(absent)}")
         else:
             showing.append(notebook)
     return showing
@@ -131,7 +129,7 @@ def _raise_for(outcomes: Sequence[Outcome], profile: str) -> None:
         raise SeriesError("\n".join(lines))
 
 
-def _run(notebook: Notebook, parameters: dict[str, Any], parameters_at: int, timeout: float, say: Say) -> Outcome:
+def _run(notebook: Notebook, parameters: dict[str, Any], parameters_at: int, timeout: float) -> Outcome:
     started = time.monotonic()
     profile = parameters["profile"]
     # Apart from those that show this machine's own results, of which the HTML site is made.
@@ -143,7 +141,9 @@ def _run(notebook: Notebook, parameters: dict[str, Any], parameters_at: int, tim
     running = temporary_for(partial).with_suffix(".ipynb")  # another run at this profile may be under way
     failure: Failure | None = Failure("Interrupted", "the run was broken off")
     try:
-        failure = run_in_process(Job(notebook.path.resolve(), running, parameters, parameters_at), timeout, say)
+        failure = run_in_process(
+            Job(notebook.path.resolve(), running, parameters, parameters_at), timeout, prefix=f"{notebook.name[:2]} | "
+        )
         failure = failure or unexecuted_cell(running, parameters_at) or broken_promise(notebook, profile, before)
     finally:
         if failure:

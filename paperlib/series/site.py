@@ -19,7 +19,7 @@ from paperlib import paths
 from paperlib.atomic_files import replacing_folder
 from paperlib.config.load import command_name
 from paperlib.errors import MissingError
-from paperlib.progress import Say, say
+from paperlib.log import logger
 from paperlib.series import notebook_format
 from paperlib.series.catalogue import Notebook, discover
 from paperlib.series.markdown import TEMPLATES, Formulas, OfflineHTML
@@ -33,7 +33,7 @@ _NOTEBOOK_LINK = re.compile(r'(href="(?:\./)?)([\w-]+)\.ipynb(?=["#])')
 _LOCAL_IMAGE = re.compile(r'(<img\b[^>]*?\bsrc=")(?!data:|[a-z]+:|//)([^"]+)(")')
 
 
-def write_site(profile: str, *, say: Say = say) -> Path:
+def write_site(profile: str) -> Path:
     """Write the executed series of ``profile`` as pages; returns the contents page, ``html/index.html``.
 
     Raises:
@@ -48,7 +48,7 @@ def write_site(profile: str, *, say: Say = say) -> Path:
             f"no executed notebook; make them with: python -m paperlib reproduce --profile {command_name(profile)}"
         )
     folder = paths.build_dir(profile) / "html"
-    exporter = OfflineHTML(Formulas(say))
+    exporter = OfflineHTML(Formulas())
     with replacing_folder(folder) as fresh:
         entries = []
         for notebook in series:
@@ -57,11 +57,11 @@ def write_site(profile: str, *, say: Say = say) -> Path:
                 path = executed / f"{notebook.name}.ipynb"
                 nb = notebook_format.read(path)
                 exporter.formulas.page = notebook.name
-                _write_page(fresh, notebook.name, _page(exporter, nb, available, available.index(notebook)), say)
+                _write_page(fresh, notebook.name, _page(exporter, nb, available, available.index(notebook)))
                 entry |= {"href": f"{notebook.name}.html", "paragraph": _first_paragraph(nb, exporter)}
                 entry |= {"executed": _time_of(path), "picture": _picture(notebook, profile)}
             entries.append(entry)
-        _write_page(fresh, "index", _contents(entries, available, profile), say)
+        _write_page(fresh, "index", _contents(entries, available, profile))
     return folder / "index.html"
 
 
@@ -144,11 +144,11 @@ def _first_paragraph(nb: Any, exporter: OfflineHTML) -> str:
     return ""
 
 
-def _write_page(folder: Path, name: str, page: str, say: Say) -> None:
+def _write_page(folder: Path, name: str, page: str) -> None:
     page = _LOCAL_IMAGE.sub(_inlined, page)
     page = _NOTEBOOK_LINK.sub(r"\1\2.html", page)
     for address in network_loads(page):
-        say(f"{name}: the page loads {address} from the network")
+        logger.info(f"{name}: the page loads {address} from the network")
     (folder / f"{name}.html").write_text(page, encoding="utf-8")
 
 

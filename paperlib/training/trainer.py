@@ -17,7 +17,7 @@ from paperlib.arguments import check_weights
 from paperlib.config.schema import DataConfig, TrainConfig
 from paperlib.data import Dataset, augment
 from paperlib.errors import NotFiniteError
-from paperlib.progress import Say, say, track
+from paperlib.log import logger, track
 from paperlib.seeds import cpu_generator, hash_seed, permutation
 from paperlib.training.adversaries import SampledAttack
 from paperlib.training.checkpoint import resume, save_checkpoint
@@ -48,7 +48,6 @@ def train(
     channels_last: bool = False,
     checkpoint: Path | None = None,
     label: str = "training",
-    say: Say = say,
 ) -> History:
     """Train ``model`` in place, then load the weights of the epoch with the best validation accuracy.
 
@@ -78,11 +77,11 @@ def train(
     states = [UpdateState.of(step, model, config) for step in update_steps]
     history, best = resume(checkpoint, model, states)
     if history.epochs:
-        say(f"{label}: going on after epoch {history.epochs[-1].epoch + 1} of {config.epochs}")
+        logger.info(f"{label}: going on after epoch {history.epochs[-1].epoch + 1} of {config.epochs}")
     # Only single-step training is checked for catastrophic overfitting: multi-step training shows a gap between FGSM
     # and PGD accuracy too, without gradient masking.
     single_step = all(0 < step.attack.mean_steps() <= 1 for step in update_steps)
-    run = _Run(model, data, config, augmentation, states, seed, bf16, tf32, channels_last, label, say)
+    run = _Run(model, data, config, augmentation, states, seed, bf16, tf32, channels_last, label)
     for epoch in range(len(history.epochs), config.epochs):
         started = time.monotonic()
         # A new folded copy in each epoch: its self-test says little about a network that was just initialised.
@@ -103,7 +102,7 @@ def train(
             history.best = epoch
             best = {name: value.detach().clone() for name, value in model.state_dict().items()}
         save_checkpoint(checkpoint, model, states, best, history)
-        say(f"{label}: {epoch_line(history.epochs[-1], config.epochs)}")
+        logger.info(f"{label}: {epoch_line(history.epochs[-1], config.epochs)}")
     model.load_state_dict(best)
     model.eval()
     return history
@@ -123,7 +122,6 @@ class _Run:
     tf32: bool
     channels_last: bool
     label: str
-    say: Say
 
     def epoch(self, epoch: int, folded: Folded) -> tuple[float, float, int]:
         """One pass through the training split: mean loss, mean attack steps per update, passes through the model.
@@ -140,7 +138,7 @@ class _Run:
         order = permutation(len(labels), generator, images.device)
         place = f"{self.label}: epoch {epoch + 1:>3}/{self.config.epochs}"
         loss_sum, step_sum, passes = torch.zeros((), device=images.device), 0, 0
-        for i, index in enumerate(track(order.split(self.config.batch_size), batches, place, self.say, every=20)):
+        for i, index in enumerate(track(order.split(self.config.batch_size), batches, place, every=20)):
             done = (epoch * batches + i) / (self.config.epochs * batches)
             lr = self.config.lr * schedule(self.config.schedule, done)
             x, y = self._augmented(images[index], generator), labels[index]

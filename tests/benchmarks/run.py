@@ -25,9 +25,9 @@ from paperlib.acceleration.memory import keep_memory
 from paperlib.atomic_files import write_json
 from paperlib.config.budgets import as_budget
 from paperlib.evaluation import paired, wilson
+from paperlib.log import say
 from paperlib.paths import published_dir, shown, store_dir
 from paperlib.pipeline.provenance import provenance
-from paperlib.progress import say
 
 Json = dict[str, Any]
 STEPS = 20

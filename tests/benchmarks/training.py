@@ -17,7 +17,6 @@ from paperlib.acceleration import Folded
 from paperlib.acceleration.memory import keep_memory
 from paperlib.evaluation import evaluate, headline
 from paperlib.pipeline.study import Study
-from paperlib.progress import silent
 from paperlib.training import trainer
 from paperlib.training.trainer import hash_seed
 
@@ -34,7 +33,7 @@ def run(system: str, seeds: Sequence[int], variants: Sequence[str], say: Callabl
     rows = []
     for seed in seeds:
         for variant in variants:
-            study = Study("digits", seed, replay=False, say=silent)
+            study = Study("digits", seed, replay=False)
             if variant == "bfloat16":
                 profile = dataclasses.replace(study.profile, run=dataclasses.replace(study.profile.run, bf16=True))
                 study.profile = profile
@@ -55,7 +54,6 @@ def run(system: str, seeds: Sequence[int], variants: Sequence[str], say: Callabl
                 spec,
                 seed=hash_seed(seed, "evaluate", spec.name),
                 batch_size=study.profile.evaluation.batch_size,
-                say=silent,
             )
             found = outcome.record()
             row = {"system": system, "seed": seed, "variant": variant, "seconds": seconds, "attack": spec.name}
@@ -73,7 +71,7 @@ class _Context:
         from paperlib.pipeline.stages import stages
 
         self.study = study
-        self.profile, self.seed, self.device, self.say = study.profile, study.seed, study.device, silent
+        self.profile, self.seed, self.device = study.profile, study.seed, study.device
         self.stages = stages(study.profile)
         self.data, self.build, self.model = study.data, study.build, study.model
         self.folder = tempfile.TemporaryDirectory()

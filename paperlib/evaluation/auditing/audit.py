@@ -27,8 +27,8 @@ from paperlib.evaluation.auditing.inputs import (
     check_outcomes,
 )
 from paperlib.evaluation.auditing.report import Finding, Report
+from paperlib.log import progress
 from paperlib.models.modes import float32_by_default, outside_inference_mode
-from paperlib.progress import Say, meter, say, silent
 from paperlib.seeds import hash_seed
 
 
@@ -52,7 +52,6 @@ def audit(
     outcomes: Mapping[str, Tensor] | None = None,
     won_by: Tensor | None = None,
     label: str = "the model",
-    say: Say = say,
 ) -> Report:
     """Run every check of `paperlib.evaluation.auditing.checks` on a network, and say whether to believe its robustness.
 
@@ -81,7 +80,7 @@ def audit(
     started = time.monotonic()
     batch_size = check_whole("batch_size", batch_size)
     budget = as_fraction(eps)
-    check_settings(seed=seed, say=say)
+    check_settings(seed=seed)
     check_type("audit_budget", audit_budget, AuditBudget, "an AuditBudget")
     check_type("benign", benign, (Integral, NoneType), "the number of an expert or None")
     check_type("outcomes", outcomes, (Mapping, NoneType), "outcomes by the name of the attack")
@@ -112,21 +111,20 @@ def audit(
             seed=seed,
             batch_size=batch_size,
             label=label,
-            say=silent,
         )
         if benign is not None and context.mixture and not 0 <= benign < context.experts:
             raise InputError(f"benign={benign}: the mixture has no such expert")
-        return _report(context, started, say)
+        return _report(context, started)
 
 
-def _report(context: AuditContext, started: float, say: Say) -> Report:
+def _report(context: AuditContext, started: float) -> Report:
     """Run every check, and collect the results."""
     claim = "as claimed"
     if context.claimed is None and context.adversarial is not None:
         correct = context.logits(context.adversarial).argmax(dim=1) == context.y
         context.claimed, claim = share(correct), "on the adversarial images handed in"
     findings: list[Finding] = []
-    with meter(len(CHECKS), f"audit of {context.label}", say, unit="checks") as report_progress:
+    with progress(len(CHECKS), f"audit of {context.label}", unit="checks") as report_progress:
         for check in CHECKS:
             if any(f.name == "finite" and f.verdict == FAILS for f in findings):
                 result = CheckResult(NOT_RUN, "", "nothing can be measured")

@@ -35,7 +35,6 @@ from paperlib.evaluation.robustness import evaluate
 from paperlib.evaluation.specs import CLEAN, AttackSpec, autoattack_spec, pgd_spec
 from paperlib.evaluation.statistics import wilson
 from paperlib.models.modes import eval_mode
-from paperlib.progress import Say, say
 from paperlib.seeds import cpu_generator
 
 CURVE = tuple(Fraction(k, 255) for k in (2, 4, 8, 16, 32, 64, 128))  # budgets of the accuracy curve
@@ -72,7 +71,6 @@ class AuditContext:
     seed: int = 0
     batch_size: int = 250
     label: str = "audit"
-    say: Say = say
 
     @property
     def x(self) -> Tensor:
@@ -238,7 +236,12 @@ class AuditContext:
             return self.won_by.to(self.x.device)
         if self.autoattack.name in self.outcomes:
             return None
-        how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "label": self.label, "say": self.say}
+        how: dict[str, Any] = {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "label": self.label,
+            "show_progress": False,
+        }
         outcome = evaluate(self.folded, self.split, self.autoattack, **how)
         self.outcomes[self.autoattack.name] = outcome.correct.to(self.x.device)
         return outcome.first_success.to(self.x.device)
@@ -252,7 +255,12 @@ class AuditContext:
         return torch.stack([self.clean, *(self.outcomes[name] for name in self.attacks())]).all(dim=0)
 
     def _run(self, spec: AttackSpec, split: Split) -> Tensor:
-        how: dict[str, Any] = {"seed": self.seed, "batch_size": self.batch_size, "label": self.label, "say": self.say}
+        how: dict[str, Any] = {
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "label": self.label,
+            "show_progress": False,
+        }
         return evaluate(self.folded, split, spec, objectives=self.objectives, **how).correct.to(self.x.device)
 
     @property

@@ -107,7 +107,6 @@ def _audit(context: Context, config: AuditConfiguration) -> Result:
         audit_budget=config.audit_budget,
         seed=hash_seed(context.seed, "audit"),
         label=config.system.name,
-        say=context.say,
         **_known(context, config.outcomes, config.images),
     )
     return Result(report.json())
@@ -168,6 +167,5 @@ def _audit_control(context: Context, control: Control, test: Split, how: dict[st
         **{**control.arguments, **how},
         seed=hash_seed(context.seed, "audit"),
         label=control.name,
-        say=context.say,
     )
     return {"control": control.name, "what": control.what, "expected": control.expected, "report": report.json()}

@@ -74,7 +74,6 @@ def _evaluate(context: Context, config: EvaluationConfiguration) -> Result:
         seed=hash_seed(context.seed, "evaluate", spec.name),
         batch_size=config.batch_size,
         label=name,
-        say=context.say,
     )
     return Result({"system": name, "attack": spec.table(), **outcome.record()}, outcome.arrays())
 

@@ -60,7 +60,7 @@ def _nan_router(context: Context, config: NanRouterConfiguration) -> Result:
     stopped = _refusal(lambda: train_network(model, context, config.unsafe))
     held = _refusal(lambda: train_network(mended, context, replace(config.unsafe, run=config.safe)))
     split = context.data.test.first(config.images).to(context.device)
-    refused = _refusal(lambda: evaluate(model, split, CLEAN, seed=0, label=name, say=context.say))
+    refused = _refusal(lambda: evaluate(model, split, CLEAN, seed=0, label=name))
     generator = cpu_generator(hash_seed(context.seed, name, "naive"))
     noise = 2 * uniform(split.images.shape, generator, split.images) - 1
     # What a careless evaluation prints: argmax of NaN is pathway 0, and a step along the sign of a NaN gradient

@@ -125,7 +125,6 @@ def _autoattack(context: Context, config: AutoAttackConfiguration) -> Result:
         batch_size=config.batch_size,
         state=context.checkpoint(f"autoattack:{config.name}"),
         label=config.name,
-        say=context.say,
     )
     won = {attack: int((outcome.first_success == i).sum()) for i, attack in enumerate(STANDARD, start=1)}
     record = {"system": config.name, "name": spec.name, "attack": spec.table(), "won": won, **outcome.record()}
@@ -182,7 +181,6 @@ def _stress(context: Context, config: StressConfiguration) -> Result:
             batch_size=config.batch_size,
             objectives={"cross-entropy": OBJECTIVES["cross-entropy"], **objectives},
             label=config.name,
-            say=context.say,
         )
         rows.append({"name": spec.name, "attack": spec.table(), **outcome.record()})
         arrays[spec.name] = outcome.correct

@@ -140,7 +140,6 @@ def train_network(
         channels_last=run.channels_last,
         checkpoint=checkpoint,
         label=config.system,
-        say=context.say,
     )
 
 

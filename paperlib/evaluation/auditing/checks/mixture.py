@@ -98,7 +98,6 @@ def _kept(context: AuditContext, model: nn.Module, spec: AttackSpec) -> float:
         seed=context.seed,
         batch_size=context.batch_size,
         label=context.label,
-        say=context.say,
     )
     return share(found.correct)
 

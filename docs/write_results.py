@@ -41,7 +41,7 @@ def tables() -> Iterator[tuple[str, str]]:
 
     digits, lite = Study("digits", local=False).runs, Study("cifar10_lite", local=False)
     everyone = outcomes.everyone
-    names = [outcomes.called(name) for name in everyone(digits[0])]
+    names = [outcomes.display_name(name) for name in everyone(digits[0])]
     main_table = report.main_table(lite, everyone(lite)).drop(columns=["what it is", "n", "attacks", "seed"])
     columns = ("clean", "PGD-50", outcomes.BASIC, outcomes.WORST)
     checks = pd.DataFrame([{"check": p.name, "question": p.question, "threshold": p.threshold} for p in CHECKS])

@@ -147,7 +147,7 @@ def audit(options: argparse.Namespace) -> None:
     from paperlib.atomic_files import write_json
     from paperlib.evaluation import Report
     from paperlib.evaluation import audit as ask
-    from paperlib.pipeline.stages import audit_budget_of, benign_of
+    from paperlib.pipeline.stages import audit_budget_of, benign_expert_of
     from paperlib.pipeline.study import Study, load_system
     from paperlib.systems.registry import recipe_for
 
@@ -167,7 +167,11 @@ def audit(options: argparse.Namespace) -> None:
         model = load_system(options.system, options.profile, options.seed)
         split = _first_test_images(study, options.images or profile.stress.images, "--images")
         how = {"audit_budget": audit_budget_of(profile), "seed": options.seed, "label": options.system}
-        how |= {"claimed": options.claimed, "benign": benign_of(recipe), "selected_on": study.data.validation.images}
+        how |= {
+            "claimed": options.claimed,
+            "benign": benign_expert_of(recipe),
+            "selected_on": study.data.validation.images,
+        }
         report = ask(model, split.images, split.labels, eps, **how)
     print_line(report.table().drop(columns=["asks", "threshold"]).to_string())
     print_line(report.sentence)

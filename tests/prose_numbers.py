@@ -15,7 +15,7 @@ import torch
 
 from paperlib import Study, load_profile
 from paperlib.config.budgets import budget_text
-from paperlib.evaluation import CLEAN, over_seeds
+from paperlib.evaluation import CLEAN, difference_over_seeds
 from paperlib.evaluation.auditing.checks import PITFALLS
 from paperlib.pipeline.stages.nan_router import REPORTED_GAP
 from paperlib.report import claims, outcomes, tables
@@ -42,7 +42,7 @@ class Records:
 
     def outcomes(self, system: str, column: str) -> torch.Tensor:
         if (system, column) not in self.before:
-            self.before[system, column] = outcomes.outcomes(self.studies, system, column)
+            self.before[system, column] = outcomes.outcomes_over_seeds(self.studies, system, column)
         return self.before[system, column]
 
     def kept(self, system: str, column: str, n: int | None = None) -> float:
@@ -50,12 +50,12 @@ class Records:
         return 100 * float(self.outcomes(system, column)[:, :n].double().mean())
 
     def autoattack(self, system: str) -> float:
-        found = [outcomes.autoattacked(study, system) for study in self.studies]
+        found = [outcomes.autoattack_outcome(study, system) for study in self.studies]
         return 100 * float(torch.stack([right for right in found if right is not None]).double().mean())
 
     def interval(self, first: str, second: str, column: str) -> tuple[float, float, float]:
         """First minus second, and the ends of the interval, in points."""
-        value = over_seeds(self.outcomes(first, column), self.outcomes(second, column))
+        value = difference_over_seeds(self.outcomes(first, column), self.outcomes(second, column))
         return 100 * value.difference, 100 * value.low, 100 * value.high
 
     def minus(self, first: str, second: str, column: str) -> float:
@@ -63,10 +63,10 @@ class Records:
 
     def overstated(self) -> list[float]:
         """PGD minus the worst case on the same images, of each defended system that picks no expert by argmax."""
-        known = outcomes.known(self.studies[0])
+        known = outcomes.all_recipes(self.studies[0])
         systems = [
-            outcomes.called(name)
-            for name in outcomes.everyone(self.studies[0])
+            outcomes.display_name(name)
+            for name in outcomes.main_table_systems(self.studies[0])
             if not name.startswith("plain") and not known[name].hard_routing
         ]
         return [self.kept(name, PGD, self.slow) - self.kept(name, WORST) for name in systems]
@@ -96,7 +96,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 def resolved() -> str:
     """The difference that three seeds would find four times out of five, in points, from the note in the notebooks."""
-    names = [outcomes.called(name) for name in outcomes.everyone(DIGITS.studies[0]) if name != "dwf"]
+    names = [outcomes.display_name(name) for name in outcomes.main_table_systems(DIGITS.studies[0]) if name != "dwf"]
     found = re.search(r"A true difference of ([\d.]+) points", claims.power_note(DIGITS.studies, names))
     assert found
     return found[1]
@@ -236,7 +236,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
             "PGD-50 leaves {:.0f} % of DWF and {} attacks with AutoAttack {:.1f} %",
             lambda: [
                 LITE.kept("dwf", PGD, LITE.slow),
-                len(outcomes.stressed(LITE.studies[0], "dwf")) - 1,  # clean images are no attack
+                len(outcomes.all_outcomes(LITE.studies[0], "dwf")) - 1,  # clean images are no attack
                 LITE.kept("dwf", WORST),
             ],
         ),

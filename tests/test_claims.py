@@ -19,10 +19,10 @@ from torch import Tensor
 from paperlib import Study, load_profile
 from paperlib.config.schema import StudyConfig
 from paperlib.errors import MissingError
-from paperlib.evaluation import AttackSpec, OverSeeds, over_seeds
+from paperlib.evaluation import AttackSpec, DifferenceOverSeeds, difference_over_seeds
 from paperlib.paths import published_dir
 from paperlib.pipeline.published import INDEX
-from paperlib.pipeline.stages import facing, stages
+from paperlib.pipeline.stages import autoattack_systems, stages
 from paperlib.report import claims, format, outcomes
 from paperlib.report.claims.claims import CLAIMS
 from paperlib.report.claims.rules import (
@@ -121,9 +121,9 @@ def series(seeds: int = 3, **settings: Any) -> Any:
     return [Records(seed, **settings) for seed in range(seeds)]
 
 
-def over(low: float, high: float) -> OverSeeds:
+def over(low: float, high: float) -> DifferenceOverSeeds:
     """A difference whose interval is this one, as images alone would give it."""
-    return OverSeeds(3, N, (low + high) / 2, low, high, (high - low) / 2 / t.ppf(0.975, N - 1), 0.0)
+    return DifferenceOverSeeds(3, N, (low + high) / 2, low, high, (high - low) / 2 / t.ppf(0.975, N - 1), 0.0)
 
 
 # -- differences -----------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_a_system_beats_others_if_it_beats_each(
 def test_an_interval_that_touches_zero_decides_nothing(
     low: float, high: float, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(claims, "over_seeds", lambda first, second: over(low, high))
+    monkeypatch.setattr(claims, "difference_over_seeds", lambda first, second: over(low, high))
     single = dataclasses.replace(PAIR, others=("frozen",))
     assert decide(single, series()).verdict == verdict
 
@@ -182,7 +182,7 @@ def test_one_of_many_comparisons_refutes_only_after_correction_for_their_number(
     highs: tuple[float, ...], readings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = iter([over(high - 0.2, high) for high in highs])
-    monkeypatch.setattr(claims, "over_seeds", lambda first, second: next(values))
+    monkeypatch.setattr(claims, "difference_over_seeds", lambda first, second: next(values))
     many = Beats("many", "DWF beats many", "ours", others=LISTED[: len(highs)])
     found = decide(many, series())
     assert [item.reading for item in found.evidence] == readings
@@ -214,8 +214,8 @@ def test_evidence_is_the_comparison_of_the_stacked_outcomes() -> None:
     ]
     evidence = decide(dataclasses.replace(PAIR, others=("frozen",)), studies).evidence[0]
     first, second = (torch.stack([s.right[name]["pgd"] for s in studies]) for name in ("dwf", "frozen"))
-    assert evidence.value == over_seeds(first, second)
-    value = over_seeds(first, second)
+    assert evidence.value == difference_over_seeds(first, second)
+    value = difference_over_seeds(first, second)
     shown = f"{100 * value.difference:+.1f} [{100 * value.low:+.1f}, {100 * value.high:+.1f}]"
     assert evidence.shown == format.points(value.difference, value.low, value.high) == shown
 
@@ -238,7 +238,7 @@ def test_the_best_expert_is_another_one_with_each_seed() -> None:
     found = decide(claim, studies)
     assert found.verdict == REFUTED
     assert found.evidence[0].value.difference == pytest.approx(-0.4)  # type: ignore[union-attr]
-    assert {outcomes.named(study, "best expert") for study in studies} == set(EXPERTS[3:6])
+    assert {outcomes.resolve_system(study, "best expert") for study in studies} == set(EXPERTS[3:6])
     for expert in EXPERTS:
         assert f"train:{expert}" in claim.stages(studies[0])
         assert f"evaluate:{expert}:clean" in claim.stages(studies[0])
@@ -250,11 +250,11 @@ def test_the_worst_case_knows_every_attack_a_system_faces() -> None:
     tenths = {kind: (images >= 40 * i) & (images < 40 * (i + 1)) for i, kind in enumerate((*ATTACKS, "soft"))}
     right = {kind: ~lost for kind, lost in tenths.items()}
     study: Any = Records(right={"soe": right, "dwf": right})
-    assert int(outcomes.basic_worst(study, "soe").sum()) == 240
-    assert int(outcomes.basic_worst(study, "dwf").sum()) == 280
+    assert int(outcomes.basic_worst_case(study, "soe").sum()) == 240
+    assert int(outcomes.basic_worst_case(study, "dwf").sum()) == 280
     for shown, kind in (("clean", "clean"), ("FGSM", "fgsm"), ("PGD-50", "pgd")):
-        assert torch.equal(outcomes.outcome_of(study, "soe", shown), right[kind])
-    assert torch.equal(outcomes.outcome_of(study, "soe", outcomes.BASIC), outcomes.basic_worst(study, "soe"))
+        assert torch.equal(outcomes.outcome(study, "soe", shown), right[kind])
+    assert torch.equal(outcomes.outcome(study, "soe", outcomes.BASIC), outcomes.basic_worst_case(study, "soe"))
 
 
 # -- collapse --------------------------------------------------------------------------------------------------------
@@ -307,10 +307,10 @@ def test_networks_collapse_if_each_falls_below_chance(
 def test_chance_and_clean_accuracy_bound_a_collapse(
     low: float, high: float, clean: float, classes: int, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def read(outcomes: Tensor) -> OverSeeds:
+    def read(outcomes: Tensor) -> DifferenceOverSeeds:
         return over(clean, clean + 0.02) if outcomes.all() else over(low, high)
 
-    monkeypatch.setattr(claims, "over_runs", read)
+    monkeypatch.setattr(claims, "accuracy_over_seeds", read)
     monkeypatch.setattr(Records, "classes", ["a class"] * classes)
     assert decide(FALL, series(right=dict.fromkeys(FALL.systems, kept(1, 0, 0)))).verdict == verdict
 
@@ -409,7 +409,7 @@ def test_fewer_than_three_seeds_decide_no_difference(claim: Claim, seeds: int) -
 # -- the ranking -----------------------------------------------------------------------------------------------------
 
 RANKING = Survives("rank", "It survives", "ours")
-OTHERS = [outcomes.called(name) for name in outcomes.everyone(Records()) if name != "dwf"]  # type: ignore[arg-type]
+OTHERS = [outcomes.display_name(name) for name in outcomes.main_table_systems(Records()) if name != "dwf"]  # type: ignore[arg-type]
 
 
 def ranked(pgd: Mapping[str, float], left: Mapping[str, float]) -> Verdict:
@@ -438,7 +438,7 @@ NEAR, FAR = over(-0.21, -0.01), over(-0.3, -0.1)  # below zero: alone, and whate
 OPEN = over(-0.1, 0.1)
 
 
-def turned(value: OverSeeds) -> OverSeeds:
+def turned(value: DifferenceOverSeeds) -> DifferenceOverSeeds:
     return over(-value.high, -value.low)
 
 
@@ -454,11 +454,14 @@ def turned(value: OverSeeds) -> OverSeeds:
     ],
 )
 def test_a_ranking_is_corrected_for_the_number_of_its_systems(
-    pgd: list[OverSeeds], worst: list[OverSeeds], readings: list[str], monkeypatch: pytest.MonkeyPatch
+    pgd: list[DifferenceOverSeeds],
+    worst: list[DifferenceOverSeeds],
+    readings: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     others = len(RANKING.named(Records())) - 1  # type: ignore[arg-type]
     values = iter([*pgd, *[OPEN] * (others - len(pgd)), *worst])
-    monkeypatch.setattr(claims, "over_seeds", lambda first, second: next(values))
+    monkeypatch.setattr(claims, "difference_over_seeds", lambda first, second: next(values))
     assert [item.reading for item in RANKING.read(series())] == readings
     assert next(values, None) is None
 
@@ -473,10 +476,10 @@ def test_systems_that_pgd_does_not_separate_have_no_ranking_to_lose() -> None:
 def test_the_ranking_needs_the_worst_case_of_every_system() -> None:
     study: Any = Records()
     names = RANKING.stages(study)
-    stored = [outcomes.stress_name(other) for other in OTHERS]
-    faced = {f"{kind}:{name}" for name in facing(DIGITS) for kind in ("stress", "autoattack")}
+    stored = [outcomes.stress_system(other) for other in OTHERS]
+    faced = {f"{kind}:{name}" for name in autoattack_systems(DIGITS) for kind in ("stress", "autoattack")}
     assert {name for name in names if name.startswith(("stress", "autoattack"))} == faced
-    assert {"dwf", "pgd-at", "best-expert"} <= set(facing(DIGITS)) < {*stored, "dwf"}
+    assert {"dwf", "pgd-at", "best-expert"} <= set(autoattack_systems(DIGITS)) < {*stored, "dwf"}
     assert decide(RANKING, [Records(absent=("autoattack:soe",))]).verdict == NOT_RUN  # type: ignore[list-item]
     assert decide(RANKING, [Records(absent=("train:expert-3",))]).verdict == NOT_RUN  # type: ignore[list-item]
 
@@ -567,7 +570,7 @@ def test_plain_networks_that_withstand_attack_change_the_verdict() -> None:
 def turn_over(studies: Any, monkeypatch: pytest.MonkeyPatch) -> int:
     """Take every image that was kept for lost, and the other way round; how many comparisons were turned over."""
     there = [claim for claim in BEATS if not any(study.missing(claim.stages(study)) for study in studies)]
-    before, whole = [decide(claim, studies) for claim in there], outcomes.outcome_of
+    before, whole = [decide(claim, studies) for claim in there], outcomes.outcome
     monkeypatch.setattr(outcomes, "outcome_of", lambda *place: ~whole(*place))
     after = [decide(claim, studies) for claim in there]
     # What counts for a claim needs no correction for the number of comparisons, what counts against it does.
@@ -694,8 +697,10 @@ def test_the_note_on_power_names_seeds_images_and_both_errors(seed_group: float)
     told = NOTE.match(claims.power_note(studies, others))
     assert told
     assert (told["seeds"], told["n"], told["count"]) == ("3", str(N), "3")
-    ours = outcomes.outcomes(studies, "dwf", outcomes.BASIC)
-    values = [over_seeds(ours, outcomes.outcomes(studies, other, outcomes.BASIC)) for other in others]
+    ours = outcomes.outcomes_over_seeds(studies, "dwf", outcomes.BASIC)
+    values = [
+        difference_over_seeds(ours, outcomes.outcomes_over_seeds(studies, other, outcomes.BASIC)) for other in others
+    ]
     halves = [100 * (value.high - value.low) / 2 for value in values]
     shown = [float(told[key]) for key in ("least", "median", "most")]
     assert shown == pytest.approx([min(halves), sorted(halves)[1], max(halves)], abs=0.051)

@@ -25,13 +25,13 @@ from paperlib.evaluation import (
     CLEAN,
     AttackSpec,
     accuracy_by_step,
-    battery,
+    accuracy_over_seeds,
+    basic_attacks,
+    difference_over_seeds,
     evaluate,
     fgsm_spec,
     headline,
-    over_runs,
-    over_seeds,
-    paired,
+    paired_difference,
     pgd_spec,
     sweep,
     wilson,
@@ -90,7 +90,7 @@ def outcomes(both: int, only_first: int, only_second: int, neither: int) -> tupl
 
 def test_a_paired_comparison_counts_by_hand() -> None:
     # Agresti and Min (2005): 1/2 added to each cell, n + 2 in all.
-    found = paired(*outcomes(both=50, only_first=12, only_second=5, neither=33))
+    found = paired_difference(*outcomes(both=50, only_first=12, only_second=5, neither=33))
     b, c, n = 12.5, 5.5, 102
     half = 1.959964 * math.sqrt((b + c) - (b - c) ** 2 / n) / n
     assert (found.n, found.only_first, found.only_second) == (100, 12, 5)
@@ -102,14 +102,14 @@ def test_a_paired_comparison_counts_by_hand() -> None:
 @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (0, 7), (3, 3), (10, 2), (40, 61), (300, 250)])
 def test_mcnemars_test_agrees_with_the_binomial_test(b: int, c: int) -> None:
     expected = binomtest(b, b + c).pvalue if b + c else 1.0
-    assert paired(*outcomes(20, b, c, 7)).p_value == pytest.approx(expected, rel=1e-9)
+    assert paired_difference(*outcomes(20, b, c, 7)).p_value == pytest.approx(expected, rel=1e-9)
 
 
 @given(*[st.integers(0, 40)] * 4)
 def test_a_paired_comparison_turns_over_with_its_systems(both: int, b: int, c: int, neither: int) -> None:
     assume(both + b + c + neither)
     first, second = outcomes(both, b, c, neither)
-    one, other = paired(first, second), paired(second, first)
+    one, other = paired_difference(first, second), paired_difference(second, first)
     assert -1 <= one.low < one.high <= 1
     assert 0 < one.p_value <= 1
     assert (one.difference, one.p_value) == (-other.difference, other.p_value)
@@ -121,20 +121,20 @@ def test_a_paired_interval_is_the_normal_one_of_the_differences_with_two_images_
     both, b, c, neither = 50, 12, 5, 33
     d = np.repeat([0, 1, -1, 0], [2 * both + 1, 2 * b + 1, 2 * c + 1, 2 * neither + 1])
     expected = norm.interval(0.95, loc=d.mean(), scale=d.std() / math.sqrt(both + b + c + neither + 2))
-    found = paired(*outcomes(both, b, c, neither))
+    found = paired_difference(*outcomes(both, b, c, neither))
     assert (found.low, found.high) == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_paired_interval_of_many_images_is_that_of_the_t_test() -> None:
     first, second = outcomes(both=30_000, only_first=8_000, only_second=7_500, neither=20_000)
     expected = ttest_1samp(first.numpy().astype(float) - second.numpy(), 0).confidence_interval(0.95)
-    found = paired(first, second)
+    found = paired_difference(first, second)
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_a_paired_comparison_needs_the_same_images() -> None:
     with pytest.raises(ValueError, match="same images"):
-        paired(torch.ones(3, dtype=torch.bool), torch.ones(4, dtype=torch.bool))
+        paired_difference(torch.ones(3, dtype=torch.bool), torch.ones(4, dtype=torch.bool))
 
 
 # -- names of attacks ------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def test_the_table_of_an_attack_holds_every_setting() -> None:
 
 def test_battery_and_sweep_follow_the_profile() -> None:
     config = load_profile("digits").evaluation
-    assert [spec.name for spec in battery(config)] == ["clean", "fgsm@0.15", "pgd-50@0.15"]
+    assert [spec.name for spec in basic_attacks(config)] == ["clean", "fgsm@0.15", "pgd-50@0.15"]
     assert [spec.name for spec in sweep(config)] == [
         *(f"fgsm@{eps}" for eps in ("0.05", "0.1", "0.15", "0.2", "0.3")),
         *(f"pgd-50@{eps}" for eps in ("0.05", "0.1", "0.15", "0.2", "0.3")),
@@ -430,7 +430,7 @@ def drawn(generator: np.random.Generator, runs: int, n: int) -> tuple[Tensor, Te
 
 def test_a_difference_over_runs_by_hand() -> None:
     # Ten images: the first system gets 6 right in one run and 4 of these in the other, the second none.
-    found = over_seeds(runs_of("1111110000", "1111000000"), torch.zeros(2, 10, dtype=torch.bool))
+    found = difference_over_seeds(runs_of("1111110000", "1111000000"), torch.zeros(2, 10, dtype=torch.bool))
     assert (found.seeds, found.n, found.difference) == (2, 10, 0.5)
     # Mean per image 1, 1, 1, 1, .5, .5, 0, 0, 0, 0: squares around .5 sum to 2, and 1 is added.
     assert found.from_images**2 == pytest.approx(3 / 10 / 9)
@@ -443,7 +443,7 @@ def test_a_difference_over_runs_by_hand() -> None:
 @pytest.mark.parametrize(("runs", "n"), [(1, 2), (1, 30), (2, 1), (2, 7), (3, 40), (5, 360)])
 def test_a_difference_over_runs_follows_its_formula(runs: int, n: int) -> None:
     first, second = drawn(np.random.default_rng(100 * runs + n), runs, n)
-    found = over_seeds(first, second)
+    found = difference_over_seeds(first, second)
     d = first.numpy().astype(float) - second.numpy().astype(float)
     images = (((d.mean(0) - d.mean()) ** 2).sum() + 1) / (n * max(n - 1, 1))
     between = d.mean(1).var(ddof=1) / runs if runs > 1 else 0
@@ -457,18 +457,21 @@ def test_a_difference_over_runs_follows_its_formula(runs: int, n: int) -> None:
 
 def test_one_run_has_the_uncertainty_of_its_images_only() -> None:
     first, second = drawn(np.random.default_rng(0), 1, 50)
-    found = over_seeds(first, second)
+    found = difference_over_seeds(first, second)
     assert math.isnan(found.from_runs)
     half = t.ppf(0.975, 49) * found.from_images
     assert (found.low, found.high) == pytest.approx((found.difference - half, found.difference + half))
-    pair = paired(first[0], second[0])
+    pair = paired_difference(first[0], second[0])
     assert found.difference == pytest.approx(pair.difference)
     assert (found.low, found.high) == pytest.approx((pair.low, pair.high), abs=0.03)
 
 
 def test_runs_that_agree_add_no_uncertainty_and_runs_that_do_not_do() -> None:
     none = torch.zeros(2, 8, dtype=torch.bool)
-    alike, apart = over_seeds(runs_of("11110000", "11110000"), none), over_seeds(runs_of("11111110", "10000000"), none)
+    alike, apart = (
+        difference_over_seeds(runs_of("11110000", "11110000"), none),
+        difference_over_seeds(runs_of("11111110", "10000000"), none),
+    )
     assert alike.difference == apart.difference == 0.5
     assert alike.from_runs == 0 < apart.from_runs
     assert apart.high - apart.low > alike.high - alike.low
@@ -478,7 +481,7 @@ def test_runs_that_agree_add_no_uncertainty_and_runs_that_do_not_do() -> None:
 def test_a_difference_over_runs_turns_over_with_its_systems(runs: int, n: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     first, second = (torch.rand(runs, n, generator=generator) < share for share in (0.8, 0.4))
-    one, other = over_seeds(first, second), over_seeds(second, first)
+    one, other = difference_over_seeds(first, second), difference_over_seeds(second, first)
     assert -1 <= one.low <= one.difference <= one.high <= 1
     assert one.low < one.high
     assert (-other.high, -other.difference, -other.low) == pytest.approx((one.low, one.difference, one.high))
@@ -490,7 +493,10 @@ def test_neither_images_nor_runs_have_an_order(runs: int, n: int, seed: int) -> 
     generator = torch.Generator().manual_seed(seed)
     first, second = (torch.rand(runs, n, generator=generator) < share for share in (0.8, 0.4))
     rows, columns = torch.randperm(runs, generator=generator), torch.randperm(n, generator=generator)
-    one, other = over_seeds(first, second), over_seeds(first[rows][:, columns], second[rows][:, columns])
+    one, other = (
+        difference_over_seeds(first, second),
+        difference_over_seeds(first[rows][:, columns], second[rows][:, columns]),
+    )
     assert (one.low, one.difference, one.high) == pytest.approx((other.low, other.difference, other.high))
 
 
@@ -498,7 +504,7 @@ def test_neither_images_nor_runs_have_an_order(runs: int, n: int, seed: int) -> 
 @pytest.mark.parametrize("n", [1, 5, 360])
 def test_identical_outcomes_are_no_proof_of_equality(runs: int, n: int) -> None:
     outcome = drawn(np.random.default_rng(1), runs, n)[0]
-    found = over_seeds(outcome, outcome)
+    found = difference_over_seeds(outcome, outcome)
     assert found.difference == 0
     assert found.low == -found.high < 0
     assert found.from_images > 0
@@ -508,7 +514,7 @@ def test_more_images_of_the_same_kind_narrow_a_difference() -> None:
     first, second = drawn(np.random.default_rng(2), 3, 50)
     widths = []
     for times in (1, 4, 16):
-        found = over_seeds(first.repeat(1, times), second.repeat(1, times))
+        found = difference_over_seeds(first.repeat(1, times), second.repeat(1, times))
         widths.append(found.from_images)
     assert widths == sorted(widths, reverse=True)
     assert widths[0] / widths[2] == pytest.approx(4, rel=0.1)
@@ -523,7 +529,7 @@ def test_the_interval_covers_the_true_difference_where_images_and_runs_vary(runs
     seed_group = generator.normal(0, 0.06, (2, draws, runs, 1))
     first = torch.tensor(generator.random((draws, runs, n)) < hardness + truth + seed_group[0])
     second = torch.tensor(generator.random((draws, runs, n)) < hardness + seed_group[1])
-    found = [over_seeds(a, b) for a, b in zip(first, second, strict=True)]
+    found = [difference_over_seeds(a, b) for a, b in zip(first, second, strict=True)]
     covered = sum(value.low <= truth <= value.high for value in found) / draws
     assert 0.9 <= covered <= 0.99
     # An interval that knows of the images alone takes the luck of the runs for a difference.
@@ -536,15 +542,17 @@ def test_the_interval_covers_the_true_difference_where_images_and_runs_vary(runs
 def test_outcomes_of_different_shapes_are_not_compared_over_runs(shapes: tuple[tuple[int, ...], ...]) -> None:
     first, second = (torch.ones(shape, dtype=torch.bool) for shape in shapes)
     with pytest.raises(ValueError, match=r"\(seeds, images\)"):
-        over_seeds(first, second)
+        difference_over_seeds(first, second)
 
 
 def test_one_system_over_runs_has_its_accuracy() -> None:
-    found = over_runs(runs_of("1100", "1110"))
+    found = accuracy_over_seeds(runs_of("1100", "1110"))
     assert (found.seeds, found.n, found.difference) == (2, 4, 5 / 8)
     outcome = drawn(np.random.default_rng(3), 3, 200)[0]
-    accuracy = over_runs(outcome)
+    accuracy = accuracy_over_seeds(outcome)
     assert accuracy.difference == pytest.approx(float(outcome.double().mean()))
     assert accuracy.low < accuracy.difference < accuracy.high
     low, high = wilson(int(outcome[0].sum()), 200)
-    assert over_runs(outcome[:1]).high - over_runs(outcome[:1]).low == pytest.approx(high - low, rel=0.05)
+    assert accuracy_over_seeds(outcome[:1]).high - accuracy_over_seeds(outcome[:1]).low == pytest.approx(
+        high - low, rel=0.05
+    )

@@ -20,7 +20,7 @@ from paperlib.config.plugins import MARK, one_version
 from paperlib.config.serialise import to_table
 from paperlib.errors import DataError, ProfileError
 from paperlib.pipeline.publish import told_of
-from paperlib.pipeline.stages import facing, stages
+from paperlib.pipeline.stages import autoattack_systems, stages
 from paperlib.series.child import MARK as MARK_OF_A_NOTEBOOK
 from paperlib.systems.registry import recipes
 
@@ -90,7 +90,7 @@ def test_what_is_not_changed_is_not_computed_again(home: Path) -> None:
 def test_the_systems_of_the_file_join_every_comparison(tmp_path: Path, micro: Profile) -> None:
     profile = load_profile(written(tmp_path, system()))
     assert [*recipes(profile)] == [*recipes(micro), "mine"]
-    assert "mine" in facing(profile)
+    assert "mine" in autoattack_systems(profile)
     names = {name for name in stages(profile) if ":mine" in name}
     assert {"train:mine", "evaluate:mine:clean", "stress:mine", "autoattack:mine"} <= names
 

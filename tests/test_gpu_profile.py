@@ -47,7 +47,7 @@ def test_a_dry_run_leaves_records_that_notebooks_replay(
     monkeypatch.delenv("PAPERLIB_DATA")  # a reader has the records, neither data nor weights
     study = Study(str(path), local=False)
     assert study.fingerprint.startswith("cifar10-png:")
-    rows = tables.main_table(study, outcomes.everyone(study))
+    rows = tables.main_table(study, outcomes.main_table_systems(study))
     listed = [r.system for r in recipes(load_profile(name)).values() if r.family not in ("expert", "member")]
     assert set(listed) <= set(rows.index) and len(rows) == len(listed) + 1  # the best expert
     found = claims.verdicts(study.runs)

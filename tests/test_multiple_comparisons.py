@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, ttest_1samp
 from torch import Tensor
 
-from paperlib.evaluation import LEVEL, OverSeeds, directions, holm, over_seeds, p_values
+from paperlib.evaluation import LEVEL, DifferenceOverSeeds, difference_over_seeds, directions, holm, p_values
 
 # -- Holm's correction -------------------------------------------------------------------------------------------------
 
@@ -37,10 +37,10 @@ def test_holm_of_a_textbook_example_and_of_nothing() -> None:
 # -- p-values over training runs ---------------------------------------------------------------------------------------
 
 
-def drawn(seed: int, runs: int, n: int, shares: tuple[float, float] = (0.6, 0.5)) -> OverSeeds:
+def drawn(seed: int, runs: int, n: int, shares: tuple[float, float] = (0.6, 0.5)) -> DifferenceOverSeeds:
     generator = np.random.default_rng(seed)
     first, second = generator.random((2, runs, n)) < np.array(shares)[:, None, None]
-    return over_seeds(torch.tensor(first), torch.tensor(second))
+    return difference_over_seeds(torch.tensor(first), torch.tensor(second))
 
 
 @pytest.mark.parametrize("runs", [1, 2, 3, 10])
@@ -64,7 +64,7 @@ def blocks(runs: list[int], others: int) -> tuple[Tensor, Tensor]:
 def test_with_endless_images_runs_are_judged_by_the_t_test(runs: list[int]) -> None:
     # As the variance that images leave goes to zero, all that is left is the one-sample test over the runs.
     first, second = blocks(runs, others=4000)
-    value = over_seeds(first, second)
+    value = difference_over_seeds(first, second)
     theirs = ttest_1samp(np.array(runs) / 6, 0.1)
     interval = theirs.confidence_interval(0.95)
     assert (value.low, value.high) == pytest.approx((max(-1, interval.low), min(1, interval.high)), abs=3e-3)
@@ -77,15 +77,15 @@ def test_with_runs_alike_images_are_judged_by_the_t_test(runs: int) -> None:
     generator = np.random.default_rng(5)
     d = generator.choice([-1, 0, 1], 20_000, p=[0.2, 0.59, 0.21])
     first, second = torch.tensor(d == 1).expand(runs, -1), torch.tensor(d == -1).expand(runs, -1)
-    value, theirs = over_seeds(first, second), ttest_1samp(d, 0)
+    value, theirs = difference_over_seeds(first, second), ttest_1samp(d, 0)
     interval = theirs.confidence_interval(0.95)
     assert (value.low, value.high) == pytest.approx((interval.low, interval.high), abs=1e-5)
     assert p_values([value])[0] == pytest.approx(theirs.pvalue, rel=0.01)
 
 
 def test_the_variance_between_runs_is_half_its_own_and_half_the_mean_of_all() -> None:
-    quiet = over_seeds(*(part.repeat(1, 50) for part in blocks([4, 4, 4], 1)))
-    loud = over_seeds(*(part.repeat(1, 50) for part in blocks([2, 4, 6], 1)))
+    quiet = difference_over_seeds(*(part.repeat(1, 50) for part in blocks([4, 4, 4], 1)))
+    loud = difference_over_seeds(*(part.repeat(1, 50) for part in blocks([2, 4, 6], 1)))
     alone = [p_values([value], 0.5)[0] for value in (quiet, loud)]
     together = p_values([quiet, loud], 0.5)
     assert together[0] > 10 * alone[0]  # three runs that agree by luck are no proof beside others that do not
@@ -94,7 +94,7 @@ def test_the_variance_between_runs_is_half_its_own_and_half_the_mean_of_all() ->
 
 
 def test_a_value_whose_interval_holds_the_reference_lies_on_neither_side() -> None:
-    quiet, loud = (over_seeds(*blocks(runs, 100)) for runs in ([3, 3, 3], [3, 5, 6]))
+    quiet, loud = (difference_over_seeds(*blocks(runs, 100)) for runs in ([3, 3, 3], [3, 5, 6]))
     values = [loud, *[quiet] * 9]
     assert loud.low < 0.2 < loud.high
     assert holm(p_values(values, 0.2))[0] < LEVEL
@@ -117,7 +117,7 @@ def equal_systems(generator: np.random.Generator, systems: int, runs: int, n: in
     return [torch.tensor(draw < hardness + shift) for shift in (seed_group[0], seed_group[0] + seed_group[1] / 3 + 0.1)]
 
 
-def verdicts_against(values: list[OverSeeds]) -> tuple[bool, bool]:
+def verdicts_against(values: list[DifferenceOverSeeds]) -> tuple[bool, bool]:
     """Whether any difference lies below zero: by its interval alone, and after correction."""
     return any(value.high < 0 for value in values), -1 in directions(values)
 
@@ -128,7 +128,7 @@ def test_equal_systems_are_refuted_in_at_most_one_study_of_twenty(spread: float,
     counts = np.zeros(2, dtype=int)
     for _ in range(studies):
         values = [
-            over_seeds(outcomes[0], outcomes[other])
+            difference_over_seeds(outcomes[0], outcomes[other])
             for outcomes in equal_systems(generator, systems=8, runs=3, n=n, spread=spread)
             for other in range(1, 8)
         ]
@@ -149,7 +149,7 @@ def test_a_system_that_is_worse_than_one_of_fourteen_is_found() -> None:
         outcomes = equal_systems(generator, systems=8, runs=3, n=360, spread=0.03)
         better = [part[1] | torch.tensor(generator.random((3, 360)) < 0.6) for part in outcomes]
         values = [
-            over_seeds(part[0], one)
+            difference_over_seeds(part[0], one)
             for part, lifted in zip(outcomes, better, strict=True)
             for one in (lifted, *part[2:])
         ]

@@ -71,9 +71,9 @@ def test_few_classes_run_and_are_audited(
     assert ("pgd-2-dlr@0.1" in attacks) == (classes >= 3)  # it divides by the third logit
     if classes < CLASSES:
         assert record["not_run"] == f"its targeted losses need 4 classes or more, the data have {classes}"
-        assert outcomes.autoattacked(study, "plain") is None
+        assert outcomes.autoattack_outcome(study, "plain") is None
     else:
-        assert record["name"] in attacks and len(outcomes.autoattacked(study, "plain")) == 6
+        assert record["name"] in attacks and len(outcomes.autoattack_outcome(study, "plain")) == 6
     assert tables.shrinkage([study], ["plain"])["AutoAttack"].item() == "" or classes >= CLASSES
 
 

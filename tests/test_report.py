@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from paperlib import Study
 from paperlib.atomic_files import read_json
 from paperlib.errors import StoreError
-from paperlib.evaluation import battery, headline, through_choices
+from paperlib.evaluation import basic_attacks, headline, surrogate_attacks
 from paperlib.paths import ROOT, figures_dir, published_dir
-from paperlib.pipeline.stages import ROUTED, audited, facing
+from paperlib.pipeline.stages import ROUTED, audited_systems, autoattack_systems
 from paperlib.report import figures, outcomes, style, tables
 from paperlib.report.figures.stress import LAYERS
 from paperlib.report.tables import stress as stress_tables
@@ -40,40 +40,40 @@ def records(study: Study) -> dict[str, dict[str, dict[str, object]]]:
 
 
 def test_the_main_table_repeats_the_records(study: Study, records: dict) -> None:
-    assert list(tables.main_table(study).index) == outcomes.compared(study)
-    table = tables.main_table(study, outcomes.everyone(study))
+    assert list(tables.main_table(study).index) == outcomes.compared_systems(study)
+    table = tables.main_table(study, outcomes.main_table_systems(study))
     assert len(table) >= 24
     for system, row in table.iterrows():
         assert row["parameters"] > 0 < row["training cost"]
         assert row["inference cost"] > 0
         assert row["seed"] == 0
-        for spec in battery(study.profile.evaluation):
+        for spec in basic_attacks(study.profile.evaluation):
             result = records[f"evaluate:{system}:{spec.name}"]["record"]["result"]
-            shown = row[outcomes.column(spec.kind, spec.steps)]
+            shown = row[outcomes.attack_column(spec.kind, spec.steps)]
             assert shown.startswith(f"{100 * result['correct'] / result['n']:.1f} [")
             assert row["n"] == result["n"] == 360
 
 
 def test_the_worst_case_is_counted_per_image(study: Study) -> None:
-    specs = battery(study.profile.evaluation)
+    specs = basic_attacks(study.profile.evaluation)
     for system, faced in (
         ("plain", specs),
         ("dwf", specs),
-        ("soe", [*specs, *through_choices(study.profile.evaluation)]),
+        ("soe", [*specs, *surrogate_attacks(study.profile.evaluation)]),
     ):
         outcomes = [study.outcome(system, spec).arrays["correct"].bool() for spec in faced]
         by_hand = sum(all(bool(o[i]) for o in outcomes) for i in range(360))
-        worst = outcomes.basic_worst(study, system)
+        worst = outcomes.basic_worst_case(study, system)
         assert int(worst.sum()) == by_hand
         assert by_hand <= min(int(o.sum()) for o in outcomes)
 
 
 def test_the_worst_case_is_at_most_autoattack_and_every_single_attack(study: Study, records: dict) -> None:
     n = study.profile.stress.images
-    for system in outcomes.everyone(study):
-        stored = outcomes.stress_name(system)
+    for system in outcomes.main_table_systems(study):
+        stored = outcomes.stress_system(system)
         rows = [*records[f"stress:{stored}"]["record"]["result"]["rows"]]
-        if stored in facing(study.profile):
+        if stored in autoattack_systems(study.profile):
             rows.append(records[f"autoattack:{stored}"]["record"]["result"])
             assert (rows[-1]["attack"]["steps"], rows[-1]["attack"]["queries"]) == (100, 5000)
         worst = outcomes.worst_case(study, system)
@@ -82,11 +82,11 @@ def test_the_worst_case_is_at_most_autoattack_and_every_single_attack(study: Stu
             assert int(worst.sum()) <= result["correct"] <= result["n"] == n
             low, high = result["interval"]
             assert low <= result["correct"] / n <= high
-        for spec, right in outcomes.basic(study, system).items():
+        for spec, right in outcomes.basic_outcomes(study, system).items():
             assert int(worst.sum()) <= int(right[:n].sum()), spec.name
-        by_hand = torch.stack(list(outcomes.stressed(study, system).values()))
+        by_hand = torch.stack(list(outcomes.all_outcomes(study, system).values()))
         assert worst.tolist() == [bool(by_hand[:, i].all()) for i in range(n)]
-    assert {"dwf", "pgd-at", "best-expert"} <= set(facing(study.profile))
+    assert {"dwf", "pgd-at", "best-expert"} <= set(autoattack_systems(study.profile))
     assert len(records["stress:dwf"]["record"]["result"]["rows"]) >= 25
 
 
@@ -135,16 +135,16 @@ def test_an_attack_of_no_family_is_an_error() -> None:
 
 
 def test_the_recorded_audits_tell_what_the_records_tell(study: Study) -> None:
-    for system in audited(study.profile):
+    for system in audited_systems(study.profile):
         report = tables.audit_of(study, system)
         assert report.n == study.profile.stress.images
         # The main table's attack through a choice has other random starts than the audit's own.
-        faced = {name: right for name, right in outcomes.stressed(study, system).items() if "-soft@" not in name}
+        faced = {name: right for name, right in outcomes.all_outcomes(study, system).items() if "-soft@" not in name}
         assert set(report.attacks) >= set(faced) - {"clean"}
         assert report.worst == int(torch.stack(list(faced.values())).all(dim=0).sum())
         assert int(outcomes.worst_case(study, system).sum()) <= report.worst
         assert report.worst <= min(report.attacks.values())
-    assert set(tables.audits(study).index) == set(audited(study.profile))
+    assert set(tables.audits(study).index) == set(audited_systems(study.profile))
 
 
 def test_every_recorded_control_is_told_as_it_must_be(study: Study) -> None:
@@ -194,18 +194,18 @@ def test_seeds_are_summarised_over_seeds(study: Study) -> None:
     spec = headline(study.profile.evaluation)
     values = [s.outcome("dwf", spec).record["result"]["accuracy"] for s in studies]
     mean, low, high = sum(values) / 3, min(values), max(values)
-    table = tables.seeds_table(studies, outcomes.everyone)
+    table = tables.seeds_table(studies, outcomes.main_table_systems)
     assert table.loc["dwf", f"PGD-{spec.steps}"] == f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
     assert not table.isna().any().any()
-    worst = [float(outcomes.basic_worst(s, "advmoe").float().mean()) for s in studies]
+    worst = [float(outcomes.basic_worst_case(s, "advmoe").float().mean()) for s in studies]
     assert table.loc["advmoe", "basic worst"].startswith(f"{100 * sum(worst) / 3:.1f} (")
 
 
 def test_differences_over_seeds_are_those_of_the_outcomes(study: Study) -> None:
     studies = study.runs
-    found = tables.differences(studies, outcomes.everyone, "dwf").loc["best expert"]
+    found = tables.differences(studies, outcomes.main_table_systems, "dwf").loc["best expert"]
     gaps = [
-        outcomes.basic_worst(s, "dwf").float() - outcomes.basic_worst(s, outcomes.best_expert(s)).float()
+        outcomes.basic_worst_case(s, "dwf").float() - outcomes.basic_worst_case(s, outcomes.best_expert(s)).float()
         for s in studies
     ]
     assert found["difference"] == pytest.approx(float(torch.stack(gaps).mean()))
@@ -220,7 +220,7 @@ def test_ablations_stand_beside_their_base(study: Study) -> None:
     assert table["difference"].isna().sum() == 1  # the base's own
     for system in ("ablation-fixed", "ablation-top1"):
         ours, base = (
-            torch.stack([outcomes.basic_worst(s, n).float() for s in studies]) for n in (system, "ablation-base")
+            torch.stack([outcomes.basic_worst_case(s, n).float() for s in studies]) for n in (system, "ablation-base")
         )
         assert table.loc[system, "difference"] == pytest.approx(float((ours - base).mean()))
     assert (table["n"] == 360).all()
@@ -272,7 +272,7 @@ def test_provenance_names_data_device_versions_and_code_but_no_place(study: Stud
 
 def test_provenance_of_several_seeds_counts_the_records_of_all(study: Study) -> None:
     studies = study.runs
-    tables.differences(studies, outcomes.compared, "dwf")
+    tables.differences(studies, outcomes.compared_systems, "dwf")
     line = tables.provenance_line(*studies)
     assert f"{sum(len(s.used) for s in studies)} records of profile digits, seed 0, 1, 2: " in line
     assert tables.provenance_line(Study("digits", local=False)) == "no records used"
@@ -288,15 +288,15 @@ def test_figures_are_the_same_bytes_each_time(draw: str, study: Study, tmp_path:
         if draw == "architecture":
             return figures.architecture()
         if draw == "main":
-            return figures.main_figure(tables.battery_frame(study, outcomes.compared(study)))
+            return figures.main_figure(tables.main_frame(study, outcomes.compared_systems(study)))
         if draw == "eps":
             return figures.accuracy_by_eps(tables.results(study, ["plain", "dwf"], swept=True), "title")
         if draw == "forest":
-            return figures.forest(tables.differences([study], outcomes.compared, "dwf"), {}, "title", "points")
+            return figures.forest(tables.differences([study], outcomes.compared_systems, "dwf"), {}, "title", "points")
         if draw == "growth":
             return figures.growth(tables.growth(study, ["ablation-1", "ablation-base"]), [11, 102])
         if draw == "layers":
-            return figures.layers(tables.gains([study], outcomes.everyone(study)), "PGD-50", "title")
+            return figures.layers(tables.gains([study], outcomes.main_table_systems(study)), "PGD-50", "title")
         if draw == "attacks":
             return figures.every_attack(tables.every_attack(study, "dwf"), "title")
         if draw == "controls":
@@ -387,7 +387,7 @@ def test_a_system_without_a_label_is_drawn_by_its_name() -> None:
 
 
 def test_a_system_that_did_not_face_an_attack_is_marked_so(study: Study) -> None:
-    frame = tables.battery_frame(study, ["uniform", "dwf"])
+    frame = tables.main_frame(study, ["uniform", "dwf"])
     faced = [name for name in frame[frame["system"] == "uniform"]["column"] if name.startswith("AutoAttack")]
     assert faced == []  # else this test says nothing
     panel = next(ax for ax in figures.main_figure(frame).axes if ax.get_title(loc="left").startswith("AutoAttack"))

@@ -100,9 +100,8 @@ class Ran:
         self.executed = self.folder / "results" / "build" / "tiny" / "notebooks"
         self.executed.mkdir(parents=True)
         (self.executed / "01_raises.ipynb").write_text("of an earlier run")
-        with pytest.raises(SeriesError) as caught:
-            with logged(self.said.append):
-                runner.run_series("tiny", seed=7)
+        with pytest.raises(SeriesError) as caught, logged(self.said.append):
+            runner.run_series("tiny", seed=7)
         self.message = str(caught.value)
 
 
@@ -206,9 +205,9 @@ def test_a_notebook_over_the_limit_is_ended_with_its_kernel(here: Path, monkeypa
             assert kernels(here / "notebooks")
             ahead[0] = 1e4  # the limit is over at this moment, however slow the machine was to get here
 
-    with pytest.raises(SeriesError, match="cell 2 `import os, time`: TimeLimit: stopped after 1000 s"):
-        with logged(watch):
-            runner.run_series("tiny", timeout=1000)
+    stopped = "cell 2 `import os, time`: TimeLimit: stopped after 1000 s"
+    with pytest.raises(SeriesError, match=stopped), logged(watch):
+        runner.run_series("tiny", timeout=1000)
     assert not kernels(here / "notebooks")
     partial = paths.build_dir("tiny") / "notebooks" / "00_hangs.partial.ipynb"
     assert notebook_format.read(partial).cells[1].execution_count == 1

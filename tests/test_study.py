@@ -230,9 +230,8 @@ def test_an_interrupted_training_goes_on_where_it_was(
         if "epoch   1/" in line:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        with logged(stop):
-            study(micro).compute(["train:plain"])
+    with pytest.raises(KeyboardInterrupt), logged(stop):
+        study(micro).compute(["train:plain"])
     lines = log_lines
     here = study(micro)
     assert here.checkpoint("train:plain").exists()

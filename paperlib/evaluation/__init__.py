@@ -1,4 +1,4 @@
-"""Robust accuracy with intervals, paired comparisons, and the audit of what can be believed."""
+"""Robust accuracy with intervals, paired_difference comparisons, and the audit of what can be believed."""
 
 from paperlib.evaluation.auditing.audit import AuditBudget, audit
 from paperlib.evaluation.auditing.report import Finding, Report
@@ -8,45 +8,53 @@ from paperlib.evaluation.specs import (
     CLEAN,
     AttackSpec,
     autoattack_spec,
-    battery,
+    basic_attacks,
     fgsm_spec,
     headline,
     noise_spec,
     pgd_spec,
     square_spec,
+    surrogate_attacks,
     sweep,
-    through_choices,
 )
-from paperlib.evaluation.statistics import LEVEL, OverSeeds, Paired, over_runs, over_seeds, paired, wilson
+from paperlib.evaluation.statistics import (
+    LEVEL,
+    DifferenceOverSeeds,
+    PairedDifference,
+    accuracy_over_seeds,
+    difference_over_seeds,
+    paired_difference,
+    wilson,
+)
 
 __all__ = [
     "CLEAN",
     "LEVEL",
     "AttackSpec",
     "AuditBudget",
+    "DifferenceOverSeeds",
     "Finding",
     "Outcome",
-    "OverSeeds",
-    "Paired",
+    "PairedDifference",
     "Report",
     "accuracy_by_step",
+    "accuracy_over_seeds",
     "audit",
     "autoattack_spec",
-    "battery",
+    "basic_attacks",
+    "difference_over_seeds",
     "directions",
     "evaluate",
     "fgsm_spec",
     "headline",
     "holm",
     "noise_spec",
-    "over_runs",
-    "over_seeds",
     "p_values",
-    "paired",
+    "paired_difference",
     "pgd_spec",
     "square_spec",
+    "surrogate_attacks",
     "sweep",
-    "through_choices",
     "wilson",
     "worst_case",
 ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from paperlib.evaluation.statistics import LEVEL, OverSeeds, satterthwaite
+from paperlib.evaluation.statistics import LEVEL, DifferenceOverSeeds, satterthwaite
 
 
-def directions(values: Sequence[OverSeeds], reference: float = 0.0) -> list[int]:
+def directions(values: Sequence[DifferenceOverSeeds], reference: float = 0.0) -> list[int]:
     """Which of several differences lie above ``reference`` (1), below it (-1), or not provably on either side (0).
 
     Proof takes both: the interval leaves ``reference`` out, and so does a two-sided test at `LEVEL` over all values
@@ -21,7 +21,7 @@ def directions(values: Sequence[OverSeeds], reference: float = 0.0) -> list[int]
     ]
 
 
-def p_values(values: Sequence[OverSeeds], reference: float = 0.0) -> list[float]:
+def p_values(values: Sequence[DifferenceOverSeeds], reference: float = 0.0) -> list[float]:
     """Two-sided p-values of "the difference is ``reference``", one for each of several comparisons of as many seeds.
 
     A single value's is below `LEVEL` where its interval leaves ``reference`` out. Of several, the variance between

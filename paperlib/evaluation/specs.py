@@ -83,12 +83,12 @@ def headline(config: EvaluationConfig) -> AttackSpec:
     return pgd_spec(config.eps, config.steps, config.step, config.restarts)
 
 
-def battery(config: EvaluationConfig) -> list[AttackSpec]:
+def basic_attacks(config: EvaluationConfig) -> list[AttackSpec]:
     """The attacks of the main table: clean, FGSM and PGD at the headline eps."""
     return [CLEAN, fgsm_spec(config.eps), headline(config)]
 
 
-def through_choices(config: EvaluationConfig) -> list[AttackSpec]:
+def surrogate_attacks(config: EvaluationConfig) -> list[AttackSpec]:
     """What a system must withstand too if it picks an expert by argmax: the headline attack on its soft stand-in."""
     return [replace(headline(config), objective="soft")]
 

@@ -24,7 +24,7 @@ def wilson(correct: int, n: int, z: float = Z95) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedDifference:
     """Two systems on the same n images. The difference is first minus second, as a fraction."""
 
     n: int
@@ -36,7 +36,7 @@ class Paired:
     p_value: float  # McNemar's exact test
 
 
-def paired(first: Tensor, second: Tensor) -> Paired:
+def paired_difference(first: Tensor, second: Tensor) -> PairedDifference:
     """Compare two outcomes (N,) bool, True where the system is right, image by image.
 
     The interval is Agresti and Min's (2005) adjusted Wald interval for matched pairs, the p-value McNemar's exact test.
@@ -52,7 +52,9 @@ def paired(first: Tensor, second: Tensor) -> Paired:
     b_, c_, n_ = b + 0.5, c + 0.5, n + 2
     centre = (b_ - c_) / n_
     half = Z95 * math.sqrt(b_ + c_ - (b_ - c_) ** 2 / n_) / n_
-    return Paired(n, b, c, (b - c) / max(n, 1), max(-1.0, centre - half), min(1.0, centre + half), _mcnemar(b, c))
+    return PairedDifference(
+        n, b, c, (b - c) / max(n, 1), max(-1.0, centre - half), min(1.0, centre + half), _mcnemar(b, c)
+    )
 
 
 def _mcnemar(b: int, c: int) -> float:
@@ -63,7 +65,7 @@ def _mcnemar(b: int, c: int) -> float:
 
 
 @dataclass(frozen=True)
-class OverSeeds:
+class DifferenceOverSeeds:
     """A difference of two systems over several training runs, each judged on the same n images; fractions."""
 
     seeds: int
@@ -75,7 +77,7 @@ class OverSeeds:
     from_runs: float  # standard error: had training fallen otherwise; NaN with one run
 
 
-def over_seeds(first: Tensor, second: Tensor) -> OverSeeds:
+def difference_over_seeds(first: Tensor, second: Tensor) -> DifferenceOverSeeds:
     """Compare two systems trained with several seeds: outcomes (seeds, N) bool, True where the system is right.
 
     The variance of the mean difference is that between images plus that between runs, and its t interval has the
@@ -100,7 +102,7 @@ def over_seeds(first: Tensor, second: Tensor) -> OverSeeds:
     freedom = satterthwaite(images, between, n, runs - 1)
     half = float(t.ppf(1 - LEVEL / 2, freedom)) * math.sqrt(variance)
     apart = math.sqrt(between) if runs > 1 else math.nan
-    return OverSeeds(runs, n, mean, max(-1.0, mean - half), min(1.0, mean + half), math.sqrt(images), apart)
+    return DifferenceOverSeeds(runs, n, mean, max(-1.0, mean - half), min(1.0, mean + half), math.sqrt(images), apart)
 
 
 def satterthwaite(images: float, between: float, n: int, runs_freedom: float) -> float:
@@ -115,6 +117,6 @@ def satterthwaite(images: float, between: float, n: int, runs_freedom: float) ->
     return variance**2 / (images**2 / max(n - 1, 1) + (between**2 / runs_freedom if runs_freedom else 0))
 
 
-def over_runs(outcomes: Tensor) -> OverSeeds:
-    """One system's accuracy over training runs: `over_seeds` against a system that is never right."""
-    return over_seeds(outcomes, torch.zeros_like(outcomes))
+def accuracy_over_seeds(outcomes: Tensor) -> DifferenceOverSeeds:
+    """One system's accuracy over training runs: `difference_over_seeds` against a system that is never right."""
+    return difference_over_seeds(outcomes, torch.zeros_like(outcomes))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from paperlib.evaluation import OverSeeds, wilson
+from paperlib.evaluation import DifferenceOverSeeds, wilson
 from paperlib.pipeline.study import Study
 
 
@@ -15,7 +15,7 @@ def percent(accuracy: float, interval: Sequence[float]) -> str:
     return f"{accuracy:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]".replace("%", "")
 
 
-def share(value: OverSeeds) -> str:
+def share(value: DifferenceOverSeeds) -> str:
     """An accuracy over seeds with its interval, in percent."""
     return percent(value.difference, (max(0.0, value.low), value.high))
 

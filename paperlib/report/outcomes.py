@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from paperlib.errors import MissingError
-from paperlib.evaluation import AttackSpec, battery
+from paperlib.evaluation import AttackSpec, basic_attacks
 from paperlib.pipeline.stages import BEST as BEST_STRESSED
-from paperlib.pipeline.stages import attacks_on, autoattack_of, best_expert, facing
+from paperlib.pipeline.stages import attacks_on, autoattack_of, autoattack_systems, best_expert
 from paperlib.pipeline.study import Study
 from paperlib.systems.experts import EXPERTS
 from paperlib.systems.recipe import Recipe
@@ -23,53 +23,56 @@ BASIC = "basic worst"  # right under all basic attacks: FGSM and PGD, and PGD th
 WORST = "worst case"  # right under everything a system faced, on the images that everything saw
 
 
-def compared(study: Study) -> list[str]:
+def compared_systems(study: Study) -> list[str]:
     """The systems that stand in every comparison, with the best single expert in its place."""
     first, rest = COMPARED[:2], COMPARED[2:]
     return [*first, best_expert(study), *rest]
 
 
-def known(study: Study) -> dict[str, Recipe]:
+def all_recipes(study: Study) -> dict[str, Recipe]:
     """Every recipe of the study's profile by the name of its system."""
     return recipes(study.profile)
 
 
-def everyone(study: Study) -> list[str]:
+def main_table_systems(study: Study) -> list[str]:
     """The systems of the main table, family by family, with the best single expert in its place."""
     single, mixture, defence = (
-        [r.system for r in known(study).values() if r.family == family] for family in ("single", "mixture", "defence")
+        [r.system for r in all_recipes(study).values() if r.family == family]
+        for family in ("single", "mixture", "defence")
     )
     return [*single, best_expert(study), *mixture, *defence]
 
 
-def named(study: Study, system: str) -> str:
+def resolve_system(study: Study, system: str) -> str:
     """The system itself, or the expert that stands behind ``best expert`` with this seed."""
     return best_expert(study) if system == BEST else system
 
 
-def called(system: str) -> str:
+def display_name(system: str) -> str:
     """How tables over several seeds call a system: experts in a row of systems are the best one."""
     return BEST if system in EXPERTS else system
 
 
-def stages_of(study: Study, systems: Sequence[str]) -> list[str]:
+def main_table_stages(study: Study, systems: Sequence[str]) -> list[str]:
     """The records of the main table's rows of these systems."""
     found = []
     for system in systems:
         every = EXPERTS if system == BEST else (system,)
-        found += [f"train:{name}" for name in every if known(study)[name].has_weights]
-        found += [f"evaluate:{name}:{s.name}" for name in every for s in attacks_on(known(study)[name], study.profile)]
+        found += [f"train:{name}" for name in every if all_recipes(study)[name].has_weights]
+        found += [
+            f"evaluate:{name}:{s.name}" for name in every for s in attacks_on(all_recipes(study)[name], study.profile)
+        ]
     return found
 
 
-def stress_stages_of(study: Study, systems: Sequence[str]) -> list[str]:
+def stress_stages(study: Study, systems: Sequence[str]) -> list[str]:
     """The records of the worst case of these systems."""
-    stored = [stress_name(system) for system in systems]
-    slow = [f"autoattack:{name}" for name in stored if name in facing(study.profile)]
-    return [*stages_of(study, systems), *(f"stress:{name}" for name in stored), *slow]
+    stored = [stress_system(system) for system in systems]
+    slow = [f"autoattack:{name}" for name in stored if name in autoattack_systems(study.profile)]
+    return [*main_table_stages(study, systems), *(f"stress:{name}" for name in stored), *slow]
 
 
-def outcome_of(study: Study, system: str, shown: str) -> Tensor:
+def outcome(study: Study, system: str, shown: str) -> Tensor:
     """Per image: right in a column of the main table, ``clean``, ``FGSM``, ``PGD-50``, `BASIC` or `WORST`.
 
     The slow attacks, and so the worst case, see fewer images than the others; all see the first ones of the test split.
@@ -77,45 +80,45 @@ def outcome_of(study: Study, system: str, shown: str) -> Tensor:
     if shown == WORST:
         return worst_case(study, system)
     if shown == BASIC:
-        return basic_worst(study, system)
-    spec = next(s for s in battery(study.profile.evaluation) if column(s.kind, s.steps) == shown)
+        return basic_worst_case(study, system)
+    spec = next(s for s in basic_attacks(study.profile.evaluation) if attack_column(s.kind, s.steps) == shown)
     return study.outcome(system, spec).arrays["correct"].bool()
 
 
-def outcomes(studies: Sequence[Study], system: str, shown: str) -> Tensor:
+def outcomes_over_seeds(studies: Sequence[Study], system: str, shown: str) -> Tensor:
     """The same of every seed (seeds, N); ``best expert`` is another one with each."""
-    return torch.stack([outcome_of(study, named(study, system), shown) for study in studies])
+    return torch.stack([outcome(study, resolve_system(study, system), shown) for study in studies])
 
 
-def basic(study: Study, system: str) -> dict[AttackSpec, Tensor]:
+def basic_outcomes(study: Study, system: str) -> dict[AttackSpec, Tensor]:
     """Right (N,) under each basic attack: clean, FGSM, PGD, and PGD through the choice of an argmax."""
-    specs = attacks_on(known(study)[system], study.profile)
+    specs = attacks_on(all_recipes(study)[system], study.profile)
     return {spec: study.outcome(system, spec).arrays["correct"].bool() for spec in specs}
 
 
-def basic_worst(study: Study, system: str) -> Tensor:
+def basic_worst_case(study: Study, system: str) -> Tensor:
     """Per image (N,): right under every basic attack the system faces."""
-    return torch.stack(list(basic(study, system).values())).all(dim=0)
+    return torch.stack(list(basic_outcomes(study, system).values())).all(dim=0)
 
 
-def stressed(study: Study, system: str) -> dict[str, Tensor]:
+def all_outcomes(study: Study, system: str) -> dict[str, Tensor]:
     """Right (n,) under every attack the system faces, by name, on the images that all of them see.
 
     First the basic attacks, then those of the stress test, then AutoAttack where the system faces it.
     """
     if system in EXPERTS and system != best_expert(study):
         raise MissingError(f"{system}: of the experts only the best one, {best_expert(study)}, was stress-tested")
-    struck = {name: right.bool() for name, right in study.get(f"stress:{stress_name(system)}").arrays.items()}
+    struck = {name: right.bool() for name, right in study.get(f"stress:{stress_system(system)}").arrays.items()}
     n = len(next(iter(struck.values())))
-    found = {spec.name: right[:n] for spec, right in basic(study, system).items()} | struck
-    slow = autoattacked(study, system)
+    found = {spec.name: right[:n] for spec, right in basic_outcomes(study, system).items()} | struck
+    slow = autoattack_outcome(study, system)
     return found if slow is None else {**found, autoattack_of(study.profile).name: slow}
 
 
-def autoattacked(study: Study, system: str) -> Tensor | None:
+def autoattack_outcome(study: Study, system: str) -> Tensor | None:
     """Right (n,) under AutoAttack; None for a system that does not face it in this profile, or on these data."""
-    stored = stress_name(system)
-    if stored not in facing(study.profile):
+    stored = stress_system(system)
+    if stored not in autoattack_systems(study.profile):
         return None
     correct = study.get(f"autoattack:{stored}").arrays.get("correct")  # absent where it could not be run
     return None if correct is None else correct.bool()
@@ -123,19 +126,19 @@ def autoattacked(study: Study, system: str) -> Tensor | None:
 
 def worst_case(study: Study, system: str) -> Tensor:
     """Per image (n,): right under every attack there is, of the images all of them see. The headline."""
-    return torch.stack(list(stressed(study, system).values())).all(dim=0)
+    return torch.stack(list(all_outcomes(study, system).values())).all(dim=0)
 
 
-def stress_name(system: str) -> str:
+def stress_system(system: str) -> str:
     """Under which name the stress records hold a system: of the experts, the best one has been tested."""
     return BEST_STRESSED if system in EXPERTS or system == BEST else system
 
 
-def column(kind: str, steps: int) -> str:
+def attack_column(kind: str, steps: int) -> str:
     """How a table names an attack: clean, FGSM, PGD-50."""
     return f"PGD-{steps}" if kind == "pgd" else ATTACK_LABELS[kind]
 
 
 def column_of(spec: AttackSpec) -> str:
     """The same of an attack with all its settings: PGD-50 soft where it aims at a soft stand-in."""
-    return column(spec.kind, spec.steps) + (" soft" if spec.objective == "soft" else "")
+    return attack_column(spec.kind, spec.steps) + (" soft" if spec.objective == "soft" else "")

@@ -24,7 +24,7 @@ from subjects import data_label, prepare, profile
 from paperlib.acceleration.memory import keep_memory
 from paperlib.atomic_files import write_json
 from paperlib.config.budgets import as_budget
-from paperlib.evaluation import paired, wilson
+from paperlib.evaluation import paired_difference, wilson
 from paperlib.log import say
 from paperlib.paths import published_dir, shown, store_dir
 from paperlib.pipeline.provenance import provenance
@@ -64,7 +64,7 @@ def peers(options: argparse.Namespace) -> Json:
             reference = torch.tensor(next(row["fooled"] for row in found if row["contender"] == "textbook"))
             for row in found:
                 right = ~torch.tensor(row.pop("fooled"))
-                compared = paired(right, ~reference)
+                compared = paired_difference(right, ~reference)
                 n = len(right)
                 row |= {"data": label, "system": system, "eps": eps, "n": n, "correct": int(right.sum())}
                 row |= {"interval": list(wilson(row["correct"], n)), "version": version(row["contender"])}

@@ -11,12 +11,20 @@ from fractions import Fraction
 
 from paperlib.config.schema import Profile
 from paperlib.pipeline.stage import Stage
-from paperlib.pipeline.stages.audit import CONTROLS, audit_budget_of, audit_stages, audited
+from paperlib.pipeline.stages.audit import CONTROLS, audit_budget_of, audit_stages, audited_systems
 from paperlib.pipeline.stages.data import data_facts
 from paperlib.pipeline.stages.evaluate import attacks_on, evaluation, evaluations, traces
 from paperlib.pipeline.stages.gate import gallery, gate, gate_attacks
 from paperlib.pipeline.stages.nan_router import nan_router
-from paperlib.pipeline.stages.stress import BEST, autoattack_of, benign_of, best_expert, facing, stress_stages, stressed
+from paperlib.pipeline.stages.stress import (
+    BEST,
+    autoattack_of,
+    autoattack_systems,
+    benign_expert_of,
+    best_expert,
+    stress_stages,
+    stress_tested_systems,
+)
 from paperlib.pipeline.stages.train import training
 from paperlib.systems.registry import recipes
 
@@ -27,14 +35,14 @@ __all__ = [
     "ROUTED",
     "attacks_on",
     "audit_budget_of",
-    "audited",
+    "audited_systems",
     "autoattack_of",
-    "benign_of",
+    "autoattack_systems",
+    "benign_expert_of",
     "best_expert",
     "evaluation",
-    "facing",
     "stages",
-    "stressed",
+    "stress_tested_systems",
 ]
 
 GATED = ("frozen", "dwf")  # their gates are recorded over all eps, those of the next at the headline eps alone

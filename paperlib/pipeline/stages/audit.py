@@ -12,7 +12,7 @@ from paperlib.data import Split
 from paperlib.evaluation import CLEAN, AuditBudget, audit, fgsm_spec, headline
 from paperlib.evaluation.auditing.planted_faults import Control, Ground, controls
 from paperlib.pipeline.stage import Context, Json, Result, Stage
-from paperlib.pipeline.stages.stress import benign_of
+from paperlib.pipeline.stages.stress import benign_expert_of
 from paperlib.seeds import hash_seed
 from paperlib.systems.build import System, system_of
 from paperlib.systems.recipe import Recipe
@@ -72,10 +72,10 @@ class ControlsConfiguration:
 def audit_stages(profile: Profile) -> list[Stage]:
     """``audit:SYSTEM`` and ``audit:controls``."""
     known = recipes(profile)
-    return [*(_audit_stage(known[name], profile) for name in audited(profile)), _controls_stage(known, profile)]
+    return [*(_audit_stage(known[name], profile) for name in audited_systems(profile)), _controls_stage(known, profile)]
 
 
-def audited(profile: Profile) -> list[str]:
+def audited_systems(profile: Profile) -> list[str]:
     """The systems whose printed number is audited."""
     return [name for name in AUDITED if name in recipes(profile)]
 
@@ -89,7 +89,7 @@ def audit_budget_of(profile: Profile) -> AuditBudget:
 def _audit_stage(recipe: Recipe, profile: Profile) -> Stage:
     system, outcomes = system_of(recipe, profile), Outcomes.of(recipe.system, profile)
     images, eps = profile.stress.images, profile.evaluation.eps
-    config = AuditConfiguration(system, benign_of(recipe), outcomes, eps, images, audit_budget_of(profile))
+    config = AuditConfiguration(system, benign_expert_of(recipe), outcomes, eps, images, audit_budget_of(profile))
     cost = images * profile.evaluation.steps * 20 * recipe.network.experts
     inputs = (*system.weights, *outcomes.stages)
     return Stage(f"audit:{recipe.system}", 2, config, inputs, _audit, profile.run.threads, cost)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from paperlib.attacks import cross_entropy, pgd
 from paperlib.config.schema import Profile
-from paperlib.evaluation import AttackSpec, battery, evaluate, headline, sweep, through_choices
+from paperlib.evaluation import AttackSpec, basic_attacks, evaluate, headline, surrogate_attacks, sweep
 from paperlib.pipeline.stage import Context, Result, Stage
 from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.systems.build import System, system_of
@@ -42,8 +42,8 @@ def attacks_on(recipe: Recipe, profile: Profile) -> list[AttackSpec]:
     """The attacks of the main table a system faces; one that picks an expert by argmax also faces its soft stand-in."""
     if recipe.family == "member":
         return []
-    specs = battery(profile.evaluation)
-    return [*specs, *through_choices(profile.evaluation)] if recipe.hard_routing else specs
+    specs = basic_attacks(profile.evaluation)
+    return [*specs, *surrogate_attacks(profile.evaluation)] if recipe.hard_routing else specs
 
 
 def evaluations(recipe: Recipe, profile: Profile) -> list[Stage]:

@@ -19,7 +19,7 @@ from paperlib.systems.recipe import Recipe
 from paperlib.systems.registry import recipes
 
 # Who faces AutoAttack where it cannot be everyone: DWF, those it is compared with first, and other mixtures.
-FACING = ("plain", "pgd-at", "trades", "pgd-at-ensemble", "dwf", "soe", "advmoe", "best-expert")
+AUTOATTACKED = ("plain", "pgd-at", "trades", "pgd-at-ensemble", "dwf", "soe", "advmoe", "best-expert")
 BEST = "best-expert"  # stands for the expert that did best on the validation split, another with each seed
 
 
@@ -52,23 +52,27 @@ class StressConfiguration:
 def stress_stages(profile: Profile) -> list[Stage]:
     """``stress:SYSTEM`` for every system of the main table, ``autoattack:SYSTEM`` for those that face it."""
     listed = []
-    for name in stressed(profile):
+    for name in stress_tested_systems(profile):
         listed.append(_stress_stage(name, profile))
-        if name in facing(profile):
+        if name in autoattack_systems(profile):
             listed.append(_autoattack_stage(name, profile))
     return listed
 
 
-def stressed(profile: Profile) -> list[str]:
+def stress_tested_systems(profile: Profile) -> list[str]:
     """Every system of the main table, the best single expert under the name `BEST`."""
     known = recipes(profile).values()
     return [*(r.system for r in known if r.family in ("single", "mixture", "defence")), BEST]
 
 
-def facing(profile: Profile) -> list[str]:
+def autoattack_systems(profile: Profile) -> list[str]:
     """The systems that face AutoAttack: all, or those the claims turn on and the user's own."""
     own = [recipe.system for recipe in recipes(profile).values() if recipe.code]
-    return [name for name in stressed(profile) if profile.stress.autoattack == "all" or name in (*FACING, *own)]
+    return [
+        name
+        for name in stress_tested_systems(profile)
+        if profile.stress.autoattack == "all" or name in (*AUTOATTACKED, *own)
+    ]
 
 
 def best_expert(context: Context) -> str:
@@ -138,7 +142,7 @@ def _stress_stage(name: str, profile: Profile) -> Stage:
     config = StressConfiguration(
         name=name,
         candidates=candidates,
-        benign=benign_of(recipe),
+        benign=benign_expert_of(recipe),
         surrogate=surrogate,
         attack=main,
         longer=replace(main, steps=2 * main.steps, restarts=settings.restarts),
@@ -158,7 +162,7 @@ def _held_out(name: str, profile: Profile) -> str:
     return "pgd-at-0" if "pgd-at-0" in recipes(profile) else EXPERTS[-1]
 
 
-def benign_of(recipe: Recipe) -> int | None:
+def benign_expert_of(recipe: Recipe) -> int | None:
     """Which expert of a mixture was pre-trained on clean images alone."""
     return recipe.starts_from.index(EXPERTS[0]) if EXPERTS[0] in recipe.starts_from else None
 

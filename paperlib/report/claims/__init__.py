@@ -35,13 +35,8 @@ from paperlib.report.claims.verdicts import (
 )
 
 __all__ = [
-    "Beats",
     "CLAIMS",
     "CORRECTED",
-    "Claim",
-    "Collapse",
-    "Evidence",
-    "Grows",
     "INTERVAL",
     "LEARNED",
     "MOE_DEFENCES",
@@ -50,8 +45,13 @@ __all__ = [
     "REFUTED",
     "SEEDS",
     "SUPPORTED",
-    "Survives",
     "UNDECIDED",
+    "Beats",
+    "Claim",
+    "Collapse",
+    "Evidence",
+    "Grows",
+    "Survives",
     "Verdict",
     "decide",
     "describe",

@@ -13,20 +13,27 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from paperlib.evaluation import LEVEL, OverSeeds, directions, headline, over_runs, over_seeds
-from paperlib.pipeline.stages import facing
+from paperlib.evaluation import (
+    LEVEL,
+    DifferenceOverSeeds,
+    accuracy_over_seeds,
+    difference_over_seeds,
+    directions,
+    headline,
+)
+from paperlib.pipeline.stages import autoattack_systems
 from paperlib.pipeline.study import Study
 from paperlib.report.format import points, share, signed
 from paperlib.report.outcomes import (
     BASIC,
     BEST,
     WORST,
+    all_recipes,
     column_of,
-    known,
-    outcomes,
-    stages_of,
-    stress_name,
-    stress_stages_of,
+    main_table_stages,
+    outcomes_over_seeds,
+    stress_stages,
+    stress_system,
 )
 from paperlib.report.tables.cost import growth
 from paperlib.systems.experts import EXPERTS
@@ -49,7 +56,7 @@ class Evidence:
     """One number a verdict rests on, and how the rule reads it."""
 
     what: str
-    value: OverSeeds | None  # None for a count that has no interval
+    value: DifferenceOverSeeds | None  # None for a count that has no interval
     reading: str  # SUPPORTED, REFUTED or UNDECIDED
     shown: str  # the number as text
 
@@ -81,7 +88,7 @@ class Claim:
 
     def there(self, study: Study) -> list[str]:
         """Those of `named` that the profile has."""
-        return [name for name in self.named(study) if name == BEST or name in known(study)]
+        return [name for name in self.named(study) if name == BEST or name in all_recipes(study)]
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Beats(Claim):
         return (self.system, *self.others)
 
     def stages(self, study: Study) -> list[str]:
-        return stages_of(study, self.there(study))
+        return main_table_stages(study, self.there(study))
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         found = []
@@ -111,9 +118,9 @@ class Beats(Claim):
         if system != self.system:
             return []
         for column in self.columns:
-            ours = outcomes(studies, system, column)
+            ours = outcomes_over_seeds(studies, system, column)
             for other in others:
-                value = over_seeds(ours, outcomes(studies, other, column))
+                value = difference_over_seeds(ours, outcomes_over_seeds(studies, other, column))
                 found.append((f"{self.system} - {other}, {column}", value))
         sides = directions([value for _, value in found])
         return [
@@ -146,14 +153,15 @@ class Collapse(Claim):
         return self.systems
 
     def stages(self, study: Study) -> list[str]:
-        return ["data", *stages_of(study, self.there(study))]
+        return ["data", *main_table_stages(study, self.there(study))]
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         chance = 1 / len(studies[0].classes)
         learned = chance + LEARNED * (1 - chance)
         systems = self.there(studies[0])
         left, clean = (
-            [over_runs(outcomes(studies, system, column)) for system in systems] for column in (BASIC, "clean")
+            [accuracy_over_seeds(outcomes_over_seeds(studies, system, column)) for system in systems]
+            for column in (BASIC, "clean")
         )
         found = []
         for system, after, before, side in zip(systems, left, clean, directions(left, chance), strict=True):
@@ -182,7 +190,7 @@ class Grows(Claim):
         return self.systems
 
     def stages(self, study: Study) -> list[str]:
-        recipes = known(study)
+        recipes = all_recipes(study)
         return [f"train:{name}" for system in self.there(study) for name in (*recipes[system].starts_from, system)]
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
@@ -218,22 +226,22 @@ class Survives(Claim):
         )
 
     def named(self, study: Study) -> tuple[str, ...]:
-        faced = [BEST if name == stress_name(BEST) else name for name in facing(study.profile)]
+        faced = [BEST if name == stress_system(BEST) else name for name in autoattack_systems(study.profile)]
         return (self.system, *(name for name in faced if name != self.system))
 
     def stages(self, study: Study) -> list[str]:
         experts = [f"train:{name}" for name in EXPERTS]
         if study.missing(experts):  # which of them is the best is not known yet
             return experts
-        return stress_stages_of(study, self.named(study))
+        return stress_stages(study, self.named(study))
 
     def read(self, studies: Sequence[Study]) -> list[Evidence]:
         pgd = column_of(headline(studies[0].profile.evaluation))
         others = self.named(studies[0])[1:]
 
-        def differences(column: str, others: Sequence[str]) -> list[OverSeeds]:
-            ours = outcomes(studies, self.system, column)
-            return [over_seeds(ours, outcomes(studies, other, column)) for other in others]
+        def differences(column: str, others: Sequence[str]) -> list[DifferenceOverSeeds]:
+            ours = outcomes_over_seeds(studies, self.system, column)
+            return [difference_over_seeds(ours, outcomes_over_seeds(studies, other, column)) for other in others]
 
         first = differences(pgd, others)
         # What PGD separates by luck has no ranking to lose, so here too the number of comparisons counts.

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from paperlib.evaluation import over_seeds
+from paperlib.evaluation import difference_over_seeds
 from paperlib.pipeline.study import Study
 from paperlib.report.claims.claims import CLAIMS
 from paperlib.report.claims.rules import REFUTED, SUPPORTED, UNDECIDED, Beats
 from paperlib.report.claims.verdicts import Verdict, verdicts
 from paperlib.report.format import so_many
-from paperlib.report.outcomes import BASIC, outcomes
+from paperlib.report.outcomes import BASIC, outcomes_over_seeds
 
 
 def side_by_side(runs: Mapping[str, Sequence[Study]]) -> pd.DataFrame:
@@ -83,8 +83,8 @@ def evidence_table(found: Sequence[Verdict]) -> pd.DataFrame:
 
 def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
     """Which differences from DWF the records can resolve: the halves of the intervals, and what they are made of."""
-    ours = outcomes(studies, "dwf", BASIC)
-    found = [over_seeds(ours, outcomes(studies, other, BASIC)) for other in others]
+    ours = outcomes_over_seeds(studies, "dwf", BASIC)
+    found = [difference_over_seeds(ours, outcomes_over_seeds(studies, other, BASIC)) for other in others]
     halves = pd.Series([(value.high - value.low) / 2 for value in found])
     images = pd.Series([value.from_images for value in found])
     runs = pd.Series([value.from_runs for value in found])

@@ -24,7 +24,7 @@ from paperlib.report.tables.experts import expert_names, expert_table
 from paperlib.report.tables.files import markdown, save_table
 from paperlib.report.tables.gate import gate_health, gate_rows, routes
 from paperlib.report.tables.literature import Reported, literature
-from paperlib.report.tables.main_table import battery_frame, headline_name, main_table, results
+from paperlib.report.tables.main_table import headline_name, main_frame, main_table, results
 from paperlib.report.tables.provenance import provenance_line, provenance_table
 from paperlib.report.tables.scales import scales
 from paperlib.report.tables.settings import settings
@@ -48,7 +48,6 @@ __all__ = [
     "arithmetic",
     "audit_of",
     "audits",
-    "battery_frame",
     "by_steps",
     "control_reports",
     "controls_table",
@@ -68,6 +67,7 @@ __all__ = [
     "headline_name",
     "histories",
     "literature",
+    "main_frame",
     "main_table",
     "markdown",
     "paired_seeds",

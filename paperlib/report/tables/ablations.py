@@ -7,22 +7,22 @@ from typing import Any
 
 import pandas as pd
 
-from paperlib.evaluation import over_runs
+from paperlib.evaluation import accuracy_over_seeds
 from paperlib.pipeline.study import Study
 from paperlib.report.format import share
-from paperlib.report.outcomes import BASIC, known, outcomes
+from paperlib.report.outcomes import BASIC, all_recipes, outcomes_over_seeds
 from paperlib.report.tables.comparison import differences
 from paperlib.report.tables.cost import cost
 
 
 def ablations(studies: Sequence[Study]) -> pd.DataFrame:
     """Every variant of `ablation-base`, in the order of its question: accuracy over seeds and variant minus base."""
-    systems = [r.system for r in known(studies[0]).values() if r.family == "ablation"]
+    systems = [r.system for r in all_recipes(studies[0]).values() if r.family == "ablation"]
     apart = differences(studies, lambda study: systems, "ablation-base")
     rows = []
     for system in systems:
-        recipe = known(studies[0])[system]
-        clean, worst = (over_runs(outcomes(studies, system, shown)) for shown in ("clean", BASIC))
+        recipe = all_recipes(studies[0])[system]
+        clean, worst = (accuracy_over_seeds(outcomes_over_seeds(studies, system, shown)) for shown in ("clean", BASIC))
         row: dict[str, Any] = {"system": system, "what it is": recipe.description}
         row |= {"clean": share(clean), BASIC: share(worst)}
         if system in apart.index:

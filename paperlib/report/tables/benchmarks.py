@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from paperlib.evaluation import paired
+from paperlib.evaluation import paired_difference
 from paperlib.report.benchmarks import NAMES, ratio
 from paperlib.report.format import percent, points
 
@@ -92,7 +92,7 @@ def training_table(record: dict[str, Any]) -> pd.DataFrame:
     frame = {(r["system"], r["seed"], r["variant"]): r for r in record["rows"]}
     for (system, seed, variant), row in frame.items():
         plain = frame[system, seed, "plain loop"]
-        p = paired(*(torch.tensor([c == "1" for c in r["correct_images"]]) for r in (row, plain)))
+        p = paired_difference(*(torch.tensor([c == "1" for c in r["correct_images"]]) for r in (row, plain)))
         between = points(p.difference, p.low, p.high)
         rows.append(
             {

@@ -6,20 +6,30 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from paperlib.evaluation import headline, over_seeds, paired
+from paperlib.evaluation import difference_over_seeds, headline, paired_difference
 from paperlib.pipeline.study import Study
 from paperlib.report.format import points
-from paperlib.report.outcomes import BASIC, BEST, WORST, Systems, best_expert, called, column_of, compared, outcomes
+from paperlib.report.outcomes import (
+    BASIC,
+    BEST,
+    WORST,
+    Systems,
+    best_expert,
+    column_of,
+    compared_systems,
+    display_name,
+    outcomes_over_seeds,
+)
 from paperlib.report.tables.cost import cost
-from paperlib.report.tables.main_table import battery_frame
+from paperlib.report.tables.main_table import main_frame
 
 
-def runs_frame(studies: Sequence[Study], systems: Systems = compared) -> pd.DataFrame:
-    """`battery_frame` of several runs, one below the other."""
-    return pd.concat([battery_frame(study, systems(study)) for study in studies], ignore_index=True)
+def runs_frame(studies: Sequence[Study], systems: Systems = compared_systems) -> pd.DataFrame:
+    """`main_frame` of several runs, one below the other."""
+    return pd.concat([main_frame(study, systems(study)) for study in studies], ignore_index=True)
 
 
-def seeds_table(studies: Sequence[Study], systems: Systems = compared) -> pd.DataFrame:
+def seeds_table(studies: Sequence[Study], systems: Systems = compared_systems) -> pd.DataFrame:
     """Mean over seeds with the lowest and highest seed, per system and attack, in percent; and what it costs.
 
     The best expert may be another one with each seed; it is listed under one name.
@@ -30,7 +40,7 @@ def seeds_table(studies: Sequence[Study], systems: Systems = compared) -> pd.Dat
     columns, rows = (list(dict.fromkeys(together[name])) for name in ("column", "system"))
     columns.sort(key=lambda name: name.startswith(WORST))  # the headline last
     table = text.unstack("column")[columns].reindex(rows).fillna("")
-    costs = pd.DataFrame({called(name): cost(studies[0], name) for name in systems(studies[0])}).T
+    costs = pd.DataFrame({display_name(name): cost(studies[0], name) for name in systems(studies[0])}).T
     whole = costs[["parameters", "training cost"]].map(lambda value: value if value == "" else int(value))
     return table.join(whole).join(costs["inference cost"].map("{:.1f}".format))
 
@@ -38,11 +48,11 @@ def seeds_table(studies: Sequence[Study], systems: Systems = compared) -> pd.Dat
 def differences(studies: Sequence[Study], systems: Systems, against: str, shown: str = BASIC) -> pd.DataFrame:
     """``against`` minus every other system over all seeds, with intervals that know of images and of runs."""
     rows = []
-    ours = outcomes(studies, against, shown)
-    for system in dict.fromkeys(called(name) for name in systems(studies[0])):
+    ours = outcomes_over_seeds(studies, against, shown)
+    for system in dict.fromkeys(display_name(name) for name in systems(studies[0])):
         if system == against:
             continue
-        value = over_seeds(ours, outcomes(studies, system, shown))
+        value = difference_over_seeds(ours, outcomes_over_seeds(studies, system, shown))
         row = {"system": system, "difference": value.difference, "low": value.low, "high": value.high}
         rows.append(row | {"seeds": value.seeds, "n": value.n})
     return pd.DataFrame(rows).set_index("system")
@@ -69,7 +79,7 @@ def with_points(table: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(points=texts)
 
 
-def paired_table(study: Study, against: str = "dwf", systems: Systems = compared) -> pd.DataFrame:
+def paired_table(study: Study, against: str = "dwf", systems: Systems = compared_systems) -> pd.DataFrame:
     """``against`` minus every other system under the headline attack, on the same images, with McNemar's p-value."""
     spec = headline(study.profile.evaluation)
     ours = study.outcome(against, spec).arrays["correct"].bool()
@@ -77,7 +87,7 @@ def paired_table(study: Study, against: str = "dwf", systems: Systems = compared
     for system in systems(study):
         if system == against:
             continue
-        pair = paired(ours, study.outcome(system, spec).arrays["correct"].bool())
+        pair = paired_difference(ours, study.outcome(system, spec).arrays["correct"].bool())
         rows.append(
             {
                 "comparison": f"{against} - {system}",
@@ -92,7 +102,7 @@ def paired_table(study: Study, against: str = "dwf", systems: Systems = compared
     return pd.DataFrame(rows).set_index("comparison")
 
 
-def paired_seeds(studies: Sequence[Study], against: str = "dwf", systems: Systems = compared) -> pd.DataFrame:
+def paired_seeds(studies: Sequence[Study], against: str = "dwf", systems: Systems = compared_systems) -> pd.DataFrame:
     """`paired_table`'s differences with their intervals, a column per seed, all on the same images.
 
     The last column is the mean over seeds; its interval knows of the images and of the training runs.

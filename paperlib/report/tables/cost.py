@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from paperlib.pipeline.study import Study
-from paperlib.report.outcomes import known
+from paperlib.report.outcomes import all_recipes
 from paperlib.systems.recipe import Recipe
 
 
@@ -16,9 +16,9 @@ def cost(study: Study, system: str) -> dict[str, Any]:
     """Parameters; training cost in clean epochs of one ResNet-18, of everything the system is built from, empty if a
     network came with its weights; and what an answer costs, in operations of one ResNet-18.
     """
-    recipe = known(study)[system]
+    recipe = all_recipes(study)[system]
     records = [study.record(f"train:{name}") for name in _training(study, recipe)]
-    source = known(study)[recipe.weights_of] if recipe.weights_of else recipe
+    source = all_recipes(study)[recipe.weights_of] if recipe.weights_of else recipe
     own = records[-1:] if source.has_weights else records
     units = [r["training_units"] for r in records]
     return {
@@ -31,7 +31,7 @@ def cost(study: Study, system: str) -> dict[str, Any]:
 def _training(study: Study, recipe: Recipe) -> list[str]:
     """The systems trained on the way to one, itself last."""
     if recipe.weights_of:
-        return _training(study, known(study)[recipe.weights_of])
+        return _training(study, all_recipes(study)[recipe.weights_of])
     return [*recipe.starts_from, *([recipe.system] if recipe.has_weights else [])]
 
 
@@ -39,7 +39,7 @@ def growth(study: Study, systems: Sequence[str]) -> pd.DataFrame:
     """How cost grows with the number of experts: training units (all, and per epoch of phase 2), and an answer's."""
     rows = []
     for system in systems:
-        recipe = known(study)[system]
+        recipe = all_recipes(study)[system]
         own, history = study.record(f"train:{system}"), study.record(f"train:{system}")["history"]
         rows.append(
             {

@@ -8,21 +8,21 @@ from typing import Any
 import pandas as pd
 
 from paperlib.config.budgets import budget_text
-from paperlib.evaluation import CLEAN, battery, headline, sweep, wilson
+from paperlib.evaluation import CLEAN, basic_attacks, headline, sweep, wilson
 from paperlib.pipeline.study import Study
 from paperlib.report.format import counted
 from paperlib.report.outcomes import (
     BASIC,
     WORST,
-    autoattacked,
-    basic,
-    basic_worst,
-    called,
-    column,
+    all_outcomes,
+    all_recipes,
+    attack_column,
+    autoattack_outcome,
+    basic_outcomes,
+    basic_worst_case,
     column_of,
-    compared,
-    known,
-    stressed,
+    compared_systems,
+    display_name,
     worst_case,
 )
 from paperlib.report.tables.cost import cost
@@ -31,7 +31,7 @@ from paperlib.report.tables.cost import cost
 def results(study: Study, systems: Sequence[str], *, swept: bool = False) -> pd.DataFrame:
     """One row per system and attack: eps, n, correct, accuracy, interval, seed, and where the number is from."""
     config = study.profile.evaluation
-    specs = [CLEAN, *sweep(config)] if swept else battery(config)
+    specs = [CLEAN, *sweep(config)] if swept else basic_attacks(config)
     rows = []
     for system in systems:
         for spec in specs:
@@ -62,13 +62,16 @@ def main_table(study: Study, systems: Sequence[str] | None = None) -> pd.DataFra
     The slow attacks see fewer images; their number stands in the name of the column.
     """
     rows = []
-    for system in compared(study) if systems is None else systems:
-        row: dict[str, Any] = {"system": system, "what it is": known(study)[system].description}
-        for spec, right in basic(study, system).items():
+    for system in compared_systems(study) if systems is None else systems:
+        row: dict[str, Any] = {"system": system, "what it is": all_recipes(study)[system].description}
+        for spec, right in basic_outcomes(study, system).items():
             row[column_of(spec)] = counted(right)
-        every = stressed(study, system)
-        slow, worst = autoattacked(study, system), worst_case(study, system)
-        row |= {BASIC: counted(basic_worst(study, system)), "n": len(next(iter(basic(study, system).values())))}
+        every = all_outcomes(study, system)
+        slow, worst = autoattack_outcome(study, system), worst_case(study, system)
+        row |= {
+            BASIC: counted(basic_worst_case(study, system)),
+            "n": len(next(iter(basic_outcomes(study, system).values()))),
+        }
         row |= {f"AutoAttack, n = {len(worst)}": "" if slow is None else counted(slow)}
         row |= {f"{WORST}, n = {len(worst)}": counted(worst)}
         rows.append(row | {"attacks": len(every), "seed": study.seed, **cost(study, system)})
@@ -80,23 +83,23 @@ def main_table(study: Study, systems: Sequence[str] | None = None) -> pd.DataFra
     return frame[order].fillna("")
 
 
-def battery_frame(study: Study, systems: Sequence[str]) -> pd.DataFrame:
+def main_frame(study: Study, systems: Sequence[str]) -> pd.DataFrame:
     """`results` of the battery with a ``column`` that names the attack, AutoAttack and both worst cases among them.
 
     The best expert goes under that name.
     """
     frame = results(study, systems)
-    frame["column"] = [column(kind, steps) for kind, steps in zip(frame["attack"], frame["steps"], strict=True)]
-    frame["system"] = [called(name) for name in frame["system"]]
+    frame["column"] = [attack_column(kind, steps) for kind, steps in zip(frame["attack"], frame["steps"], strict=True)]
+    frame["system"] = [display_name(name) for name in frame["system"]]
     further = []
     for system in systems:
-        slow = {"AutoAttack": autoattacked(study, system), WORST: worst_case(study, system)}
-        for name, right in {BASIC: basic_worst(study, system), **slow}.items():
+        slow = {"AutoAttack": autoattack_outcome(study, system), WORST: worst_case(study, system)}
+        for name, right in {BASIC: basic_worst_case(study, system), **slow}.items():
             if right is None:
                 continue
             low, high = wilson(int(right.sum()), len(right))
             shown = f"{name}, n = {len(right)}" if name in slow else name
-            row = {"system": called(system), "attack": name, "column": shown, "n": len(right)}
+            row = {"system": display_name(system), "attack": name, "column": shown, "n": len(right)}
             row |= {"correct": int(right.sum()), "accuracy": float(right.float().mean()), "low": low, "high": high}
             further.append(row | {"seed": study.seed})
     return pd.concat([frame, pd.DataFrame(further)], ignore_index=True)
@@ -105,4 +108,4 @@ def battery_frame(study: Study, systems: Sequence[str]) -> pd.DataFrame:
 def headline_name(study: Study) -> str:
     """Such as ``PGD-50 at eps 8/255``."""
     spec = headline(study.profile.evaluation)
-    return f"{column(spec.kind, spec.steps)} at eps {budget_text(spec.eps)}"
+    return f"{attack_column(spec.kind, spec.steps)} at eps {budget_text(spec.eps)}"

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import pandas as pd
 
 from paperlib.pipeline.study import Study
-from paperlib.report.outcomes import known
+from paperlib.report.outcomes import all_recipes
 
 
 def settings(study: Study, systems: Sequence[str]) -> pd.DataFrame:
     """How each system is trained: of what, from what, against what, for how long."""
     rows = []
     for system in systems:
-        recipe = known(study)[system]
+        recipe = all_recipes(study)[system]
         network, config = recipe.network, recipe.training
         own = network.member if network.kind == "own" else "ResNet-18"
         member = "small ResNet" if network.member == "small" else own

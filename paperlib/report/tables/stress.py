@@ -10,13 +10,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from paperlib.evaluation import Report, headline, over_runs, over_seeds, wilson
+from paperlib.evaluation import Report, accuracy_over_seeds, difference_over_seeds, headline, wilson
 from paperlib.evaluation.auditing.checks import CHECKS
 from paperlib.evaluation.auditing.checks.check import FAILS, NOTED, PASSES
-from paperlib.pipeline.stages import CONTROLS, audited
+from paperlib.pipeline.stages import CONTROLS, audited_systems
 from paperlib.pipeline.study import Study
 from paperlib.report.format import percent, points, share
-from paperlib.report.outcomes import WORST, autoattacked, called, column_of, named, outcomes, stressed
+from paperlib.report.outcomes import (
+    WORST,
+    all_outcomes,
+    autoattack_outcome,
+    column_of,
+    display_name,
+    outcomes_over_seeds,
+    resolve_system,
+)
 
 # Attacks by kind, in the order in which a doubting reader tries them.
 FAMILIES = (
@@ -62,7 +70,7 @@ def every_attack(study: Study, system: str) -> pd.DataFrame:
     """Every attack on one system: accuracy, interval, n, what it adds to those before it, and how many it leaves."""
     rows = []
     standing: Tensor | None = None
-    faced = stressed(study, system)
+    faced = all_outcomes(study, system)
     for family in FAMILIES:
         for name, right in faced.items():
             if family_of(name) != family:
@@ -86,10 +94,10 @@ def gains(studies: Sequence[Study], systems: Sequence[str]) -> pd.DataFrame:
     for system in systems:
         taken = []
         for study in studies:
-            table = every_attack(study, named(study, system))
+            table = every_attack(study, resolve_system(study, system))
             taken.append(table.groupby("family")["adds"].sum().reindex(FAMILIES, fill_value=0) / table["n"].iloc[0])
         mean = pd.concat(taken, axis=1).mean(axis=1)
-        rows[called(system)] = {**mean, WORST: 1 - mean.sum()}
+        rows[display_name(system)] = {**mean, WORST: 1 - mean.sum()}
     return pd.DataFrame(rows).T
 
 
@@ -97,16 +105,18 @@ def shrinkage(studies: Sequence[Study], systems: Sequence[str]) -> pd.DataFrame:
     """What is printed and what is left: accuracy under PGD, AutoAttack and everything, over seeds, same images."""
     rows = []
     for system in systems:
-        slow = outcomes(studies, system, WORST)
+        slow = outcomes_over_seeds(studies, system, WORST)
         n = slow.shape[1]
         spec = headline(studies[0].profile.evaluation)
-        each = [stressed(study, named(study, system)) for study in studies]
+        each = [all_outcomes(study, resolve_system(study, system)) for study in studies]
         pgd = torch.stack([found[spec.name] for found in each])
-        auto = [autoattacked(study, named(study, system)) for study in studies]
-        told = share(over_runs(torch.stack([a for a in auto if a is not None]))) if auto[0] is not None else ""
-        fell = over_seeds(pgd, slow)
-        row = {"system": called(system), column_of(spec): share(over_runs(pgd)), "AutoAttack": told}
-        row |= {WORST: share(over_runs(slow)), "overstated by": points(fell.difference, fell.low, fell.high)}
+        auto = [autoattack_outcome(study, resolve_system(study, system)) for study in studies]
+        told = (
+            share(accuracy_over_seeds(torch.stack([a for a in auto if a is not None]))) if auto[0] is not None else ""
+        )
+        fell = difference_over_seeds(pgd, slow)
+        row = {"system": display_name(system), column_of(spec): share(accuracy_over_seeds(pgd)), "AutoAttack": told}
+        row |= {WORST: share(accuracy_over_seeds(slow)), "overstated by": points(fell.difference, fell.low, fell.high)}
         rows.append({**row, "attacks": len(each[0]), "seeds": len(studies), "n": n})
     return pd.DataFrame(rows).set_index("system")
 
@@ -119,7 +129,7 @@ def audit_of(study: Study, system: str) -> Report:
 def audits(study: Study) -> pd.DataFrame:
     """One row per audited system: what is claimed, what is left, which checks fired, whether it is believed."""
     rows = []
-    for system in audited(study.profile):
+    for system in audited_systems(study.profile):
         report = audit_of(study, system)
         left = (report.worst or 0) / report.n
         row: dict[str, Any] = {"system": system, report.claim: f"{100 * (report.claimed or 0):.1f}"}

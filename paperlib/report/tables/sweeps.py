@@ -9,7 +9,7 @@ import pandas as pd
 from paperlib.evaluation import accuracy_by_step, headline, wilson
 from paperlib.pipeline.study import Study
 from paperlib.report.format import percent
-from paperlib.report.outcomes import column
+from paperlib.report.outcomes import attack_column
 
 
 def by_steps(study: Study, systems: Sequence[str]) -> pd.DataFrame:
@@ -30,6 +30,6 @@ def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     cells = [
         percent(a, (low, high)) for a, low, high in zip(frame["accuracy"], frame["low"], frame["high"], strict=True)
     ]
-    labels = [column(kind, steps) for kind, steps in zip(frame["attack"], frame["steps"], strict=True)]
+    labels = [attack_column(kind, steps) for kind, steps in zip(frame["attack"], frame["steps"], strict=True)]
     table = frame.assign(cell=cells, attack=labels).pivot(index=["attack", "eps"], columns="system", values="cell")
     return table[list(dict.fromkeys(frame["system"]))]

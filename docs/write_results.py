@@ -43,14 +43,14 @@ def tables() -> Iterator[tuple[str, str]]:
     everyone = outcomes.everyone
     names = [outcomes.display_name(name) for name in everyone(digits[0])]
     main_table = report.main_table(lite, everyone(lite)).drop(columns=["what it is", "n", "attacks", "seed"])
-    columns = ("clean", "PGD-50", outcomes.BASIC, outcomes.WORST)
+    columns = ("clean", "PGD-50", outcomes.BASIC, outcomes.WORST_CASE)
     checks = pd.DataFrame([{"check": p.name, "question": p.question, "threshold": p.threshold} for p in CHECKS])
     benchmark = benchmarks.benchmark("peers")
     if benchmark is None:
         raise SystemExit("data/published/benchmarks/peers.json is missing; restore it from git")
     frames = {
         "scales": report.scales([digits, [lite]]),
-        "verdicts": claims.side_by_side(claims.published_runs()),
+        "verdicts": claims.verdicts_by_profile(claims.published_runs()),
         "seeds_table": report.seeds_table(digits, everyone),
         "shrinkage": report.shrinkage(digits, names),
         "differences": report.worst_differences(digits, everyone, "dwf"),

@@ -21,7 +21,7 @@ from paperlib.pipeline.stages.nan_router import REPORTED_GAP
 from paperlib.report import claims, outcomes, tables
 from paperlib.training.validation import COLLAPSE_GAP
 
-PGD, BASIC, WORST = "PGD-50", outcomes.BASIC, outcomes.WORST
+PGD, PGD_WORST_CASE, WORST_CASE = "PGD-50", outcomes.PGD_WORST_CASE, outcomes.WORST_CASE
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class Records:
             for name in outcomes.main_table_systems(self.studies[0])
             if not name.startswith("plain") and not known[name].hard_routing
         ]
-        return [self.kept(name, PGD, self.slow) - self.kept(name, WORST) for name in systems]
+        return [self.kept(name, PGD, self.slow) - self.kept(name, WORST_CASE) for name in systems]
 
     def ablation(self, name: str) -> tuple[float, float, float]:
-        return self.interval(f"ablation-{name}", "ablation-base", BASIC)
+        return self.interval(f"ablation-{name}", "ablation-base", PGD_WORST_CASE)
 
     def leading(self) -> list[tuple[float, float]]:
         """Of each gate trained: the share of images on which its favourite leads, lowest and highest over attacks."""
@@ -122,7 +122,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
     "README.md": (
         (
             "at `digits` the worst case is {:.0f} and {:.0f} points below PGD-50",
-            lambda: [DIGITS.kept(o, PGD, DIGITS.slow) - DIGITS.kept(o, WORST) for o in ("advmoe", "soe")],
+            lambda: [DIGITS.kept(o, PGD, DIGITS.slow) - DIGITS.kept(o, WORST_CASE) for o in ("advmoe", "soe")],
         ),
         ("`audit` runs {} checks", lambda: [len(PITFALLS)]),
         ("tiny networks on {} digits", lambda: [load_profile("smoke").data.train]),
@@ -142,16 +142,16 @@ FACTS: dict[str, tuple[Fact, ...]] = {
     ),
     "docs/results-digits.md": (
         ("so they see the first {} test images", lambda: [DIGITS.slow]),
-        ("**{}** (the headline)", lambda: [WORST.capitalize()]),
+        ("**{}** (the headline)", lambda: [WORST_CASE.capitalize()]),
         (
             "**{}**: the image is correct under FGSM and PGD-50, on all {} test images",
-            lambda: [BASIC, load_profile("digits").evaluation.images],
+            lambda: [PGD_WORST_CASE, load_profile("digits").evaluation.images],
         ),
         (
             "both keep {:.0f} to {:.0f} points more than DWF, and in the worst case {:.0f} to {:.0f} points",
             lambda: [
                 x
-                for column in (PGD, WORST)
+                for column in (PGD, WORST_CASE)
                 for x in spread([DIGITS.minus(o, "dwf", column) for o in ("pgd-at", "trades")])
             ],
         ),
@@ -165,19 +165,21 @@ FACTS: dict[str, tuple[Fact, ...]] = {
         ),
         (
             "PGD-AT falls from {:.0f} to {:.0f} %, DWF from {:.0f} to {:.0f} %",
-            lambda: [x for o in ("pgd-at", "dwf") for x in (DIGITS.kept(o, PGD, DIGITS.slow), DIGITS.kept(o, WORST))],
+            lambda: [
+                x for o in ("pgd-at", "dwf") for x in (DIGITS.kept(o, PGD, DIGITS.slow), DIGITS.kept(o, WORST_CASE))
+            ],
         ),
         (
             "ADVMoE with nine pathways keeps {:.0f} % under PGD-50 and {:.0f} % under AutoAttack. It keeps {:.0f} %",
             lambda: [
                 DIGITS.kept("advmoe", PGD, DIGITS.slow),
                 DIGITS.autoattack("advmoe"),
-                DIGITS.kept("advmoe", WORST),
+                DIGITS.kept("advmoe", WORST_CASE),
             ],
         ),
         (
             "SoE falls from {:.0f} to {:.0f} %. AutoAttack alone leaves SoE at {:.0f} %",
-            lambda: [DIGITS.kept("soe", PGD, DIGITS.slow), DIGITS.kept("soe", WORST), DIGITS.autoattack("soe")],
+            lambda: [DIGITS.kept("soe", PGD, DIGITS.slow), DIGITS.kept("soe", WORST_CASE), DIGITS.autoattack("soe")],
         ),
         ("1 + 4 + 4 gain {:.0f} points [{:.0f}, {:.0f}]", lambda: DIGITS.ablation("pgd")),
         (
@@ -187,7 +189,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
         ("Nine benign experts lose {:.0f} points", lambda: [-DIGITS.ablation("benign")[0]]),
         (
             "joint training is {:.0f} to {:.0f} points worse",
-            lambda: spread([DIGITS.minus("dwf", "joint-scratch", column) for column in (BASIC, WORST)]),
+            lambda: spread([DIGITS.minus("dwf", "joint-scratch", column) for column in (PGD_WORST_CASE, WORST_CASE)]),
         ),
         ("ADVMoE's lead of {:.0f} points disappears", lambda: [DIGITS.minus("advmoe", "dwf", PGD)]),
         ("one expert leads on {:.0f} to {:.0f} % of the images", lambda: DIGITS.leading()[0]),
@@ -226,36 +228,36 @@ FACTS: dict[str, tuple[Fact, ...]] = {
         ),
         (
             "DWF keeps {:.1f} %, PGD-AT {:.0f} and TRADES {:.1f}",
-            lambda: [LITE.kept(name, WORST) for name in ("dwf", "pgd-at", "trades")],
+            lambda: [LITE.kept(name, WORST_CASE) for name in ("dwf", "pgd-at", "trades")],
         ),
         (
             "the lead of PGD-AT, {:.1f} points [{:.1f}, {:.1f}]",
-            lambda: LITE.interval("pgd-at", "dwf", WORST),
+            lambda: LITE.interval("pgd-at", "dwf", WORST_CASE),
         ),
         (
             "PGD-50 leaves {:.0f} % of DWF and {} attacks with AutoAttack {:.1f} %",
             lambda: [
                 LITE.kept("dwf", PGD, LITE.slow),
                 len(outcomes.all_outcomes(LITE.studies[0], "dwf")) - 1,  # clean images are no attack
-                LITE.kept("dwf", WORST),
+                LITE.kept("dwf", WORST_CASE),
             ],
         ),
         (
             "similar to PGD-AT ({:.0f} and {:.0f} %)",
-            lambda: [LITE.kept("pgd-at", PGD, LITE.slow), LITE.kept("pgd-at", WORST)],
+            lambda: [LITE.kept("pgd-at", PGD, LITE.slow), LITE.kept("pgd-at", WORST_CASE)],
         ),
         (
             "SoE falls from {:.1f} to {:.1f} %",
-            lambda: [LITE.kept("soe", PGD, LITE.slow), LITE.kept("soe", WORST)],
+            lambda: [LITE.kept("soe", PGD, LITE.slow), LITE.kept("soe", WORST_CASE)],
         ),
         (
             "ADVMoE from {:.0f} to {:.1f} %; AutoAttack alone leaves ADVMoE at {:.1f} %",
-            lambda: [LITE.kept("advmoe", PGD, LITE.slow), LITE.kept("advmoe", WORST), LITE.autoattack("advmoe")],
+            lambda: [LITE.kept("advmoe", PGD, LITE.slow), LITE.kept("advmoe", WORST_CASE), LITE.autoattack("advmoe")],
         ),
         ("ADVMoE leads DWF by {:.0f} points under PGD-50", lambda: [LITE.minus("advmoe", "dwf", PGD)]),
         (
             "In the column *{}*, which includes PGD on a surrogate of the selection, ADVMoE is {:.0f} points behind",
-            lambda: [BASIC, LITE.minus("dwf", "advmoe", BASIC)],
+            lambda: [PGD_WORST_CASE, LITE.minus("dwf", "advmoe", PGD_WORST_CASE)],
         ),
         (
             "which learned little in six epochs ({:.0f} to {:.0f} % clean)",

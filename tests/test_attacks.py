@@ -141,11 +141,11 @@ def test_one_l2_step_is_its_closed_form_on_a_linear_model(linear: Linear) -> Non
     weight, bias = linear.weight.detach(), linear.bias.detach()
     p = torch.softmax(x.flatten(1) @ weight.T + bias, dim=1)
     g = (p - nn.functional.one_hot(y, 3)) @ weight
-    along = (g / g.square().sum(dim=1, keepdim=True).sqrt()).view_as(x)
+    forward_route = (g / g.square().sum(dim=1, keepdim=True).sqrt()).view_as(x)
     how: dict[str, Any] = {"steps": 1, "random_start": False, "norm": "l2"}
-    assert torch.allclose(pgd(linear, x, y, eps=EPS, step_size=STEP, **how), x + STEP * along, atol=1e-6)
+    assert torch.allclose(pgd(linear, x, y, eps=EPS, step_size=STEP, **how), x + STEP * forward_route, atol=1e-6)
     # A step beyond the ball ends on its surface, in the same direction.
-    assert torch.allclose(pgd(linear, x, y, eps=EPS, step_size=2 * EPS, **how), x + EPS * along, atol=1e-6)
+    assert torch.allclose(pgd(linear, x, y, eps=EPS, step_size=2 * EPS, **how), x + EPS * forward_route, atol=1e-6)
 
 
 def test_l2_pgd_reaches_the_point_that_is_optimal_on_a_linear_binary_model() -> None:

@@ -43,7 +43,7 @@ from paperlib.evaluation.auditing.planted_faults import (
 from paperlib.evaluation.auditing.report import REQUIRED
 from paperlib.evaluation.specs import autoattack_spec
 from paperlib.log import progress
-from paperlib.models import Evidence, Gate, Mixture, UniformGate
+from paperlib.models import Gate, Mixture, MixtureOutput, UniformGate
 from paperlib.pipeline.stages.audit import PLANTED
 
 EPS = Fraction(3, 20)
@@ -81,12 +81,12 @@ class Through(nn.Module):
 class Fixed(nn.Module):
     """A gate that gives every image the same scores."""
 
-    def __init__(self, *scores: float) -> None:
+    def __init__(self, *gate_logits: float) -> None:
         super().__init__()
-        self.scores = nn.Parameter(torch.tensor(scores, dtype=torch.float32))
+        self.gate_logits = nn.Parameter(torch.tensor(gate_logits, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scores + 0 * x.flatten(1).sum(dim=1, keepdim=True)
+        return self.gate_logits + 0 * x.flatten(1).sum(dim=1, keepdim=True)
 
 
 @pytest.fixture(scope="module")
@@ -718,7 +718,7 @@ def test_a_check_counts(check: str, counts: dict[str, int], given: dict[str, Any
 def test_the_worst_case_is_that_of_each_image() -> None:
     context = counted(curve())
     context.known |= {"even@0.15": torch.arange(100) % 2 == 0, "even@0.2": torch.zeros(100, dtype=torch.bool)}
-    assert torch.equal(context.standing(), (torch.arange(100) < 40) & (torch.arange(100) % 2 == 0))
+    assert torch.equal(context.surviving(), (torch.arange(100) < 40) & (torch.arange(100) % 2 == 0))
     assert verdict("worst-case", context) == FAILS
 
 
@@ -777,12 +777,12 @@ def test_a_network_without_gate_has_none_of_a_mixtures_faults(toy: ToyNet, digit
 
 
 @pytest.mark.parametrize(
-    ("scores", "expected"),
+    ("gate_logits", "expected"),
     [((9, 0, 0), FAILS), ((0, 0, -9), NOTED), ((0, 0, 0), PASSES), ((2, 0, 0), PASSES)],
     ids=["one heard", "one unheard", "even", "uneven"],
 )
-def test_a_collapsed_gate_is_found(scores: tuple[float, ...], expected: str, toy: ToyNet, digits: Dataset) -> None:
-    answer = CHECKS["collapse"](on(Mixture([toy] * 3, Fixed(*scores)).eval(), digits, 10))
+def test_a_collapsed_gate_is_found(gate_logits: tuple[float, ...], expected: str, toy: ToyNet, digits: Dataset) -> None:
+    answer = CHECKS["collapse"](on(Mixture([toy] * 3, Fixed(*gate_logits)).eval(), digits, 10))
     assert answer.verdict == expected
     assert (expected == FAILS) is ("expert 0 answers for all" in answer.why)
 
@@ -810,8 +810,8 @@ def test_a_choice_that_hides_a_weak_expert_is_found(turns_at: float, expected: s
 class Sure(Mixture):
     """A mixture so sure of its answers that cross-entropy has no gradient left; its experts are not."""
 
-    def evidence(self, x: Tensor) -> Evidence:
-        seen = super().evidence(x)
+    def forward_with_experts(self, x: Tensor) -> MixtureOutput:
+        seen = super().forward_with_experts(x)
         return replace(seen, logits=1e4 * seen.logits)
 
 

@@ -25,7 +25,7 @@ from paperlib import Dataset
 from paperlib import atomic_files as files
 from paperlib.acceleration import Folded, fold
 from paperlib.attacks import NEVER, STANDARD, AutoAttacked, autoattack, misclassified
-from paperlib.attacks.autoattack import QUERIES, STANDING, WRONG
+from paperlib.attacks.autoattack import MISCLASSIFIED, QUERIES, SURVIVED
 from paperlib.errors import InputError, NotFiniteError, PaperlibError, StoreError
 from paperlib.evaluation.robustness import evaluate
 from paperlib.evaluation.specs import AttackSpec, autoattack_spec, noise_spec, pgd_spec, square_spec
@@ -67,13 +67,13 @@ def some(digits: Dataset, n: int = 30) -> tuple[Tensor, Tensor]:
 
 
 def counts(done: AutoAttacked) -> dict[int, int]:
-    return {value: int((done.by == value).sum()) for value in (WRONG, STANDING, 0, 1, 2, 3)}
+    return {value: int((done.fooled_by == value).sum()) for value in (MISCLASSIFIED, SURVIVED, 0, 1, 2, 3)}
 
 
 def librarys(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     """Which of the library's attacks fooled which image, from its own runs with one, two, three and four of them."""
-    by, images = torch.full_like(y, STANDING), x
-    by[model(x).argmax(dim=1) != y] = WRONG
+    fooled_by, images = torch.full_like(y, SURVIVED), x
+    fooled_by[model(x).argmax(dim=1) != y] = MISCLASSIFIED
     for last in range(len(STANDARD)):
         library = pyautoattack.AutoAttack(model, norm="Linf", eps=EPS, version="standard", seed=seed, device="cpu")
         assert tuple(library.attacks_to_run) == STANDARD
@@ -82,8 +82,8 @@ def librarys(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor,
             part.n_iter = CUT["iterations"]
         library.square.n_queries = CUT["queries"]
         images, answers = library.run_standard_evaluation(x, y, batch_size=len(x))
-        by[(answers != y) & (by == STANDING)] = last
-    return by, images
+        fooled_by[(answers != y) & (fooled_by == SURVIVED)] = last
+    return fooled_by, images
 
 
 # -- the library's run -------------------------------------------------------------------------------------------------
@@ -95,17 +95,17 @@ def test_each_image_falls_to_the_attack_it_falls_to_in_the_librarys_own_run(
 ) -> None:
     x, y = digits.test.images, digits.test.labels
     done = autoattack(same(guarded), x, y, **HOW, seed=seed, batch_size=len(x))
-    by, images = librarys(guarded, x, y, seed)
-    assert done.by.tolist() == by.tolist()
+    fooled_by, images = librarys(guarded, x, y, seed)
+    assert done.fooled_by.tolist() == fooled_by.tolist()
     assert torch.equal(done.images, images)
-    assert {WRONG, STANDING, 0, 1, 3} <= set(done.by.tolist())  # all of these happened
+    assert {MISCLASSIFIED, SURVIVED, 0, 1, 3} <= set(done.fooled_by.tolist())  # all of these happened
 
 
 def test_an_unguarded_network_falls_as_in_the_librarys_own_run(toy: ToyNet, digits: Dataset) -> None:
     x, y = some(digits)
     done = autoattack(same(toy), x, y, **HOW, seed=3, batch_size=len(x))
-    by, images = librarys(toy, x, y, 3)
-    assert done.by.tolist() == by.tolist()
+    fooled_by, images = librarys(toy, x, y, 3)
+    assert done.fooled_by.tolist() == fooled_by.tolist()
     assert torch.equal(done.images, images)
     assert 5 < int(done.fooled.sum()) < 30
 
@@ -129,7 +129,7 @@ def test_uncut_its_settings_are_those_of_the_librarys_standard_version(
     done = autoattack(same(toy), x, y, eps=EPS, seed=5)
     assert [name for name, _ in theirs] == ["APGDAttack", "APGDAttack_targeted", "FABAttack_PT", "SquareAttack"]
     assert seen == theirs
-    assert not done.fooled[done.by != WRONG].any()  # nothing was attacked
+    assert not done.fooled[done.fooled_by != MISCLASSIFIED].any()  # nothing was attacked
 
 
 def test_another_seed_is_another_run(guarded: Guarded, digits: Dataset) -> None:
@@ -145,12 +145,12 @@ def test_another_seed_is_another_run(guarded: Guarded, digits: Dataset) -> None:
 def test_images_said_to_fool_do_so_within_the_ball_and_the_box(guarded: Guarded, digits: Dataset) -> None:
     x, y = digits.test.images, digits.test.labels
     done = autoattack(same(guarded), x, y, **HOW)
-    won = done.by >= 0
+    won = done.fooled_by >= 0
     assert done.attacks == STANDARD
-    assert done.by.dtype == torch.int8
+    assert done.fooled_by.dtype == torch.int8
     assert 10 < int(won.sum()) < 75
-    assert torch.equal(done.by == WRONG, guarded(x).argmax(dim=1) != y)
-    assert torch.equal(done.fooled, done.by != STANDING)
+    assert torch.equal(done.fooled_by == MISCLASSIFIED, guarded(x).argmax(dim=1) != y)
+    assert torch.equal(done.fooled, done.fooled_by != SURVIVED)
     assert torch.equal(misclassified(guarded, done.images, y), done.fooled)
     assert torch.equal(done.images[~won], x[~won])
     assert (done.images - x).abs().max() <= EPS + 1e-6
@@ -168,7 +168,7 @@ def test_an_image_outside_the_ball_or_the_box_is_no_success(
 
     monkeypatch.setattr(SquareAttack, "perturb", perturb)
     done = autoattack(same(toy), x, y, **HOW, attacks=("square",))
-    assert set(done.by.tolist()) == {WRONG, STANDING}
+    assert set(done.fooled_by.tolist()) == {MISCLASSIFIED, SURVIVED}
     assert torch.equal(done.images, x)
 
 
@@ -177,7 +177,7 @@ def test_each_attack_can_be_run_alone(toy: ToyNet, digits: Dataset, alone: str) 
     x, y = some(digits, 60)
     done = autoattack(same(toy), x, y, **HOW, attacks=(alone,))
     assert done.attacks == (alone,)
-    assert set(done.by.tolist()) == {WRONG, STANDING, 0}
+    assert set(done.fooled_by.tolist()) == {MISCLASSIFIED, SURVIVED, 0}
     assert torch.equal(misclassified(toy, done.images, y), done.fooled)
 
 
@@ -186,8 +186,8 @@ def test_an_attack_that_another_forestalled_wins_nothing(toy: ToyNet, digits: Da
     alone = autoattack(same(toy), x, y, **HOW, attacks=("apgd-t",))
     both = autoattack(same(toy), x, y, **HOW, attacks=("apgd-ce", "apgd-t"))
     first = autoattack(same(toy), x, y, **HOW, attacks=("apgd-ce",))
-    assert int((alone.by == 0).sum()) > int((both.by == 1).sum())
-    assert torch.equal(both.by == 0, first.by == 0)
+    assert int((alone.fooled_by == 0).sum()) > int((both.fooled_by == 1).sum())
+    assert torch.equal(both.fooled_by == 0, first.fooled_by == 0)
     assert not (first.fooled & ~both.fooled).any()
 
 
@@ -207,7 +207,7 @@ def test_square_asks_for_no_gradient(toy: ToyNet, digits: Dataset) -> None:
 
     x, y = some(digits)
     done = autoattack(same(Closed()), x, y, **HOW, attacks=("square",))
-    assert torch.equal(done.by, autoattack(same(toy), x, y, **HOW, attacks=("square",)).by)
+    assert torch.equal(done.fooled_by, autoattack(same(toy), x, y, **HOW, attacks=("square",)).fooled_by)
     with pytest.raises(AssertionError, match="a gradient was asked for"):
         autoattack(same(Closed()), x, y, **HOW)
 
@@ -215,7 +215,7 @@ def test_square_asks_for_no_gradient(toy: ToyNet, digits: Dataset) -> None:
 def test_the_empty_set_is_done_at_once(toy: ToyNet, digits: Dataset) -> None:
     x, y = some(digits, 0)
     done = autoattack(toy, x, y, **HOW)
-    assert (done.by.shape, done.images.shape, done.passes) == ((0,), x.shape, 0)
+    assert (done.fooled_by.shape, done.images.shape, done.passes) == ((0,), x.shape, 0)
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
@@ -230,10 +230,10 @@ def test_each_batch_is_attacked_as_if_it_were_alone(guarded: Guarded, digits: Da
         for a, b in zip(x.split(batch_size), y.split(batch_size), strict=True)
     ]
     assert len(parts) == -(-12 // batch_size)
-    assert torch.equal(whole.by, torch.cat([part.by for part in parts]))
+    assert torch.equal(whole.fooled_by, torch.cat([part.fooled_by for part in parts]))
     assert torch.equal(whole.images, torch.cat([part.images for part in parts]))
     assert whole.passes == sum(part.passes for part in parts)
-    assert {STANDING, 0} < set(whole.by.tolist())
+    assert {SURVIVED, 0} < set(whole.fooled_by.tolist())
 
 
 def test_no_batch_is_larger_than_asked(toy: ToyNet, digits: Dataset) -> None:
@@ -264,14 +264,14 @@ def test_a_folded_copy_leads_to_the_same_outcomes(toy: ToyNet, digits: Dataset) 
     through, plain = autoattack(folded, x, y, **HOW), autoattack(same(toy), x, y, **HOW)
     assert int((through.fooled != plain.fooled).sum()) <= 1  # rounding, at the border of a class
     assert torch.equal(misclassified(toy, through.images, y), through.fooled)
-    assert torch.equal(autoattack(toy, x, y, **HOW).by, through.by)  # a copy is made where none is given
+    assert torch.equal(autoattack(toy, x, y, **HOW).fooled_by, through.fooled_by)  # a copy is made where none is given
 
 
 def test_a_copy_that_cries_wolf_changes_no_outcome(toy: ToyNet, digits: Dataset) -> None:
     x, y = some(digits)
     plain = autoattack(same(toy), x, y, **HOW)
     misled = autoattack(Folded(toy, Shifted(toy)), x, y, **HOW)
-    assert torch.equal(misled.by, plain.by)
+    assert torch.equal(misled.fooled_by, plain.fooled_by)
     assert torch.equal(misled.images, plain.images)
     assert misled.passes > plain.passes
 
@@ -284,7 +284,7 @@ def test_images_said_to_fool_do_fool_whatever_the_copy_says(toy: ToyNet, digits:
     x, y = some(digits, 60)
     done = autoattack(Folded(toy, crooked), x, y, **HOW)
     assert not torch.equal(misclassified(crooked, done.images, y), misclassified(toy, done.images, y))
-    assert 10 < int((done.by >= 0).sum()) < 55
+    assert 10 < int((done.fooled_by >= 0).sum()) < 55
     assert torch.equal(misclassified(toy, done.images, y), done.fooled)
 
 
@@ -358,7 +358,7 @@ def run(model: nn.Module, digits: Dataset, state: Path | None = None, **more: An
 def whole(toy: ToyNet, digits: Dataset) -> AutoAttacked:
     """What a run ends with that nothing interrupts and that keeps no state. Treat as read-only."""
     done = run(Guarded(toy).eval(), digits)
-    assert {WRONG, STANDING, 0, 1} <= set(done.by.tolist())
+    assert {MISCLASSIFIED, SURVIVED, 0, 1} <= set(done.fooled_by.tolist())
     return done
 
 
@@ -371,7 +371,7 @@ def test_a_run_stopped_after_some_attacks_ends_like_one_that_was_not(
         run(guarded, digits, state, progress=stopping(at))
     assert state.exists() == (at > 1)  # the work in which it was stopped is lost, no more
     rest = run(guarded, digits, state)
-    assert torch.equal(rest.by, whole.by)
+    assert torch.equal(rest.fooled_by, whole.fooled_by)
     assert rest.passes < whole.passes if at > 1 else rest.passes == whole.passes
     here = (rest.images == whole.images).flatten(1).all(dim=1)  # found in this process, or never
     assert torch.equal(rest.images[~here], some(digits)[0][~here])
@@ -394,7 +394,7 @@ def test_a_run_that_dies_between_two_passes_ends_like_one_that_did_not(
         run(guarded, digits, state)
     hook.remove()
     rest = run(guarded, digits, state)
-    assert torch.equal(rest.by, whole.by)
+    assert torch.equal(rest.fooled_by, whole.fooled_by)
     assert not list(tmp_path.glob(".*"))  # nothing half-written lies about
 
 
@@ -413,7 +413,7 @@ def test_a_run_stopped_again_and_again_gets_there(
         else:
             break
     assert shares == pytest.approx([(i + 1) / UNITS for i in range(UNITS - 1)])  # one attack on one batch each time
-    assert torch.equal(done.by, whole.by)
+    assert torch.equal(done.fooled_by, whole.fooled_by)
     assert done.passes < whole.passes / 2
 
 
@@ -422,13 +422,13 @@ def test_a_run_with_a_state_ends_like_one_without_and_costs_nothing_more_when_do
 ) -> None:
     state = tmp_path / "not" / "there" / "yet" / "state"
     first = run(guarded, digits, state)
-    assert torch.equal(first.by, whole.by)
+    assert torch.equal(first.fooled_by, whole.fooled_by)
     assert torch.equal(first.images, whole.images)
     assert first.passes == whole.passes
     asked: list[int] = []
     guarded.register_forward_hook(lambda module, args, output: asked.append(len(args[0])))
     again = run(guarded, digits, state)
-    assert torch.equal(again.by, first.by)
+    assert torch.equal(again.fooled_by, first.fooled_by)
     assert (again.passes, asked) == (0, [])
     assert torch.equal(again.images, some(digits)[0])  # found in another process
     assert [path.name for path in state.parent.iterdir()] == ["state"]
@@ -476,7 +476,7 @@ def test_a_process_killed_while_it_writes_leaves_a_state_to_go_on_from(
     state = tmp_path / "kept" / "state"
     assert int(files.read_tensors(state)[0]["done"].sum()) == 5
     rest = run(guarded, digits, state)
-    assert torch.equal(rest.by, whole.by)
+    assert torch.equal(rest.fooled_by, whole.fooled_by)
     assert 0 < rest.passes < whole.passes
 
 
@@ -498,7 +498,7 @@ def test_a_full_disk_is_a_store_error_and_leaves_the_last_state(
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
     assert int(files.read_tensors(state)[0]["done"].sum()) == 3
-    assert torch.equal(run(guarded, digits, state).by, whole.by)
+    assert torch.equal(run(guarded, digits, state).fooled_by, whole.fooled_by)
 
 
 def other_weights(model: nn.Module) -> nn.Module:
@@ -640,7 +640,7 @@ def test_chance_outside_is_left_alone_and_decides_nothing(guarded: Guarded, digi
             found.append(autoattack(same(guarded), x, y, **HOW))
         assert torch.equal(torch.get_rng_state(), before)
     if not stops:
-        assert torch.equal(found[0].by, found[1].by)
+        assert torch.equal(found[0].fooled_by, found[1].fooled_by)
         assert torch.equal(found[0].images, found[1].images)
 
 
@@ -654,7 +654,7 @@ def test_images_are_not_changed_and_results_carry_no_graph(toy: ToyNet, digits: 
     assert torch.equal(given, x) and given.grad is None
     assert torch.equal(labels, y)
     assert not done.images.requires_grad
-    assert torch.equal(done.by, autoattack(same(toy), x, y, **HOW).by)
+    assert torch.equal(done.fooled_by, autoattack(same(toy), x, y, **HOW).fooled_by)
 
 
 # -- few classes -------------------------------------------------------------------------------------------------------
@@ -680,7 +680,7 @@ def test_fewer_than_four_classes_are_refused(classes: int, attacks: tuple[str, .
 def test_attacks_without_the_targeted_loss_do_with_fewer_classes(classes: int, attack: str) -> None:
     model, x, y = wide(classes)
     done = autoattack(model, x, y, eps=0.05, **CUT, attacks=(attack,))
-    assert set(done.by.tolist()) == {STANDING, 0}
+    assert set(done.fooled_by.tolist()) == {SURVIVED, 0}
     assert torch.equal(misclassified(model, done.images, y), done.fooled)
 
 
@@ -703,7 +703,7 @@ def test_no_more_classes_are_targeted_than_there_are(classes: int, monkeypatch: 
     done = autoattack(model, x, y, eps=0.03, **CUT)
     assert targets == {"APGDAttack_targeted": min(9, classes - 1), "FABAttack_PT": min(9, classes - 1)}
     assert torch.equal(misclassified(model, done.images, y), done.fooled)
-    assert {STANDING, 0} <= set(done.by.tolist())
+    assert {SURVIVED, 0} <= set(done.fooled_by.tolist())
 
 
 @pytest.mark.parametrize(
@@ -810,13 +810,13 @@ def test_an_evaluation_says_which_attack_won(guarded: Guarded, digits: Dataset, 
     x, y = digits.test.images, digits.test.labels
     done = autoattack(same(guarded), x, y, **HOW, seed=4, batch_size=40)  # numpy's and torch's seeds end there
     assert torch.equal(found.correct, ~done.fooled)
-    expected = {STANDING: NEVER, WRONG: 0, 0: 1, 1: 2, 2: 3, 3: 4}
-    assert found.first_success.tolist() == [expected[by] for by in done.by.tolist()]
+    expected = {SURVIVED: NEVER, MISCLASSIFIED: 0, 0: 1, 1: 2, 2: 3, 3: 4}
+    assert found.first_success.tolist() == [expected[fooled_by] for fooled_by in done.fooled_by.tolist()]
     assert {NEVER, 0, 1, 2, 4} <= set(found.first_success.tolist())
     assert found.first_success.dtype == torch.int16
     assert found.passes == done.passes / 80
     assert found.batch_size == 40
-    assert found.record()["correct"] == counts(done)[STANDING]
+    assert found.record()["correct"] == counts(done)[SURVIVED]
     again = evaluate(same(guarded), digits.test, spec, seed=2**31 + 4, batch_size=40, state=tmp_path / "state")
     assert torch.equal(again.first_success, found.first_success)
     assert again.passes == 0
@@ -829,7 +829,7 @@ def test_an_evaluation_under_square_alone(toy: ToyNet, digits: Dataset) -> None:
     assert torch.equal(found.correct, ~done.fooled)
     assert set(found.first_success.tolist()) == {NEVER, 0, 1}
     assert torch.equal(found.first_success == 0, misclassified(toy, x, y))
-    assert torch.equal(found.first_success == 1, done.by == 0)
+    assert torch.equal(found.first_success == 1, done.fooled_by == 0)
 
 
 def test_names_and_tables_tell_what_was_cut() -> None:

@@ -191,15 +191,15 @@ def test_one_of_many_comparisons_refutes_only_after_correction_for_their_number(
 
 def test_a_difference_is_taken_in_each_column_a_claim_names() -> None:
     right = {"dwf": kept(0.5, 0.9, 0.5), "frozen": kept(0.9, 0.5, 0.9), "pgd-at": kept(0.9, 0.9, 0.2)}
-    both = dataclasses.replace(PAIR, columns=("clean", "FGSM", outcomes.BASIC))
+    both = dataclasses.replace(PAIR, columns=("clean", "FGSM", outcomes.PGD_WORST_CASE))
     found = {item.what: item for item in decide(both, series(right=right)).evidence}
     expected = {
         "dwf - frozen, clean": (-0.4, REFUTED),
         "dwf - pgd-at, clean": (-0.4, REFUTED),
         "dwf - frozen, FGSM": (0.4, SUPPORTED),
         "dwf - pgd-at, FGSM": (0.0, UNDECIDED),
-        "dwf - frozen, basic worst": (0.0, UNDECIDED),
-        "dwf - pgd-at, basic worst": (0.3, SUPPORTED),
+        "dwf - frozen, PGD worst case": (0.0, UNDECIDED),
+        "dwf - pgd-at, PGD worst case": (0.3, SUPPORTED),
     }
     assert list(found) == list(expected)
     for what, (difference, reading) in expected.items():
@@ -230,7 +230,7 @@ def test_runs_that_disagree_leave_undecided_what_their_mean_would_decide() -> No
 
 
 def test_the_best_expert_is_another_one_with_each_seed() -> None:
-    claim = Beats("best", "The average beats the best expert", "ours", system="uniform", others=("best expert",))
+    claim = Beats("best", "The average beats the best expert", "ours", system="uniform", others=("best-expert",))
     experts = {name: kept(0.1) for name in EXPERTS}
     studies: Any = [
         Records(seed, experts | {best: kept(0.9)}, best=best) for seed, best in enumerate(EXPERTS[3:6], start=0)
@@ -238,7 +238,7 @@ def test_the_best_expert_is_another_one_with_each_seed() -> None:
     found = decide(claim, studies)
     assert found.verdict == REFUTED
     assert found.evidence[0].value.difference == pytest.approx(-0.4)  # type: ignore[union-attr]
-    assert {outcomes.resolve_system(study, "best expert") for study in studies} == set(EXPERTS[3:6])
+    assert {outcomes.resolve_system(study, "best-expert") for study in studies} == set(EXPERTS[3:6])
     for expert in EXPERTS:
         assert f"train:{expert}" in claim.stages(studies[0])
         assert f"evaluate:{expert}:clean" in claim.stages(studies[0])
@@ -254,7 +254,7 @@ def test_the_worst_case_knows_every_attack_a_system_faces() -> None:
     assert int(outcomes.basic_worst_case(study, "dwf").sum()) == 280
     for shown, kind in (("clean", "clean"), ("FGSM", "fgsm"), ("PGD-50", "pgd")):
         assert torch.equal(outcomes.outcome(study, "soe", shown), right[kind])
-    assert torch.equal(outcomes.outcome(study, "soe", outcomes.BASIC), outcomes.basic_worst_case(study, "soe"))
+    assert torch.equal(outcomes.outcome(study, "soe", outcomes.PGD_WORST_CASE), outcomes.basic_worst_case(study, "soe"))
 
 
 # -- collapse --------------------------------------------------------------------------------------------------------
@@ -279,8 +279,8 @@ def test_networks_collapse_if_each_falls_below_chance(
     found = decide(FALL, series(right={"plain": kept(*plain), "plain-vgg16": kept(*vgg)}))
     assert found.verdict == verdict
     assert [item.what for item in found.evidence] == [
-        "plain, basic worst of clean",
-        "plain-vgg16, basic worst of clean",
+        "plain, PGD worst case of clean",
+        "plain-vgg16, PGD worst case of clean",
     ]
     assert f"left of {100 * plain[0]:.1f} [" in found.evidence[0].shown
 
@@ -476,7 +476,7 @@ def test_systems_that_pgd_does_not_separate_have_no_ranking_to_lose() -> None:
 def test_the_ranking_needs_the_worst_case_of_every_system() -> None:
     study: Any = Records()
     names = RANKING.stages(study)
-    stored = [outcomes.stress_system(other) for other in OTHERS]
+    stored = [outcomes.display_name(other) for other in OTHERS]
     faced = {f"{kind}:{name}" for name in autoattack_systems(DIGITS) for kind in ("stress", "autoattack")}
     assert {name for name in names if name.startswith(("stress", "autoattack"))} == faced
     assert {"dwf", "pgd-at", "best-expert"} <= set(autoattack_systems(DIGITS)) < {*stored, "dwf"}
@@ -516,13 +516,13 @@ def test_a_rule_names_every_system_and_every_system_is_known(claim: Claim) -> No
     assert len(claim.rule) > 30 if systems_of(claim) else claim.rule
     for system in systems_of(claim):
         assert re.search(rf"(?<![\w-]){re.escape(system)}(?![\w-])", claim.rule)
-        assert system in KNOWN or system == outcomes.BEST
+        assert system in KNOWN or system == outcomes.BEST_EXPERT
     assert len(set(systems_of(claim))) == len(systems_of(claim))
     study: Any = Records()
     assert set(claim.stages(study)) <= set(STAGES)
     if isinstance(claim, Beats):
         assert all(column in claim.rule for column in claim.columns)
-        assert set(claim.columns) <= {"clean", "FGSM", outcomes.BASIC}
+        assert set(claim.columns) <= {"clean", "FGSM", outcomes.PGD_WORST_CASE}
         assert claim.system not in claim.others
 
 
@@ -551,7 +551,7 @@ def test_every_other_defence_of_the_series_is_compared() -> None:
 @pytest.mark.parametrize("claim", BEATS, ids=named)
 def test_changed_records_change_a_verdict(claim: Beats) -> None:
     weak: dict[str, Mapping[str, Tensor]] = {name: kept(0.3) for name in KNOWN if name != claim.system}
-    best = {name: "expert-8" if name == outcomes.BEST else name for name in claim.others}
+    best = {name: "expert-8" if name == outcomes.BEST_EXPERT else name for name in claim.others}
     assert decide(claim, series(right=weak)).verdict == SUPPORTED
     for other in claim.others:
         assert decide(claim, series(right=weak | {best[other]: kept(0.8)})).verdict == REFUTED
@@ -633,7 +633,7 @@ def test_the_table_of_evidence_holds_every_number_with_seeds_and_n(found: list[V
     table = claims.evidence_table(found)
     assert len(table) == sum(len(v.evidence) for v in found)
     assert table.index.is_unique
-    row = table.loc[("beats-equal-size", "dwf - pgd-at-wide, basic worst")]
+    row = table.loc[("beats-equal-size", "dwf - pgd-at-wide, PGD worst case")]
     assert (row["seeds"], row["n"], row["reading"]) == (3, N, REFUTED)
     assert row["result"].startswith("-10.0 [")
     counted = table.loc["cost"]
@@ -659,14 +659,14 @@ def test_a_story_tells_rule_numbers_and_verdict(found: list[Verdict]) -> None:
 def test_the_figures_frame_holds_the_differences_and_nothing_else(found: list[Verdict]) -> None:
     frame = claims.differences_frame(found)
     numbers = {item.what: item.value for v in found if isinstance(v.claim, Beats) for item in v.evidence}
-    assert list(frame.index) == [what.removesuffix(", basic worst") for what in numbers]
+    assert list(frame.index) == [what.removesuffix(", PGD worst case") for what in numbers]
     assert frame.index.is_unique
     assert list(frame.columns) == ["claim", "difference", "low", "high"]
     for value, (_, row) in zip(numbers.values(), frame.iterrows(), strict=True):
         assert value
         assert (row["difference"], row["low"], row["high"]) == (value.difference, value.low, value.high)
     assert frame.loc["dwf - pgd-at-wide", "difference"] == pytest.approx(-0.1)
-    assert {"dwf - more", "dwf - more, FGSM", "frozen - best expert", "dwf - plain-vgg16, clean"} <= set(frame.index)
+    assert {"dwf - more", "dwf - more, FGSM", "frozen - best-expert", "dwf - plain-vgg16, clean"} <= set(frame.index)
     assert set(frame["claim"]) == {claim.id for claim in BEATS}
 
 
@@ -697,9 +697,10 @@ def test_the_note_on_power_names_seeds_images_and_both_errors(seed_group: float)
     told = NOTE.match(claims.power_note(studies, others))
     assert told
     assert (told["seeds"], told["n"], told["count"]) == ("3", str(N), "3")
-    ours = outcomes.outcomes_over_seeds(studies, "dwf", outcomes.BASIC)
+    ours = outcomes.outcomes_over_seeds(studies, "dwf", outcomes.PGD_WORST_CASE)
     values = [
-        difference_over_seeds(ours, outcomes.outcomes_over_seeds(studies, other, outcomes.BASIC)) for other in others
+        difference_over_seeds(ours, outcomes.outcomes_over_seeds(studies, other, outcomes.PGD_WORST_CASE))
+        for other in others
     ]
     halves = [100 * (value.high - value.low) / 2 for value in values]
     shown = [float(told[key]) for key in ("least", "median", "most")]
@@ -768,7 +769,7 @@ DEFENCES = Beats("some", "DWF beats some", "ours", others=("soe", "more"))
 @pytest.mark.parametrize(("soe", "verdict"), [(0.2, UNDECIDED), (0.5, UNDECIDED), (0.8, REFUTED)])
 def test_systems_left_out_can_refute_nothing_and_keep_a_claim_from_being_supported(soe: float, verdict: str) -> None:
     found = decide(DEFENCES, few(right={"soe": kept(soe)}))
-    assert found.verdict == verdict and [item.what for item in found.evidence] == ["dwf - soe, basic worst"]
+    assert found.verdict == verdict and [item.what for item in found.evidence] == ["dwf - soe, PGD worst case"]
     assert ("more" in found.why) is (verdict == UNDECIDED)
     assert decide(DEFENCES, series(right={"soe": kept(0.2), "more": kept(0.2)})).verdict == SUPPORTED
 
@@ -797,7 +798,7 @@ def test_networks_left_out_do_not_collapse() -> None:
 
 def test_the_ranking_is_that_of_the_systems_there() -> None:
     survives = next(claim for claim in CLAIMS if isinstance(claim, Survives))
-    assert survives.named(few()[0]) == ("dwf", "plain", "pgd-at", "soe", "best expert")
+    assert survives.named(few()[0]) == ("dwf", "plain", "pgd-at", "soe", "best-expert")
     assert {item.what.split(" - ")[1] for item in decide(survives, few()).evidence} <= {"plain, worst case"}
 
 
@@ -810,7 +811,7 @@ def test_every_claim_can_be_asked_of_a_profile_that_compares_little(claim: Claim
 
 
 def test_verdicts_of_all_profiles_stand_side_by_side() -> None:
-    frame = claims.side_by_side({"digits": Study("digits", local=False).runs, "svhn": []})
+    frame = claims.verdicts_by_profile({"digits": Study("digits", local=False).runs, "svhn": []})
     assert list(frame.index) == [claim.id for claim in CLAIMS]
     assert list(frame.columns) == ["says", "source", "digits (digits, 3 seeds)", "svhn (no records, 0 seeds)"]
     assert set(frame["svhn (no records, 0 seeds)"]) == {NOT_RUN}

@@ -15,7 +15,7 @@ from paperlib.acceleration.kernels import FoldedConvolution
 from paperlib.attacks import OBJECTIVES, attack, misclassified, pgd
 from paperlib.models import ADVMoE, Gate, Mixture, SoE, backbone, operations, parameters, resnet18
 from paperlib.models import advmoe as advmoe_module
-from paperlib.models.mixture import Apart
+from paperlib.models.mixture import PerExpertInput
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)
 NAMES = ("resnet18", "resnet50", "vgg16", "densenet121", "wrn28-10")
@@ -85,20 +85,20 @@ def test_the_surest_sub_model_of_soe_answers() -> None:
     assert [column.index(max(column)) for column in zip(*sure, strict=True)] == [0, 1]
     assert torch.allclose(model.confidence(x).predicted(), torch.tensor(sure).T)
     assert torch.equal(model(x), torch.tensor([FIRST[0][:2], SECOND[1][:2]]))
-    evidence = model.evidence(x)
-    assert torch.equal(evidence.logits, model(x))
-    assert evidence.gate_weights.tolist() == [[1, 0], [0, 1]]
-    assert evidence.expert_logits.tolist() == [[FIRST[i][:2], SECOND[i][:2]] for i in range(2)]
+    forward_with_experts = model.forward_with_experts(x)
+    assert torch.equal(forward_with_experts.logits, model(x))
+    assert forward_with_experts.gate_weights.tolist() == [[1, 0], [0, 1]]
+    assert forward_with_experts.expert_logits.tolist() == [[FIRST[i][:2], SECOND[i][:2]] for i in range(2)]
 
 
 def test_neither_the_head_nor_the_largest_probability_decides_alone() -> None:
     # Image 0: the second is more decided; image 1 with the heads turned round: the first is surer.
     heads = [[[*row[:2], 0.0] for row in rows] for rows in (FIRST, SECOND)]
     model = SoE(Rows(rows) for rows in heads)
-    assert model.evidence(images(2)).gate_weights.argmax(dim=1).tolist() == [1, 1]
+    assert model.forward_with_experts(images(2)).gate_weights.argmax(dim=1).tolist() == [1, 1]
     level = [[[1.0, 0.0, row[2]] for row in rows] for rows in (FIRST, SECOND)]
     model = SoE(Rows(rows) for rows in level)
-    assert model.evidence(images(2)).gate_weights.argmax(dim=1).tolist() == [0, 1]
+    assert model.forward_with_experts(images(2)).gate_weights.argmax(dim=1).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.1])
@@ -117,7 +117,7 @@ def test_the_stand_in_of_soe_is_its_formula(temperature: float) -> None:
 def test_no_gradient_passes_the_choice_of_soe_but_one_passes_its_stand_in() -> None:
     torch.manual_seed(0)
     model, x = lively(SoE(resnet18(11, 2, (0.3,), (0.4,)) for _ in range(3))), images()
-    chosen = model.evidence(x).gate_weights.argmax(dim=1)
+    chosen = model.forward_with_experts(x).gate_weights.argmax(dim=1)
     assert len(chosen.unique()) > 1
     answer, soft = model.forward_with_surrogate(x)
     by_answer = torch.autograd.grad(answer.sum(), [e.head.weight for e in model.experts], retain_graph=True)
@@ -147,9 +147,9 @@ def test_each_image_takes_its_own_route() -> None:
     route = mixed_routes(len(x))
     assert len(route.unique()) == 3
     with torch.no_grad():
-        together = model.along(x, route)
-        alone = torch.cat([model.along(x[i : i + 1], route[i : i + 1]) for i in range(len(x))])
-        other = model.along(x, (route + 1) % 3)
+        together = model.forward_route(x, route)
+        alone = torch.cat([model.forward_route(x[i : i + 1], route[i : i + 1]) for i in range(len(x))])
+        other = model.forward_route(x, (route + 1) % 3)
     assert torch.allclose(together, alone)
     assert (together - other).abs().amax(dim=1).min() > 1e-2  # the route decides
 
@@ -158,13 +158,13 @@ def test_the_order_of_a_batch_does_not_matter() -> None:
     model, x = advmoe().double(), images().double()
     route, order = mixed_routes(len(x)), torch.randperm(len(x), generator=rng(1))
     with torch.no_grad():
-        assert torch.allclose(model.along(x[order], route[order]), model.along(x, route)[order])
+        assert torch.allclose(model.forward_route(x[order], route[order]), model.forward_route(x, route)[order])
         assert torch.allclose(model(x[order]), model(x)[order])
 
 
 def test_a_route_uses_its_own_versions_and_no_other() -> None:
     model, x = advmoe(), images()
-    model.along(x, torch.full((len(x),), 1)).square().sum().backward()
+    model.forward_route(x, torch.full((len(x),), 1)).square().sum().backward()
     gradients = {name: p.grad for name, p in model.network.named_parameters()}
     versions = {name for name in gradients if ".versions." in name}
     assert len(versions) == 3 * 16  # two 3x3 convolutions in each of eight blocks
@@ -195,11 +195,11 @@ def test_the_router_picks_the_route() -> None:
     with torch.no_grad():
         route = model.router(x).argmax(dim=1)
         assert len(route.unique()) == 3
-        answer, evidence = model(x), model.evidence(x)
-        paths = [model.along(x, torch.full((len(x),), i)) for i in range(3)]
-    assert torch.equal(evidence.gate_weights, nn.functional.one_hot(route, 3).double())
-    assert torch.allclose(evidence.expert_logits, torch.stack(paths, dim=1))
-    assert torch.allclose(evidence.logits, answer)
+        answer, forward_with_experts = model(x), model.forward_with_experts(x)
+        paths = [model.forward_route(x, torch.full((len(x),), i)) for i in range(3)]
+    assert torch.equal(forward_with_experts.gate_weights, nn.functional.one_hot(route, 3).double())
+    assert torch.allclose(forward_with_experts.expert_logits, torch.stack(paths, dim=1))
+    assert torch.allclose(forward_with_experts.logits, answer)
     picked_by_hand = torch.stack([paths[int(route[i])][i] for i in range(len(x))])
     assert torch.allclose(answer, picked_by_hand)
 
@@ -209,10 +209,10 @@ def test_the_stand_in_of_advmoe_is_its_formula(temperature: float) -> None:
     model, x = advmoe().double(), images(4).double()
     with torch.no_grad():
         answer, soft = model.forward_with_surrogate(x, temperature)
-        scores, paths = model.router(x).tolist(), model.evidence(x).expert_logits.tolist()
+        gate_logits, paths = model.router(x).tolist(), model.forward_with_experts(x).expert_logits.tolist()
         assert torch.allclose(answer, model(x))
     for i in range(4):
-        shares = softmax([score / temperature for score in scores[i]])
+        shares = softmax([score / temperature for score in gate_logits[i]])
         for c in range(5):
             mixed = sum(s * softmax(paths[i][k])[c] for k, s in enumerate(shares))
             assert float(soft[i, c]) == pytest.approx(math.log(mixed), rel=1e-6)
@@ -232,9 +232,9 @@ def test_a_router_of_nan_sends_every_image_down_pathway_0() -> None:
     with torch.no_grad():
         before = model(x)
         model.router.head.bias.fill_(float("nan"))
-        assert torch.equal(model(x), model.along(x, torch.zeros(len(x), dtype=torch.int64)))
+        assert torch.equal(model(x), model.forward_route(x, torch.zeros(len(x), dtype=torch.int64)))
         assert not torch.allclose(model(x), before)
-        assert (model.evidence(x).gate_weights[:, 0] == 1).all()
+        assert (model.forward_with_experts(x).gate_weights[:, 0] == 1).all()
 
 
 # -- one expert at a time --------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_a_mixture_may_let_its_favourite_answer_alone(mixing: str) -> None:
         assert torch.equal(answer, expected)
         assert torch.equal(soft, all_of_them(x))
         assert not torch.allclose(soft, answer, atol=1e-2)
-        assert torch.equal(one.evidence(x).gate_weights, nn.functional.one_hot(favourite, 3).float())
+        assert torch.equal(one.forward_with_experts(x).gate_weights, nn.functional.one_hot(favourite, 3).float())
         assert all(torch.equal(found, all_of_them(x)) for found in all_of_them.forward_with_surrogate(x))
 
 
@@ -386,7 +386,7 @@ class Along(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         assert isinstance(self.network, ADVMoE)
-        return self.network.along(x, self.route)
+        return self.network.forward_route(x, self.route)
 
 
 def near(found: Tensor, expected: Tensor, within: float = 1e-3) -> bool:
@@ -409,7 +409,7 @@ def test_a_folded_copy_answers_like_the_network(build: Callable[[], nn.Module], 
             folded.network.forward_with_surrogate(x), model.forward_with_surrogate(x), strict=True
         ):
             assert near(found, expected)
-        assert near(folded.network.evidence(x).expert_logits, model.evidence(x).expert_logits)
+        assert near(folded.network.forward_with_experts(x).expert_logits, model.forward_with_experts(x).expert_logits)
 
 
 def test_a_folded_advmoe_sends_each_image_its_own_way() -> None:
@@ -420,8 +420,8 @@ def test_a_folded_advmoe_sends_each_image_its_own_way() -> None:
     with torch.no_grad():
         assert len(model.router(x).argmax(dim=1).unique()) == 3
         assert len(model.router(x[:2]).argmax(dim=1).unique()) < 3  # the example does not see every pathway
-        assert near(folded.along(x, route), model.along(x, route))
-        model.along(x[:5], route[:5])  # another batch's routes in the network do not disturb its copy
+        assert near(folded.forward_route(x, route), model.forward_route(x, route))
+        model.forward_route(x[:5], route[:5])  # another batch's routes in the network do not disturb its copy
         assert near(folded(x), model(x))
 
 
@@ -440,9 +440,9 @@ def test_a_folded_advmoe_runs_its_pathways_side_by_side(
     monkeypatch.setattr(advmoe_module, "BLANKS", 2)
     model, x = advmoe(), images(24)
     folded = fold(model, x).network
-    assert isinstance(folded, ADVMoE) and folded.side_by_side is not None and model.side_by_side is None
+    assert isinstance(folded, ADVMoE) and folded.grouped is not None and model.grouped is None
     seen: list[torch.Size] = []
-    folded.side_by_side.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2]))
+    folded.grouped.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2]))
     taken = torch.tensor(route)[torch.randperm(24, generator=rng(3))]
     found, expected = (asked(Along(network, taken), x) for network in (folded, model))
     assert seen == ([] if passed is None else [(passed, 3)])
@@ -453,23 +453,21 @@ def test_a_folded_advmoe_on_colour_images_goes_path_by_path() -> None:
     torch.manual_seed(0)
     model, x = lively(ADVMoE(5, 3, 3, 2, 1, MEAN, STD), channels=3), images(24, channels=3)
     folded = fold(model, x).network
-    assert (
-        isinstance(model, ADVMoE) and isinstance(folded, ADVMoE) and folded is not model and folded.side_by_side is None
-    )
+    assert isinstance(model, ADVMoE) and isinstance(folded, ADVMoE) and folded is not model and folded.grouped is None
     with torch.no_grad():
         assert near(folded(x), model(x))
-        assert near(folded.evidence(x).expert_logits, model.evidence(x).expert_logits)
+        assert near(folded.forward_with_experts(x).expert_logits, model.forward_with_experts(x).expert_logits)
 
 
 @pytest.mark.parametrize("folded", [False, True])
 def test_networks_apart_see_images_of_their_own(folded: bool) -> None:
     torch.manual_seed(0)
-    apart = Apart([lively(resnet18(5, 2, (0.3,), (0.4,))) for _ in range(3)])
+    pathway_networks = PerExpertInput([lively(resnet18(5, 2, (0.3,), (0.4,))) for _ in range(3)])
     x = images(30).view(10, 3, 1, 8, 8)
-    network = fold(apart, x, stacked=True).network if folded else apart
+    network = fold(pathway_networks, x, stacked=True).network if folded else pathway_networks
     assert folded is any(isinstance(module, FoldedConvolution) and module.groups == 3 for module in network.modules())
     with torch.no_grad():
-        expected = torch.stack([net(x[:, i]) for i, net in enumerate(apart)], dim=1)
+        expected = torch.stack([net(x[:, i]) for i, net in enumerate(pathway_networks)], dim=1)
         assert near(network(x), expected)
 
 

@@ -74,11 +74,11 @@ def test_a_live_scene_is_what_the_mixture_says(live: Live, mixture: Mixture, dig
         assert torch.equal(found.clean, digits.test.images[2]) and found.label == int(digits.test.labels[2])
         assert float((found.attacked - found.clean).abs().max()) <= 0.1 + 1e-6
         assert float(found.attacked.min()) >= 0 and float(found.attacked.max()) <= 1
-        for image, evidence in ((found.clean, found.before), (found.attacked, found.after)):
+        for image, forward_with_experts in ((found.clean, found.before), (found.attacked, found.after)):
             with torch.no_grad():
-                expected = mixture.evidence(image[None])
-            assert torch.allclose(evidence.logits, expected.logits, atol=1e-5)
-            assert torch.allclose(evidence.expert_logits, expected.expert_logits, atol=1e-5)
+                expected = mixture.forward_with_experts(image[None])
+            assert torch.allclose(forward_with_experts.logits, expected.logits, atol=1e-5)
+            assert torch.allclose(forward_with_experts.expert_logits, expected.expert_logits, atol=1e-5)
         assert torch.equal(found.path[0], found.before.gate_weights[0])
         assert torch.equal(found.path[-1], found.after.gate_weights[0])
         assert len(found.path) == {NONE: 1, FGSM: 2}.get(attack, 6)
@@ -103,7 +103,7 @@ def test_the_path_holds_the_weights_of_each_iterate(live: Live, mixture: Mixture
     for k in (1, 3, 5):
         at = pgd(mixture, x, y, eps=0.1, step_size=0.025, steps=k, random_start=False)
         with torch.no_grad():
-            assert torch.allclose(found.path[k], mixture.evidence(at).gate_weights[0], atol=1e-4)
+            assert torch.allclose(found.path[k], mixture.forward_with_experts(at).gate_weights[0], atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from toys import Linear, ToyNet
 
 from paperlib import Dataset
 from paperlib.acceleration import Folded, fold
-from paperlib.acceleration.kernels import FoldedConvolution, FoldedLinear, Source, way
+from paperlib.acceleration.kernels import FoldedConvolution, FoldedLinear, Source, algorithm
 from paperlib.attacks import attack, pgd
 from paperlib.models import Gate, Mixture, UniformGate, resnet18
 
@@ -113,11 +113,11 @@ WAYS = [
     ((40, 3, 1, 2), "matrix"),
     ((5, 3, 2, 4), "matrix"),
     ((5, 1, 2, 4), "matrix"),
-    ((5, 3, 1, 3), "turned"),
-    ((5, 3, 1, 4), "turned"),
-    ((32, 3, 1, 8), "turned"),
-    ((5, 3, 2, 6), "turned"),
-    ((5, 3, 2, 8), "turned"),
+    ((5, 3, 1, 3), "flipped"),
+    ((5, 3, 1, 4), "flipped"),
+    ((32, 3, 1, 8), "flipped"),
+    ((5, 3, 2, 6), "flipped"),
+    ((5, 3, 2, 8), "flipped"),
     ((5, 1, 2, 8), "sliced"),
     ((5, 1, 2, 16), "sliced"),
     ((40, 1, 2, 4), "sliced"),
@@ -136,9 +136,9 @@ COMPANY = [(1, False), (3, False), (3, True)]  # networks, and whether they look
 def test_the_way_follows_from_the_shape(shape: tuple[int, int, int, int], expected: str) -> None:
     inputs, kernel, stride, side = shape
     (conv, _) = source(inputs, 6, kernel, stride)
-    assert way(conv, (side, side), "cpu") == expected
-    assert way(conv, (side, side), "cuda") == "native"
-    assert way(conv, (side, side + 1), "cpu") == "native"
+    assert algorithm(conv, (side, side), "cpu") == expected
+    assert algorithm(conv, (side, side), "cuda") == "native"
+    assert algorithm(conv, (side, side + 1), "cpu") == "native"
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
@@ -153,8 +153,8 @@ def test_a_folded_convolution_is_convolution_and_batch_norm(
     x = maps(3, inputs if shared else networks * inputs, (side, side), channels_last)
     assert agree(layer, Reference(sources, shared), x, 1e-5)
     # A matrix would repeat the shared image for each network; turned kernels pay for one network, channels first.
-    alone = {"matrix": networks == 1 or not shared, "turned": networks == 1 and not channels_last}
-    assert layer.way == (one if alone.get(one, True) else "native")
+    alone = {"matrix": networks == 1 or not shared, "flipped": networks == 1 and not channels_last}
+    assert layer.algorithm == (one if alone.get(one, True) else "native")
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["first", "last"])
@@ -168,10 +168,10 @@ def test_a_folded_convolution_is_convolution_and_batch_norm(
         ("matrix", 3, 1, 4),
         ("matrix", 3, 1, 5),
         ("matrix", 3, 2, 5),
-        ("turned", 3, 1, 4),
-        ("turned", 3, 1, 5),
-        ("turned", 3, 2, 4),
-        ("turned", 3, 2, 16),
+        ("flipped", 3, 1, 4),
+        ("flipped", 3, 1, 5),
+        ("flipped", 3, 2, 4),
+        ("flipped", 3, 2, 16),
         ("sliced", 1, 2, 4),
     ],
 )
@@ -193,7 +193,7 @@ def test_every_way_is_right_wherever_it_could_be_chosen(
         nn.ModuleList([conv, bn]).double()
     monkeypatch.setattr("paperlib.acceleration.kernels.way", lambda *args: forced)
     layer = FoldedConvolution(sources, (side, side), shared=shared, channels_last=channels_last, dtype=torch.float64)
-    layer.way = forced  # whatever the layer itself made of it
+    layer.algorithm = forced  # whatever the layer itself made of it
     layer.refresh()
     x = maps(2, 4 if shared else networks * 4, (side, side), channels_last).double()
     assert agree(layer, Reference(sources, shared), x, 1e-12)
@@ -202,7 +202,7 @@ def test_every_way_is_right_wherever_it_could_be_chosen(
 @pytest.mark.parametrize(("norm", "bias"), [(n, b) for n in ("affine", "bare", "none") for b in (False, True)])
 @pytest.mark.parametrize(
     ("kernel", "stride", "side", "expected"),
-    [(3, 1, 2, "matrix"), (3, 1, 8, "turned"), (1, 2, 8, "sliced"), (3, 2, 5, "native")],
+    [(3, 1, 2, "matrix"), (3, 1, 8, "flipped"), (1, 2, 8, "sliced"), (3, 2, 5, "native")],
 )
 @pytest.mark.parametrize("networks", [1, 2])
 def test_biases_and_batch_norms_of_every_kind_are_folded_in(
@@ -210,7 +210,7 @@ def test_biases_and_batch_norms_of_every_kind_are_folded_in(
 ) -> None:
     sources = [source(4, 6, kernel, stride, bias=bias, norm=norm) for _ in range(networks)]
     layer = FoldedConvolution(sources, (side, side))
-    assert layer.way == (expected if networks == 1 or expected != "turned" else "native")
+    assert layer.algorithm == (expected if networks == 1 or expected != "flipped" else "native")
     x = maps(3, 4 * networks, (side, side))
     assert agree(layer, Reference(sources, shared=False), x, 1e-5)
 
@@ -241,13 +241,13 @@ def test_unusual_convolutions_are_left_to_the_library(
 ) -> None:
     sources = [source(4, 6, **how) for _ in range(networks)]
     layer = FoldedConvolution(sources, size)
-    assert layer.way == "native"
+    assert layer.algorithm == "native"
     assert agree(layer, Reference(sources, shared=False), maps(2, 4 * networks, size), 1e-5)
 
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "side", "expected"),
-    [(3, 1, 2, "matrix"), (3, 2, 4, "matrix"), (3, 1, 8, "turned"), (3, 2, 8, "turned"), (1, 2, 8, "sliced")],
+    [(3, 1, 2, "matrix"), (3, 2, 4, "matrix"), (3, 1, 8, "flipped"), (3, 2, 8, "flipped"), (1, 2, 8, "sliced")],
 )
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (5, 5), (8, 6), (7, 8)])
 def test_maps_of_another_size_than_planned_are_right_too(
@@ -255,7 +255,7 @@ def test_maps_of_another_size_than_planned_are_right_too(
 ) -> None:
     sources = [source(4, 6, kernel, stride)]
     layer = FoldedConvolution(sources, (side, side))
-    assert layer.way == expected
+    assert layer.algorithm == expected
     assert agree(layer, Reference(sources, shared=False), maps(2, 4, size), 1e-5)
     assert agree(layer, Reference(sources, shared=False), maps(2, 4, (side, side)), 1e-5)
 
@@ -320,7 +320,7 @@ def test_gradients_come_back_in_the_layout_of_their_maps(
     y = layer(x)
     (gradient,) = torch.autograd.grad(y.sum(), x)
     assert gradient.stride() == x.stride()
-    if layer.way != "matrix":  # which writes its rows channel by channel
+    if layer.algorithm != "matrix":  # which writes its rows channel by channel
         assert y.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -373,13 +373,13 @@ def test_a_folded_resnet_answers_like_the_resnet(channels: int, side: int, width
 def test_a_resnet_on_small_images_is_computed_in_every_way() -> None:
     x = torch.rand(2, 1, 8, 8)
     folded = fold(lively(resnet(4)), x)
-    assert [layer.way for layer in layers(folded.network)] == [
-        *["turned"] * 5,  # the stem and the first stage, 8x8
-        *["turned", "turned", "sliced", "turned", "turned"],  # 8x8 to 4x4
+    assert [layer.algorithm for layer in layers(folded.network)] == [
+        *["flipped"] * 5,  # the stem and the first stage, 8x8
+        *["flipped", "flipped", "sliced", "flipped", "flipped"],  # 8x8 to 4x4
         *["matrix"] * 10,  # 4x4 to 2x2, 2x2 to 1x1
     ]
     large = fold(lively(resnet(4)), torch.rand(2, 1, 32, 32))
-    assert [layer.way for layer in layers(large.network)].count("native") >= 10
+    assert [layer.algorithm for layer in layers(large.network)].count("native") >= 10
 
 
 def test_a_trained_network_is_folded(toy: ToyNet, digits: Dataset) -> None:
@@ -395,12 +395,12 @@ def test_a_folded_mixture_answers_like_the_mixture(expert: Build, stacked: bool,
     model, x = lively(mixture(expert, mixing=mixing)), digit_images()
     folded = fold(model, x, stacked=stacked)
     assert folded.reason == ""
-    side_by_side = [layer for layer in layers(folded.network) if len(layer.sources) == 3]
+    grouped = [layer for layer in layers(folded.network) if len(layer.sources) == 3]
     per_network = len([m for m in model.experts[0].modules() if isinstance(m, nn.Conv2d)])
-    assert len(side_by_side) == (per_network if stacked else 0)
+    assert len(grouped) == (per_network if stacked else 0)
     assert agree(folded.network, model, x, 1e-4)
     with torch.no_grad():
-        found, expected = folded.network.evidence(x), model.evidence(x)  # type: ignore[operator]
+        found, expected = folded.network.forward_with_experts(x), model.forward_with_experts(x)  # type: ignore[operator]
     for name in ("logits", "expert_logits", "gate_weights"):
         assert close(getattr(found, name), getattr(expected, name), 1e-4)
     assert expected.expert_logits.std(dim=1).mean() > 0.01  # experts differ, so their order matters

@@ -28,7 +28,7 @@ from paperlib.evaluation import audit
 from paperlib.evaluation.auditing.context import AuditBudget
 from paperlib.evaluation.robustness import evaluate, worst_case
 from paperlib.evaluation.specs import CLEAN, AttackSpec, autoattack_spec, noise_spec, pgd_spec, square_spec
-from paperlib.models import Evidence, Mixture, UniformGate
+from paperlib.models import Mixture, MixtureOutput, UniformGate
 from paperlib.models.adapters import Adapted
 
 EPS, CLASSES = "16/256", 10
@@ -795,8 +795,8 @@ def test_every_objective_is_of_the_images_as_they_were(
 class Editing(Mixture):
     """A mixture that edits its input in place."""
 
-    def evidence(self, x: Tensor) -> Evidence:
-        return super().evidence(x.sub_(0.25))
+    def forward_with_experts(self, x: Tensor) -> MixtureOutput:
+        return super().forward_with_experts(x.sub_(0.25))
 
 
 def test_a_mixture_that_is_given_copies_is_still_a_mixture() -> None:
@@ -805,7 +805,7 @@ def test_a_mixture_that_is_given_copies_is_still_a_mixture() -> None:
     adapted = Adapted(model)
     assert adapted.mixing == "probabilities"
     labels = adapted(x).argmax(dim=1)
-    assert torch.equal(adapted.evidence(x).logits, adapted(x)) and torch.equal(x, X)
+    assert torch.equal(adapted.forward_with_experts(x).logits, adapted(x)) and torch.equal(x, X)
     assert same_state(copy.deepcopy(adapted), adapted)
     report = audit(model, x, labels, EPS, audit_budget=TINY)
     assert any("expert-1" in name for name in report.attacks)

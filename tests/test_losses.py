@@ -383,7 +383,7 @@ def test_a_router_of_nan_answers_as_if_nothing_were_wrong_and_gets_no_accuracy(d
         assert model.router(x).isnan().all()
         answers = model(x)
         assert torch.isfinite(answers).all()
-        assert torch.equal(answers, model.along(x, torch.zeros(len(x), dtype=torch.int64)))
+        assert torch.equal(answers, model.forward_route(x, torch.zeros(len(x), dtype=torch.int64)))
     for asked_model in (model, Folded(model, model)):
         with pytest.raises(NotFiniteError, match=r"mine: router\.stem\.0\.weight holds NaN"):
             evaluate(asked_model, digits.test, CLEAN, seed=0, label="mine")

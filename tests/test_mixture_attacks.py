@@ -113,13 +113,13 @@ class Said:
     """What a mixture says of one image."""
 
     rows: list[list[float]]  # each expert's logits
-    scores: list[float]  # the gate's
+    gate_logits: list[float]  # the gate's
     answer: list[float]
     mixing: str
     picks: bool
 
     def weights(self, temperature: float = 1.0) -> list[float]:
-        return softmax([score / temperature for score in self.scores])
+        return softmax([score / temperature for score in self.gate_logits])
 
     def mixture(self, temperature: float = 1.0) -> list[float]:
         return mixed(self.rows, self.weights(temperature), self.mixing)
@@ -137,10 +137,10 @@ class Said:
 
 def said(model: nn.Module, x: Tensor) -> list[Said]:
     with torch.no_grad():
-        seen, answers = model.evidence(x), model(x)
+        seen, answers = model.forward_with_experts(x), model(x)
     picks = bool((seen.gate_weights.amax(dim=1) == 1).all())
     mixing = getattr(model, "mixing", "probabilities")
-    parts = zip(seen.expert_logits.tolist(), seen.scores.tolist(), answers.tolist(), strict=True)
+    parts = zip(seen.expert_logits.tolist(), seen.gate_logits.tolist(), answers.tolist(), strict=True)
     return [Said(*part, mixing, picks) for part in parts]
 
 
@@ -196,7 +196,7 @@ every_mixture = pytest.mark.parametrize("name", MIXTURES)
 def scene(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     """A mixture, images and labels, in double precision; the answer is often wrong, and no expert is always heard."""
     model, x = MIXTURES[name](), images(30).double()
-    weights = model.evidence(x).gate_weights.detach()
+    weights = model.forward_with_experts(x).gate_weights.detach()
     assert len(weights.argmax(dim=1).unique()) > 1
     return model, x, torch.arange(30) % CLASSES
 
@@ -326,7 +326,7 @@ def test_a_gate_held_weighs_as_it_did_on_the_clean_image(name: str) -> None:
     clean = said(model, x)
     moved = images(30, seed=5).double().requires_grad_()
     now = said(model, moved)
-    chosen, choose = ([s.scores.index(max(s.scores)) for s in group] for group in (clean, now))
+    chosen, choose = ([s.gate_logits.index(max(s.gate_logits)) for s in group] for group in (clean, now))
     assert sum(a != b for a, b in zip(chosen, choose, strict=True)) > 5
     logits, values = gate_held(model, moved, targets)
     assert torch.allclose(logits, model(moved))
@@ -361,7 +361,7 @@ def test_a_gate_held_gives_the_gradient_of_the_mixture_with_constant_weights() -
     model, x, y = scene("probabilities")
     held = mixture_objectives(model, x)["gate held"].targets
     assert held is not None
-    weights = model.evidence(x).gate_weights.detach()
+    weights = model.forward_with_experts(x).gate_weights.detach()
     here = x.clone().requires_grad_()
     found = torch.autograd.grad(gate_held(model, here, held(model, x, y))[1].sum(), here)[0]
     shares = (weights.unsqueeze(2) * torch.softmax(model.experts(here), dim=2)).sum(dim=1)
@@ -388,7 +388,7 @@ def test_labels_stay_exact_among_the_log_weights() -> None:
     assert targets is not None
     held = targets(model, x, y)
     assert torch.equal(held[:, 0].long(), y)
-    assert torch.allclose(held[:, 1:].exp(), model.evidence(x).gate_weights)
+    assert torch.allclose(held[:, 1:].exp(), model.forward_with_experts(x).gate_weights)
 
 
 # -- which aims there are ----------------------------------------------------------------------------------------------
@@ -469,7 +469,7 @@ def test_pushing_the_gate_towards_an_expert_makes_it_heard_more(name: str, exper
     model, x, y = scene(name)
 
     def mean_weight(z: Tensor) -> float:
-        return float(torch.softmax(model.evidence(z).scores, dim=1)[:, expert].detach().mean())
+        return float(torch.softmax(model.forward_with_experts(z).gate_logits, dim=1)[:, expert].detach().mean())
 
     found = pgd(model, x, y, **walk(), objective=toward(expert), random_start=False)
     assert mean_weight(found) > mean_weight(x) + 1e-3
@@ -480,9 +480,9 @@ def test_pushing_the_gate_towards_an_expert_makes_it_heard_more(name: str, exper
 def test_pushing_a_linear_gate_of_two_ends_in_the_corner_that_favours_the_expert() -> None:
     gate = linear(2, 9)
     model, x = Mixture([linear(CLASSES, i) for i in range(2)], gate), images()
-    along = (gate.weight[1] - gate.weight[0]).detach().sign().view(1, 1, 8, 8)
+    forward_route = (gate.weight[1] - gate.weight[0]).detach().sign().view(1, 1, 8, 8)
     found = pgd(model, x, right(model, x), **walk(10), objective=toward(1), random_start=False)
-    assert torch.allclose(found, (x + EPS * along).clamp(0, 1), atol=1e-6)
+    assert torch.allclose(found, (x + EPS * forward_route).clamp(0, 1), atol=1e-6)
 
 
 FLAT, FIRST_PIXEL = torch.zeros(2, 4), torch.tensor([[-4.0, 0, 0, 0], [4.0, 0, 0, 0]])

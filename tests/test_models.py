@@ -11,7 +11,7 @@ from toys import ToyNet
 
 from paperlib import Dataset
 from paperlib.acceleration import fold
-from paperlib.models import Evidence, Gate, Mixture, Normalize, ResNet, UniformGate, parameters, resnet18
+from paperlib.models import Gate, Mixture, MixtureOutput, Normalize, ResNet, UniformGate, parameters, resnet18
 from paperlib.models.resnet import Shortcut
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.25, 0.3)
@@ -106,10 +106,10 @@ def test_the_mixture_is_its_formula(mixing: str, digits: Dataset) -> None:
             expected = sum(w[:, i, None] * z[i] for i in range(3))
         else:
             expected = sum(w[:, i, None] * torch.softmax(z[i], dim=1) for i in range(3)).log()
-        evidence = model.evidence(x)
+        forward_with_experts = model.forward_with_experts(x)
     assert torch.allclose(model(x), expected)
-    assert torch.allclose(evidence.gate_weights, w)
-    assert torch.equal(evidence.expert_logits, torch.stack(z, dim=1))
+    assert torch.allclose(forward_with_experts.gate_weights, w)
+    assert torch.equal(forward_with_experts.expert_logits, torch.stack(z, dim=1))
     assert w.std(dim=0).max() > 0.01  # images are weighed differently
 
 
@@ -120,11 +120,11 @@ def test_mixed_probabilities_sum_to_one(digits: Dataset) -> None:
 
 
 def test_evidence_has_the_shapes_it_promises(digits: Dataset) -> None:
-    evidence = small_mixture(experts=4).eval().evidence(digits.test.images[:5])
-    assert isinstance(evidence, Evidence)
-    assert evidence.logits.shape == (5, 10)
-    assert evidence.expert_logits.shape == (5, 4, 10)
-    assert evidence.gate_weights.shape == (5, 4)
+    forward_with_experts = small_mixture(experts=4).eval().forward_with_experts(digits.test.images[:5])
+    assert isinstance(forward_with_experts, MixtureOutput)
+    assert forward_with_experts.logits.shape == (5, 10)
+    assert forward_with_experts.expert_logits.shape == (5, 4, 10)
+    assert forward_with_experts.gate_weights.shape == (5, 4)
 
 
 @pytest.mark.parametrize("mixing", ["probabilities", "logits"])
@@ -139,11 +139,11 @@ def test_extreme_logits_stay_finite_with_finite_gradients(mixing: str) -> None:
     assert torch.isfinite(loss)
     for tensor in (x, *model.parameters()):
         assert torch.isfinite(tensor.grad).all()
-    assert torch.allclose(model.evidence(x).gate_weights.sum(dim=1), torch.ones(3))
+    assert torch.allclose(model.forward_with_experts(x).gate_weights.sum(dim=1), torch.ones(3))
 
 
 def test_the_gate_starts_even(digits: Dataset) -> None:
-    weights = small_mixture().train().evidence(digits.test.images[:20]).gate_weights
+    weights = small_mixture().train().forward_with_experts(digits.test.images[:20]).gate_weights
     assert torch.allclose(weights, torch.full((20, 9), 1 / 9))
 
 

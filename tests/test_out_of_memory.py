@@ -30,7 +30,7 @@ from paperlib.evaluation import (
     square_spec,
 )
 from paperlib.evaluation.auditing.context import Case
-from paperlib.models import Evidence, Gate, Mixture
+from paperlib.models import Gate, Mixture, MixtureOutput
 
 TEXTS: dict[str, Exception] = {
     "CUDA": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
@@ -127,9 +127,9 @@ class Small(nn.Module):
 class SmallMixture(Small):
     """The same of a mixture that shows its experts."""
 
-    def evidence(self, x: Tensor) -> Evidence:
+    def forward_with_experts(self, x: Tensor) -> MixtureOutput:
         self.check(x)
-        seen: Evidence = self.model.evidence(x)  # type: ignore[operator]
+        seen: MixtureOutput = self.model.forward_with_experts(x)  # type: ignore[operator]
         return seen
 
 

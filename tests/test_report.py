@@ -71,7 +71,7 @@ def test_the_worst_case_is_counted_per_image(study: Study) -> None:
 def test_the_worst_case_is_at_most_autoattack_and_every_single_attack(study: Study, records: dict) -> None:
     n = study.profile.stress.images
     for system in outcomes.main_table_systems(study):
-        stored = outcomes.stress_system(system)
+        stored = outcomes.display_name(system)
         rows = [*records[f"stress:{stored}"]["record"]["result"]["rows"]]
         if stored in autoattack_systems(study.profile):
             rows.append(records[f"autoattack:{stored}"]["record"]["result"])
@@ -198,12 +198,12 @@ def test_seeds_are_summarised_over_seeds(study: Study) -> None:
     assert table.loc["dwf", f"PGD-{spec.steps}"] == f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"
     assert not table.isna().any().any()
     worst = [float(outcomes.basic_worst_case(s, "advmoe").float().mean()) for s in studies]
-    assert table.loc["advmoe", "basic worst"].startswith(f"{100 * sum(worst) / 3:.1f} (")
+    assert table.loc["advmoe", "PGD worst case"].startswith(f"{100 * sum(worst) / 3:.1f} (")
 
 
 def test_differences_over_seeds_are_those_of_the_outcomes(study: Study) -> None:
     studies = study.runs
-    found = tables.differences(studies, outcomes.main_table_systems, "dwf").loc["best expert"]
+    found = tables.differences(studies, outcomes.main_table_systems, "dwf").loc["best-expert"]
     gaps = [
         outcomes.basic_worst_case(s, "dwf").float() - outcomes.basic_worst_case(s, outcomes.best_expert(s)).float()
         for s in studies

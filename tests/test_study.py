@@ -33,7 +33,7 @@ from paperlib.paths import ROOT, published_dir, store_dir
 from paperlib.pipeline.compute import compute_stage
 from paperlib.pipeline.publish import publish
 from paperlib.pipeline.stage import Stage
-from paperlib.pipeline.stages import BEST, stages
+from paperlib.pipeline.stages import BEST_EXPERT, stages
 from paperlib.systems.experts import EXPERTS
 from paperlib.systems.registry import COMPARED
 
@@ -738,7 +738,7 @@ def test_a_configuration_holds_nothing_that_its_computation_does_not_read(
         for name, stage in stages(micro).items()
         for path, default in fields_of(stage.config)
         if path not in reads[name] and not default and not any(re.fullmatch(p, path) for p in UNREAD)
-        if not (name.endswith(BEST) and path.startswith("candidates."))  # one of nine is loaded
+        if not (name.endswith(BEST_EXPERT) and path.startswith("candidates."))  # one of nine is loaded
     }
     assert unread == set()
     assert sum(len(found) for found in reads.values()) > 5000

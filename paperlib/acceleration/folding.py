@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from paperlib.acceleration.kernels import FoldedConvolution, FoldedLinear
 from paperlib.models.adapters import Adapted, call_on_copy
 from paperlib.models.advmoe import ADVMoE
-from paperlib.models.mixture import Apart, Experts
+from paperlib.models.mixture import Experts, PerExpertInput
 from paperlib.models.modes import eval_mode
 from paperlib.models.resnet import Shortcut
 
@@ -92,16 +92,18 @@ def _fold(model: nn.Module, example: Tensor, dtype: torch.dtype, stacked: bool |
         replaced: dict[nn.Module, nn.Module] = {}
         for group in model.modules():
             if stacked and isinstance(group, Experts) and _alike(group, seen):
-                inside = _layers(list(group), seen, dtype, channels_last=True, shared=not isinstance(group, Apart))
+                inside = _layers(
+                    list(group), seen, dtype, channels_last=True, shared=not isinstance(group, PerExpertInput)
+                )
                 replaced |= inside
                 alike = _copy(group[0], inside)
-                replaced[group] = nn.Sequential(nn.Flatten(1, 2), alike) if isinstance(group, Apart) else alike
+                replaced[group] = nn.Sequential(nn.Flatten(1, 2), alike) if isinstance(group, PerExpertInput) else alike
         replaced = _layers([model], seen, dtype, channels_last=not small) | replaced
         folded = Folded(model, _copy(model, replaced))
     if stacked and isinstance(folded.network, ADVMoE) and isinstance(model, ADVMoE):
         everywhere = example.unsqueeze(1).expand(-1, model.pathways, *example.shape[1:])
-        apart = fold(model.apart(), everywhere, dtype=dtype, stacked=True)
-        folded.network.side_by_side = None if apart.reason else apart.network
+        pathway_networks = fold(model.pathway_networks(), everywhere, dtype=dtype, stacked=True)
+        folded.network.grouped = None if pathway_networks.reason else pathway_networks.network
     folded.layers = [m for m in folded.network.modules() if isinstance(m, FoldedConvolution | FoldedLinear)]
     folded.network.eval()
     with torch.no_grad():  # some modules take another path where no gradient is wanted

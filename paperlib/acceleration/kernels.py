@@ -24,12 +24,12 @@ NARROW = 32
 SMALL_MAP = 8  # pixels a side
 
 
-def way(conv: nn.Conv2d, size: tuple[int, int], device: str) -> str:
+def algorithm(conv: nn.Conv2d, size: tuple[int, int], device: str) -> str:
     """How to compute this convolution on maps of ``size``.
 
     ``native``: the library's forward and backward kernels. ``matrix``: on a map of a few pixels a convolution is a
-    full matrix, and a matrix product is faster. ``turned``: the input gradient is itself a convolution, with the
-    kernel turned by 180 degrees, and forward kernels beat backward ones. ``sliced``: a strided 1x1 convolution reads
+    full matrix, and a matrix product is faster. ``flipped``: the input gradient is itself a convolution, with the kernel
+    rotated by 180 degrees, and forward kernels are faster than backward ones. ``sliced``: a strided 1x1 convolution reads
     every other pixel, so drop the others first.
     """
     kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
@@ -42,7 +42,7 @@ def way(conv: nn.Conv2d, size: tuple[int, int], device: str) -> str:
         return "matrix"
     if kernel == (1, 1):
         return "sliced" if stride == (2, 2) and side % 2 == 0 else "native"
-    return "turned" if side <= SMALL_MAP and side % stride[0] == 0 and narrow else "native"
+    return "flipped" if side <= SMALL_MAP and side % stride[0] == 0 and narrow else "native"
 
 
 class FoldedConvolution(nn.Module):
@@ -78,13 +78,15 @@ class FoldedConvolution(nn.Module):
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
         self.groups = conv.groups * self.networks
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.way = way(conv, size, conv.weight.device.type)
-        if self.way == "matrix" and shared and networks > 1:
-            self.way = "native"
-        if self.way == "turned" and (channels_last or networks > 1):
-            self.way = "native"  # with the channels last, or many, native kernels keep up
-        if self.way == "matrix":
-            self.taps = _taps(conv.out_channels, conv.in_channels, conv.kernel_size[0], conv.stride[0], size[0])
+        self.algorithm = algorithm(conv, size, conv.weight.device.type)
+        if self.algorithm == "matrix" and shared and networks > 1:
+            self.algorithm = "native"
+        if self.algorithm == "flipped" and (channels_last or networks > 1):
+            self.algorithm = "native"  # with the channels last, or many, native kernels keep up
+        if self.algorithm == "matrix":
+            self.index_map = index_map(
+                conv.out_channels, conv.in_channels, conv.kernel_size[0], conv.stride[0], size[0]
+            )
         self.refresh()
 
     def refresh(self) -> None:
@@ -93,31 +95,35 @@ class FoldedConvolution(nn.Module):
         weight, bias = _folded(self.sources)
         self.folded_weight = weight.to(self.dtype).contiguous(memory_format=self.format)
         self.folded_bias = bias.to(self.dtype)
-        if self.way == "matrix":
-            rows, columns = self.taps.shape
+        if self.algorithm == "matrix":
+            rows, columns = self.index_map.shape
             entries = F.pad(weight.reshape(self.networks, -1), (0, 1))
-            self.matrix = entries.index_select(1, self.taps.flatten()).view(-1, rows, columns).to(self.dtype)
+            self.matrix = entries.index_select(1, self.index_map.flatten()).view(-1, rows, columns).to(self.dtype)
             pixels = columns * self.networks // self.outputs
             self.offset = self.folded_bias.repeat_interleave(pixels).view(self.networks, 1, columns)
-        elif self.way == "turned":
-            self.turned = _turned(self.folded_weight, self.groups, self.stride[0]).contiguous(memory_format=self.format)
+        elif self.algorithm == "flipped":
+            self.flipped_kernel = flipped_kernel(self.folded_weight, self.groups, self.stride[0]).contiguous(
+                memory_format=self.format
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
-        way = self.way if x.shape[2:] == self.size else "native"
-        if way == "matrix":
+        algorithm = self.algorithm if x.shape[2:] == self.size else "native"
+        if algorithm == "matrix":
             side = (self.size[0] - 1) // self.stride[0] + 1
             return _Matrix.apply(x, self.matrix, self.offset, (len(x), self.outputs, side, side))
-        if way == "sliced":
+        if algorithm == "sliced":
             kept = x[:, :, ::2, ::2].contiguous(memory_format=self.format)
             return F.conv2d(kept, self.folded_weight, self.folded_bias, groups=self.groups)
-        if way == "turned":
-            return _Turned.apply(x, self.folded_weight, self.folded_bias, self.turned, self.stride[0], self.groups)
+        if algorithm == "flipped":
+            return FlippedKernel.apply(
+                x, self.folded_weight, self.folded_bias, self.flipped_kernel, self.stride[0], self.groups
+            )
         y = F.conv2d(x, self.folded_weight, self.folded_bias, self.stride, self.padding, self.dilation, self.groups)
         return y.contiguous(memory_format=self.format)  # one-channel images have no layout to follow
 
     def extra_repr(self) -> str:
-        return f"{self.way}, networks={len(self.sources)}, outputs={self.outputs}, groups={self.groups}"
+        return f"{self.algorithm}, networks={len(self.sources)}, outputs={self.outputs}, groups={self.groups}"
 
 
 class FoldedLinear(nn.Module):
@@ -178,25 +184,27 @@ def _multiply(x: Tensor, matrix: Tensor, shape: tuple[int, ...], offset: Tensor 
     return found
 
 
-class _Turned(torch.autograd.Function):
+class FlippedKernel(torch.autograd.Function):
     """A convolution whose input gradient is computed as a convolution too; nothing of the input is kept for it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, turned: Tensor, stride: int, groups: int) -> Tensor:
-        ctx.save_for_backward(turned)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, flipped_kernel: Tensor, stride: int, groups: int
+    ) -> Tensor:
+        ctx.save_for_backward(flipped_kernel)
         ctx.stride, ctx.groups, ctx.format = stride, groups, _format(x)
         return F.conv2d(x, weight, bias, stride, padding=1, groups=groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (turned,) = ctx.saved_tensors
+        (flipped_kernel,) = ctx.saved_tensors
         if ctx.stride == 1:
-            back = F.conv2d(gradient, turned, padding=1, groups=ctx.groups)
+            back = F.conv2d(gradient, flipped_kernel, padding=1, groups=ctx.groups)
         else:
             # A pixel feeds the output at its own place in the coarse map and the next one down and right.
             ahead = F.pad(gradient, (0, 1, 0, 1))
-            back = F.pixel_shuffle(F.conv2d(ahead, turned, groups=ctx.groups), 2)
+            back = F.pixel_shuffle(F.conv2d(ahead, flipped_kernel, groups=ctx.groups), 2)
         return back.contiguous(memory_format=ctx.format), None, None, None, None, None
 
 
@@ -228,7 +236,7 @@ def _join(modules: Sequence[nn.Module], name: str) -> Tensor:
     return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
 
-def _turned(weight: Tensor, groups: int, stride: int) -> Tensor:
+def flipped_kernel(weight: Tensor, groups: int, stride: int) -> Tensor:
     """The kernel of the input gradient: inputs and outputs exchanged, turned by 180 degrees."""
     outputs, inputs, k, _ = weight.shape
     if stride == 2:
@@ -240,7 +248,7 @@ def _turned(weight: Tensor, groups: int, stride: int) -> Tensor:
 
 
 @functools.cache
-def _taps(outputs: int, inputs: int, k: int, stride: int, side: int) -> Tensor:
+def index_map(outputs: int, inputs: int, k: int, stride: int, side: int) -> Tensor:
     """Which weight joins each input pixel to each output pixel: an index into the flat kernel, its end for none."""
     count = outputs * inputs * k * k
     # A convolution that counts: its kernel holds the numbers 1, 2, ... and each image a single pixel.

@@ -35,7 +35,7 @@ from paperlib.paths import shown
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 QUERIES, ITERATIONS, TARGETS = 5000, 100, 9  # of the standard version
-STANDING, WRONG = -1, -2  # in place of an attack: withstood all of them, misclassified before the first
+SURVIVED, MISCLASSIFIED = -1, -2  # in place of an attack: withstood all of them, misclassified before the first
 CLASSES = 4  # the targeted DLR loss divides by a difference of the first, third and fourth logit
 
 
@@ -44,14 +44,14 @@ class AutoAttacked:
     """What AutoAttack did to N images."""
 
     images: Tensor  # (N, C, H, W): the adversarial image where one was found *in this process*, else the clean one
-    by: Tensor  # (N,) int8: index in ``attacks`` of the one that fooled the model, `STANDING` or `WRONG`
+    fooled_by: Tensor  # (N,) int8: index in ``attacks`` of the one that fooled the model, `SURVIVED` or `MISCLASSIFIED`
     attacks: tuple[str, ...]
     passes: int  # passes the attacks asked of the network in this process, images summed up; confirmations apart
 
     @property
     def fooled(self) -> Tensor:
         """(N,) bool, the misclassified clean images included."""
-        return self.by != STANDING
+        return self.fooled_by != SURVIVED
 
 
 @outside_inference_mode()
@@ -116,7 +116,7 @@ def autoattack(
         for attack in attacks:
             for first in range(0, len(x), batch_size):
                 run.advance(attack, first)
-    return AutoAttacked(run.images, run.by, tuple(attacks), run.passes)
+    return AutoAttacked(run.images, run.fooled_by, tuple(attacks), run.passes)
 
 
 @contextmanager
@@ -154,7 +154,7 @@ class _Run:
         self.attacks: list[str] = how["attacks"]
         self.batch_size, self.state, self.progress = batch_size, state, progress
         self.images, self.passes = x.clone(), 0
-        self.by = torch.full((len(x),), STANDING, dtype=torch.int8, device=x.device)
+        self.fooled_by = torch.full((len(x),), SURVIVED, dtype=torch.int8, device=x.device)
         self.done = torch.zeros(len(self.attacks), -(-len(x) // batch_size), dtype=torch.bool)
         self.key = ""
         if state is not None:
@@ -164,7 +164,7 @@ class _Run:
         else:
             if "apgd-t" in self.attacks and len(x):
                 _check_classes(folded, x)
-            self.by[misclassified(folded, x, y, batch_size)] = WRONG
+            self.fooled_by[misclassified(folded, x, y, batch_size)] = MISCLASSIFIED
 
     def advance(self, attack: str, first: int) -> None:
         """One attack on what is left of one batch, unless that is done."""
@@ -172,7 +172,7 @@ class _Run:
         if self.done[unit]:
             return
         part = torch.arange(first, min(first + self.batch_size, len(self.x)), device=self.x.device)
-        left = part[self.by[part] == STANDING]
+        left = part[self.fooled_by[part] == SURVIVED]
         if len(left):
             # The copy first; those it lost and the model did not, rounding apart, once more on the model itself.
             doubtful = self._attempt_in_batches(self.folded.network, attack, left)
@@ -181,7 +181,7 @@ class _Run:
         self.done[unit] = True
         self._tell(0.0)
         if self.state is not None:
-            tensors = {"by": self.by, "done": self.done}
+            tensors = {"by": self.fooled_by, "done": self.done}
             write_tensors(self.state, tensors, {"key": self.key})
 
     def _attempt_in_batches(self, network: nn.Module, attack: str, left: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class _Run:
         if network is not self.folded.model and bool(fooled.any()):
             won[fooled] = misclassified(self.folded, found[fooled], y[fooled], self.batch_size)
         self.images[left[won]] = found[won]
-        self.by[left[won]] = self.attacks.index(attack)
+        self.fooled_by[left[won]] = self.attacks.index(attack)
         return left[fooled & ~won]
 
     def _tell(self, share: float) -> None:
@@ -220,7 +220,7 @@ class _Run:
         tensors, notes = read_tensors(state)
         if notes.get("key") != self.key:
             raise InputError(f"{shown(state)}: the state of another run (model, images or settings); delete it")
-        self.by, self.done = tensors["by"].to(self.x.device), tensors["done"]
+        self.fooled_by, self.done = tensors["by"].to(self.x.device), tensors["done"]
 
 
 class _Watched(nn.Module):

@@ -1,9 +1,9 @@
 """Attacks made for a mixture of experts: on its experts, on its gate, on both, and past the gate.
 
-A mixture is any module with a method ``evidence(x)`` that returns an answer together with ``logits`` (N, classes),
-``expert_logits`` (N, experts, classes) and the gate's ``scores`` (N, experts), as `paperlib.models.Evidence` has them.
-One that mixes logits instead of probabilities says so by an attribute ``mixing = "logits"``.
-Whether an image fooled the model is always read off the model's own answer.
+A mixture is any module with a method ``forward_with_experts(x)`` that returns the fields of
+`paperlib.models.MixtureOutput`: ``logits`` (N, classes), ``expert_logits`` (N, experts, classes), ``gate_weights`` and
+``gate_logits`` (N, experts). A model that mixes logits instead of probabilities has an attribute ``mixing = "logits"``.
+Whether an image is misclassified is always decided by the logits of the model itself.
 
 Sources: attacks on the experts (RA-E) and on the router (RA-R), Zhang et al. 2025 (arXiv 2502.06832) and J-TLGA (arXiv
 2602.01369); breaking the parts of an ensemble together, He et al. 2017 (arXiv 1706.04701).
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.attacks.objectives import AttackObjective, LogitLoss, Objective, cross_entropy_loss, margin_loss
-from paperlib.models.mixture import Evidence, mixed
+from paperlib.models.mixture import MixtureOutput, mixed
 from paperlib.models.modes import eval_mode
 
 LAMBDAS = (0.1, 1.0, 10.0)  # what a gate weighs beside the loss, in a joint attack
@@ -26,7 +26,7 @@ WORST = -1  # in place of an expert: the one that is most wrong about the image 
 
 def is_mixture(model: nn.Module) -> bool:
     """Whether the attacks of this file can see inside ``model``."""
-    return callable(getattr(model, "evidence", None))
+    return callable(getattr(model, "forward_with_experts", None))
 
 
 def on_experts(loss: LogitLoss) -> Objective:
@@ -52,7 +52,7 @@ def on_expert(expert: int) -> Objective:
 def gate_uniform(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The loss of the experts' plain average: no gradient of the gate."""
     seen = _seen(model, x)
-    return seen.logits, cross_entropy_loss(_mixed(model, seen, torch.zeros_like(seen.scores)), y)
+    return seen.logits, cross_entropy_loss(_mixed(model, seen, torch.zeros_like(seen.gate_logits)), y)
 
 
 def gate_held(model: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,7 @@ def softened(temperature: float) -> Objective:
 
     def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         seen = _seen(model, x)
-        return seen.logits, cross_entropy_loss(_mixed(model, seen, seen.scores / temperature), y)
+        return seen.logits, cross_entropy_loss(_mixed(model, seen, seen.gate_logits / temperature), y)
 
     return objective
 
@@ -102,7 +102,7 @@ def mixture_objectives(model: nn.Module, x: Tensor, benign: int | None = None) -
         return {}
     with eval_mode(model), torch.enable_grad():
         seen = _seen(model, x[:2].detach().clone().requires_grad_())
-    experts, steerable = seen.scores.shape[1], seen.scores.requires_grad
+    experts, steerable = seen.gate_logits.shape[1], seen.gate_logits.requires_grad
     objectives = {
         "experts": AttackObjective(on_experts(cross_entropy_loss)),
         "experts margin": AttackObjective(on_experts(margin_loss)),
@@ -128,7 +128,7 @@ def mixture_objectives(model: nn.Module, x: Tensor, benign: int | None = None) -
     return objectives
 
 
-def _each(seen: Evidence, y: Tensor, loss: LogitLoss) -> Tensor:
+def _each(seen: MixtureOutput, y: Tensor, loss: LogitLoss) -> Tensor:
     """Every expert's loss (N, experts)."""
     n, experts, classes = seen.expert_logits.shape
     flat = seen.expert_logits.reshape(n * experts, classes)
@@ -140,21 +140,21 @@ def _whole(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return seen.logits, cross_entropy_loss(_reachable(model, seen), y)
 
 
-def _reachable(model: nn.Module, seen: Evidence) -> Tensor:
+def _reachable(model: nn.Module, seen: MixtureOutput) -> Tensor:
     """The answer, or its soft stand-in where the gate picks and has no gradient."""
-    return seen.logits if seen.gate_weights.requires_grad else _mixed(model, seen, seen.scores)
+    return seen.logits if seen.gate_weights.requires_grad else _mixed(model, seen, seen.gate_logits)
 
 
-def _heard(seen: Evidence, y: Tensor, expert: int) -> Tensor:
-    log_weights = torch.log_softmax(seen.scores, dim=1)
+def _heard(seen: MixtureOutput, y: Tensor, expert: int) -> Tensor:
+    log_weights = torch.log_softmax(seen.gate_logits, dim=1)
     if expert != WORST:
         return log_weights[:, expert]
     wrong = _each(seen, y, cross_entropy_loss).detach()
     return log_weights.gather(1, wrong.argmax(dim=1, keepdim=True)).squeeze(1)
 
 
-def _mixed(model: nn.Module, seen: Evidence, scores: Tensor) -> Tensor:
-    return mixed(model, seen.expert_logits, torch.log_softmax(scores, dim=1))
+def _mixed(model: nn.Module, seen: MixtureOutput, gate_logits: Tensor) -> Tensor:
+    return mixed(model, seen.expert_logits, torch.log_softmax(gate_logits, dim=1))
 
 
 def _label_and_log_weights(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -163,6 +163,6 @@ def _label_and_log_weights(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return torch.cat([y.unsqueeze(1).float(), _seen(model, x).gate_weights.clamp_min(TINY).log()], dim=1)
 
 
-def _seen(model: nn.Module, x: Tensor) -> Evidence:
-    found: Evidence = model.evidence(x.clone())  # type: ignore[operator]
+def _seen(model: nn.Module, x: Tensor) -> MixtureOutput:
+    found: MixtureOutput = model.forward_with_experts(x.clone())  # type: ignore[operator]
     return found

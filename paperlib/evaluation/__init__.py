@@ -3,7 +3,7 @@
 from paperlib.evaluation.auditing.audit import AuditBudget, audit
 from paperlib.evaluation.auditing.report import Finding, Report
 from paperlib.evaluation.multiple_comparisons import directions, holm, p_values
-from paperlib.evaluation.robustness import Outcome, accuracy_by_step, evaluate, worst_case
+from paperlib.evaluation.robustness import EvaluationResult, accuracy_by_step, evaluate, worst_case
 from paperlib.evaluation.specs import (
     CLEAN,
     AttackSpec,
@@ -33,8 +33,8 @@ __all__ = [
     "AttackSpec",
     "AuditBudget",
     "DifferenceOverSeeds",
+    "EvaluationResult",
     "Finding",
-    "Outcome",
     "PairedDifference",
     "Report",
     "accuracy_by_step",

@@ -27,7 +27,7 @@ from paperlib.attacks import (
     pgd,
     random_noise,
 )
-from paperlib.attacks.autoattack import ITERATIONS, WRONG
+from paperlib.attacks.autoattack import ITERATIONS, MISCLASSIFIED
 from paperlib.attacks.inputs import admit, check_module
 from paperlib.data import Split
 from paperlib.errors import InputError
@@ -39,7 +39,7 @@ from paperlib.seeds import cpu_generator
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvaluationResult:
     """One system under one attack on n images."""
 
     correct: Tensor  # (N,) bool: right under every iterate of every restart
@@ -78,7 +78,7 @@ def evaluate(
     state: Path | None = None,
     label: str = "evaluation",
     show_progress: bool = True,
-) -> Outcome:
+) -> EvaluationResult:
     """Attack every image of ``split``; an image counts as right only if no iterate of any restart was misclassified.
 
     The batch size, halved where memory does not suffice, changes no outcome but for rounding; that of AutoAttack and
@@ -109,7 +109,9 @@ def evaluate(
         correct, first, passes = ATTACKS[spec.kind](work)
     seconds = time.monotonic() - started
     used = min(batch_size, folded.max_batch or batch_size)
-    return Outcome(correct.cpu(), first.clamp(max=32_767).to(torch.int16).cpu(), passes / len(x), seconds, used)
+    return EvaluationResult(
+        correct.cpu(), first.clamp(max=32_767).to(torch.int16).cpu(), passes / len(x), seconds, used
+    )
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ def _library(work: _Work) -> Found:
         progress=work.progress,
     )
     # Which of its attacks won, from 1; 0 for a clean image misclassified.
-    first = torch.where(done.by == WRONG, 0, torch.where(done.fooled, done.by + 1, NEVER))
+    first = torch.where(done.fooled_by == MISCLASSIFIED, 0, torch.where(done.fooled, done.fooled_by + 1, NEVER))
     return ~done.fooled, first, done.passes
 
 
@@ -232,7 +234,7 @@ def worst_case(
     batch_size: int = 512,
     label: str = "evaluation",
     show_progress: bool = True,
-) -> Outcome:
+) -> EvaluationResult:
     """Right under every one of several attacks, each of which sees only the images that withstood those before it.
 
     The result's ``first_success`` is that of the attack that won. Put the cheapest attack first.
@@ -243,19 +245,19 @@ def worst_case(
         _check_spec(spec)
     check_settings(seed=seed)
     folded, split = _admitted(model, split, label)
-    standing = torch.ones_like(split.labels, dtype=torch.bool)
+    surviving = torch.ones_like(split.labels, dtype=torch.bool)
     first = torch.full((len(split),), NEVER, dtype=torch.int16)
     passes = seconds = 0.0
     for spec in specs:
-        part = Split(split.images[standing], split.labels[standing])
+        part = Split(split.images[surviving], split.labels[surviving])
         if len(part) == 0:
             break
         found = evaluate(folded, part, spec, seed=seed, batch_size=batch_size, label=label, show_progress=show_progress)
-        first[standing.cpu()] = found.first_success
-        standing[standing.clone()] = found.correct.to(standing.device)
+        first[surviving.cpu()] = found.first_success
+        surviving[surviving.clone()] = found.correct.to(surviving.device)
         passes, seconds = passes + found.passes * len(part) / len(split), seconds + found.seconds
         batch_size = found.batch_size
-    return Outcome(standing.cpu(), first, passes, seconds, batch_size)
+    return EvaluationResult(surviving.cpu(), first, passes, seconds, batch_size)
 
 
 def _check_spec(spec: object) -> None:

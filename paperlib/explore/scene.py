@@ -20,7 +20,7 @@ from paperlib.config.budgets import budget_text
 from paperlib.config.schema import Profile
 from paperlib.data import Split, is_here
 from paperlib.errors import InputError, MissingError
-from paperlib.models import Evidence
+from paperlib.models import MixtureOutput
 from paperlib.models.modes import eval_mode
 from paperlib.pipeline.study import Study
 
@@ -48,8 +48,8 @@ class Scene:
     label: int
     clean: Tensor  # (C, H, W)
     attacked: Tensor  # (C, H, W)
-    before: Evidence  # of one image each
-    after: Evidence
+    before: MixtureOutput  # of one image each
+    after: MixtureOutput
     path: Tensor  # (iterates, experts): gate weights from the clean image to the attacked one
 
 
@@ -80,10 +80,10 @@ class Source(Protocol):
 
 
 class Live:
-    """Scenes of a mixture at hand: a module with ``evidence``, such as DWF.
+    """Scenes of a mixture at hand: a module with ``output``, such as DWF.
 
     Args:
-        mixture: pixels to logits, with ``evidence``; left as it is.
+        mixture: pixels to logits, with ``output``; left as it is.
         split: images to choose from; the first `IMAGES` are offered.
         budgets: values of eps to choose from, 0 among them.
         benign: which expert was trained on clean images alone, if any.
@@ -136,7 +136,7 @@ class Live:
 
             def watched(model: nn.Module, at: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
                 with torch.no_grad():
-                    weights.append(model.evidence(at).gate_weights)  # type: ignore[operator]
+                    weights.append(model.forward_with_experts(at).gate_weights)  # type: ignore[operator]
                 return objective.function(model, at, wanted)
 
             # From the image itself, unlike the attacks of the tables: so the path begins where the image is.
@@ -147,9 +147,9 @@ class Live:
         path = torch.cat([before.gate_weights, *weights[1:], after.gate_weights])
         return Scene(question, int(y), x[0], found[0], before, after, path)
 
-    def _evidence(self, x: Tensor) -> Evidence:
+    def _evidence(self, x: Tensor) -> MixtureOutput:
         with eval_mode(self.mixture), torch.no_grad():
-            seen: Evidence = self.mixture.evidence(x)  # type: ignore[operator]
+            seen: MixtureOutput = self.mixture.forward_with_experts(x)  # type: ignore[operator]
         return seen
 
 
@@ -178,11 +178,11 @@ class Recorded:
         ends = before.gate_weights if kind == "clean" else torch.cat([before.gate_weights, after.gate_weights])
         return Scene(question, self.labels[i], clean, self.arrays[f"{kind}/images"][i], before, after, ends)
 
-    def _evidence(self, kind: str, i: int) -> Evidence:
+    def _evidence(self, kind: str, i: int) -> MixtureOutput:
         logits, experts, weights = (
             self.arrays[f"{kind}/{name}"][i : i + 1].float() for name in ("logits", "expert_logits", "gate_weights")
         )
-        return Evidence(logits, experts, weights, weights.clamp_min(1e-12).log())
+        return MixtureOutput(logits, experts, weights, weights.clamp_min(1e-12).log())
 
 
 def check_question(question: Question, source: Source) -> None:

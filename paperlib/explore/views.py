@@ -37,7 +37,7 @@ BOLD = 7.8  # pixels a letter of a title takes
 
 def sentence(scene: Scene, classes: Sequence[str]) -> str:
     """What was asked and what came out, in plain text."""
-    before, after = (_said(evidence.logits, classes) for evidence in (scene.before, scene.after))
+    before, after = (_said(output.logits, classes) for output in (scene.before, scene.after))
     truth = f"image {scene.question.image}, a {classes[scene.label]}"
     if scene.question.attack == NONE:
         return f"{truth}, not attacked: the mixture says {before}"
@@ -74,9 +74,9 @@ def nine(scene: Scene, classes: Sequence[str]) -> bytes:
     upright = max(map(len, classes)) > 2
     names = [_cut(name, 10) for name in classes]
     bottom = 90 if upright else 40
-    for place, (what, evidence) in enumerate((("clean", scene.before), ("attacked", scene.after))):
+    for place, (what, output) in enumerate((("clean", scene.before), ("attacked", scene.after))):
         panel = Panel(510 + 331 * place, bottom, 307, 502 - bottom, len(classes), experts)
-        share = torch.softmax(evidence.expert_logits[0].float(), dim=1)
+        share = torch.softmax(output.expert_logits[0].float(), dim=1)
         ax.imshow(share.numpy(), cmap="Greys", vmin=0, vmax=1, aspect="auto", extent=panel.extent, origin="upper")
         ax.add_patch(Rectangle((panel.left, bottom), 307, panel.height, fill=False, lw=0.8, ec=LINES))
         truth = (panel.x(scene.label), bottom), panel.x(1) - panel.x(0), panel.height
@@ -174,9 +174,9 @@ def _images(ax: Axes, images: Sequence[Tensor], heads: Sequence[str], top: float
 
 def _answers(ax: Axes, scene: Scene, classes: Sequence[str], heights: Mapping[str, float]) -> None:
     """What the mixture says before and after, red where it is wrong."""
-    for (what, height), evidence in zip(heights.items(), (scene.before, scene.after), strict=True):
-        colour = RIGHT if int(evidence.logits.argmax()) == scene.label else WRONG
-        said = f"{what}: {_said(evidence.logits, classes)}"
+    for (what, height), output in zip(heights.items(), (scene.before, scene.after), strict=True):
+        colour = RIGHT if int(output.logits.argmax()) == scene.label else WRONG
+        said = f"{what}: {_said(output.logits, classes)}"
         ax.text(LEFT, height, said, fontsize=11.5, weight="bold", color=colour)
 
 
@@ -234,7 +234,7 @@ def _places(values: Sequence[float], shift: float = 0.0) -> list[float]:
 
 def _gate(ax: Axes, panel: Panel, scene: Scene) -> None:
     """Who is heard: the nine weights, clean beside attacked."""
-    before, after = (evidence.gate_weights[0].tolist() for evidence in (scene.before, scene.after))
+    before, after = (output.gate_weights[0].tolist() for output in (scene.before, scene.after))
     panel = panel.spanning(len(before), max(0.5, *before, *after) * 1.05)
     _title(ax, panel, "who is heard: gate weight of each expert, pale before, full after")
     _axes(ax, panel, {i + 0.5: str(i) for i in range(len(before))}, 0.1 if panel.up < 0.6 else 0.2, "")

@@ -3,17 +3,17 @@
 from paperlib.models.advmoe import ADVMoE
 from paperlib.models.backbones import Backbone, backbone
 from paperlib.models.complexity import operations, parameters
-from paperlib.models.mixture import Evidence, Experts, Gate, Mixture, UniformGate
+from paperlib.models.mixture import Experts, Gate, Mixture, MixtureOutput, UniformGate
 from paperlib.models.resnet import Normalize, ResNet, resnet18
 from paperlib.models.soe import SoE
 
 __all__ = [
     "ADVMoE",
     "Backbone",
-    "Evidence",
     "Experts",
     "Gate",
     "Mixture",
+    "MixtureOutput",
     "Normalize",
     "ResNet",
     "SoE",

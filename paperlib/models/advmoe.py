@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paperlib.models.mixture import Apart, Evidence, mixed_probabilities, picked
+from paperlib.models.mixture import MixtureOutput, PerExpertInput, mixed_probabilities, top1_route
 from paperlib.models.resnet import ResNet, resnet18
 
 # Side by side, every pathway passes as many images as the busiest one, blank ones if need be: worth it up to so many
@@ -62,18 +62,18 @@ class ADVMoE(nn.Module):
                 if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
                     setattr(module, name, Paths([_again(conv) for _ in range(pathways)]))
         self.router = ResNet(pathways, router_width, (router_blocks,) * 3, mean, std)
-        self.side_by_side: nn.Module | None = None  # in a folded copy: all pathways as one network, see `apart`
+        self.grouped: nn.Module | None = None  # in a folded copy: all pathways as one network, see `pathway_networks`
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.along(x, self.router(x).argmax(dim=1))
+        return self.forward_route(x, self.router(x).argmax(dim=1))
 
-    def along(self, x: Tensor, route: Tensor) -> Tensor:
+    def forward_route(self, x: Tensor, route: Tensor) -> Tensor:
         """Logits (N, classes) when image i takes pathway ``route[i]`` (N,), whatever the router says."""
         counts = torch.bincount(route, minlength=self.pathways).tolist()
-        if self.side_by_side is not None and 0 < max(counts) * self.pathways <= BLANKS * len(x):
+        if self.grouped is not None and 0 < max(counts) * self.pathways <= BLANKS * len(x):
             place = nn.functional.one_hot(route, self.pathways).cumsum(dim=0).gather(1, route.unsqueeze(1))[:, 0] - 1
             images = x.new_zeros(max(counts), self.pathways, *x.shape[1:]).index_put((place, route), x)
-            logits: Tensor = self.side_by_side(images)[place, route]
+            logits: Tensor = self.grouped(images)[place, route]
             return logits
         order = route.argsort(stable=True)
         for module in self.network.modules():
@@ -81,17 +81,17 @@ class ADVMoE(nn.Module):
                 module.counts = counts
         return self.network(x[order])[order.argsort()]
 
-    def evidence(self, x: Tensor) -> Evidence:
+    def forward_with_experts(self, x: Tensor) -> MixtureOutput:
         """The answer with every pathway's logits; the weights (N, pathways) are one-hot."""
-        return picked(self._all(x), self.router(x))
+        return top1_route(self._all(x), self.router(x))
 
     def forward_with_surrogate(self, x: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """The answer, and its differentiable stand-in: log sum_i softmax_i(router / T) softmax(f_i); (N, classes)."""
-        logits, scores = self._all(x), self.router(x)
-        soft = mixed_probabilities(logits, torch.log_softmax(scores / temperature, dim=1))
-        return picked(logits, scores).logits, soft
+        logits, gate_logits = self._all(x), self.router(x)
+        soft = mixed_probabilities(logits, torch.log_softmax(gate_logits / temperature, dim=1))
+        return top1_route(logits, gate_logits).logits, soft
 
-    def apart(self) -> Apart:
+    def pathway_networks(self) -> PerExpertInput:
         """The pathways as networks of their own, made of the same parameters and buffers."""
         shared: dict[int, Any] = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         paths = [module for module in self.network.modules() if isinstance(module, Paths)]
@@ -100,14 +100,14 @@ class ADVMoE(nn.Module):
             chosen = {id(path): copy.deepcopy(path.versions[i], dict(shared)) for path in paths}
             return copy.deepcopy(self.network, shared | chosen)
 
-        return Apart([alone(i) for i in range(self.pathways)])
+        return PerExpertInput([alone(i) for i in range(self.pathways)])
 
     def _all(self, x: Tensor) -> Tensor:
-        if self.side_by_side is not None:
-            logits: Tensor = self.side_by_side(x.unsqueeze(1).expand(-1, self.pathways, *x.shape[1:]))
+        if self.grouped is not None:
+            logits: Tensor = self.grouped(x.unsqueeze(1).expand(-1, self.pathways, *x.shape[1:]))
             return logits
         routes = (torch.full((len(x),), i, device=x.device) for i in range(self.pathways))
-        return torch.stack([self.along(x, route) for route in routes], dim=1)
+        return torch.stack([self.forward_route(x, route) for route in routes], dim=1)
 
 
 def _again(conv: nn.Conv2d) -> nn.Conv2d:

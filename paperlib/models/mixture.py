@@ -12,13 +12,13 @@ from paperlib.models.resnet import ResNet
 
 
 @dataclass(frozen=True)
-class Evidence:
+class MixtureOutput:
     """How a mixture came to its answer."""
 
     logits: Tensor  # (N, classes), the answer
     expert_logits: Tensor  # (N, experts, classes)
     gate_weights: Tensor  # (N, experts), non-negative, each row sums to 1
-    scores: Tensor  # (N, experts), what the weights are made of; the higher, the more an expert is heard
+    gate_logits: Tensor  # (N, experts), what the weights are made of; the higher, the more an expert is heard
 
 
 class Gate(ResNet):
@@ -53,7 +53,7 @@ class Experts(nn.ModuleList):
         return torch.stack([expert(x) for expert in self], dim=1)
 
 
-class Apart(Experts):
+class PerExpertInput(Experts):
     """Networks that each look at images of their own: (N, experts, C, H, W) to logits (N, experts, classes)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,25 +83,25 @@ class Mixture(nn.Module):
         self.top1 = top1
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.evidence(x).logits
+        return self.forward_with_experts(x).logits
 
-    def evidence(self, x: Tensor) -> Evidence:
+    def forward_with_experts(self, x: Tensor) -> MixtureOutput:
         """The answer together with what each expert said and how the gate weighed it."""
         mixed = self._mixed(x)
-        return picked(mixed.expert_logits, mixed.scores) if self.top1 else mixed
+        return top1_route(mixed.expert_logits, mixed.gate_logits) if self.top1 else mixed
 
     def forward_with_surrogate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The answer, and the one with all experts weighed: what an attacker differentiates where the gate picks."""
         mixed = self._mixed(x)
-        answer = picked(mixed.expert_logits, mixed.scores) if self.top1 else mixed
+        answer = top1_route(mixed.expert_logits, mixed.gate_logits) if self.top1 else mixed
         return answer.logits, mixed.logits
 
-    def _mixed(self, x: Tensor) -> Evidence:
+    def _mixed(self, x: Tensor) -> MixtureOutput:
         expert_logits = self.experts(x)
         # w(x) = softmax(g(x)): "fractional activation", no expert is ever switched off.
-        scores = self.gate(x)
-        log_weights = torch.log_softmax(scores, dim=1)
-        return Evidence(mixed(self, expert_logits, log_weights), expert_logits, log_weights.exp(), scores)
+        gate_logits = self.gate(x)
+        log_weights = torch.log_softmax(gate_logits, dim=1)
+        return MixtureOutput(mixed(self, expert_logits, log_weights), expert_logits, log_weights.exp(), gate_logits)
 
 
 def mixed(model: nn.Module, expert_logits: Tensor, log_weights: Tensor) -> Tensor:
@@ -121,9 +121,9 @@ def mixed_probabilities(expert_logits: Tensor, log_weights: Tensor) -> Tensor:
     return torch.logsumexp(log_weights.unsqueeze(2) + torch.log_softmax(expert_logits, dim=2), dim=1)
 
 
-def picked(expert_logits: Tensor, scores: Tensor) -> Evidence:
+def top1_route(expert_logits: Tensor, gate_logits: Tensor) -> MixtureOutput:
     """The answer of the expert with the highest score (N, experts); its weight is 1, and no gradient reaches scores."""
-    chosen = scores.argmax(dim=1)
+    chosen = gate_logits.argmax(dim=1)
     weights = nn.functional.one_hot(chosen, expert_logits.shape[1]).to(expert_logits.dtype)
     answer = expert_logits[torch.arange(len(chosen), device=chosen.device), chosen]
-    return Evidence(answer, expert_logits, weights, scores)
+    return MixtureOutput(answer, expert_logits, weights, gate_logits)

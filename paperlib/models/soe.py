@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from paperlib.models.mixture import Evidence, Experts, mixed_probabilities, picked
+from paperlib.models.mixture import Experts, MixtureOutput, mixed_probabilities, top1_route
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,18 @@ class SoE(nn.Module):
         answers = self.experts(x)
         return Confidence(answers[..., :-1], answers[..., -1])
 
-    def evidence(self, x: Tensor) -> Evidence:
+    def forward_with_experts(self, x: Tensor) -> MixtureOutput:
         """The answer with every sub-model's logits; the weights (N, experts) are one-hot."""
         said = self.confidence(x)
-        return picked(said.logits, said.predicted())
+        return top1_route(said.logits, said.predicted())
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.evidence(x).logits
+        return self.forward_with_experts(x).logits
 
     def forward_with_surrogate(self, x: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """The answer, and its differentiable stand-in: log sum_i softmax_i(r / T) softmax(f_i); both (N, classes)."""
         said = self.confidence(x)
         sure = said.predicted()
-        return picked(said.logits, sure).logits, mixed_probabilities(
+        return top1_route(said.logits, sure).logits, mixed_probabilities(
             said.logits, torch.log_softmax(sure / temperature, dim=1)
         )

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from paperlib.errors import MissingError
 from paperlib.evaluation import AttackSpec, basic_attacks
-from paperlib.pipeline.stages import BEST as BEST_STRESSED
-from paperlib.pipeline.stages import attacks_on, autoattack_of, autoattack_systems, best_expert
+from paperlib.pipeline.stages import BEST_EXPERT, attacks_on, autoattack_of, autoattack_systems, best_expert
 from paperlib.pipeline.study import Study
 from paperlib.systems.experts import EXPERTS
 from paperlib.systems.recipe import Recipe
@@ -18,9 +17,8 @@ from paperlib.systems.registry import COMPARED, recipes
 
 Systems = Callable[[Study], list[str]]
 ATTACK_LABELS = {"clean": "clean", "fgsm": "FGSM", "pgd": "PGD"}
-BEST = "best expert"  # stands for the one picked on validation, another with each seed
-BASIC = "basic worst"  # right under all basic attacks: FGSM and PGD, and PGD through a hard choice
-WORST = "worst case"  # right under everything a system faced, on the images that everything saw
+PGD_WORST_CASE = "PGD worst case"  # right under all basic attacks: FGSM and PGD, and PGD through a hard choice
+WORST_CASE = "worst case"  # right under everything a system faced, on the images that everything saw
 
 
 def compared_systems(study: Study) -> list[str]:
@@ -44,20 +42,20 @@ def main_table_systems(study: Study) -> list[str]:
 
 
 def resolve_system(study: Study, system: str) -> str:
-    """The system itself, or the expert that stands behind ``best expert`` with this seed."""
-    return best_expert(study) if system == BEST else system
+    """The system itself, or the expert that stands behind ``best-expert`` with this seed."""
+    return best_expert(study) if system == BEST_EXPERT else system
 
 
 def display_name(system: str) -> str:
     """How tables over several seeds call a system: experts in a row of systems are the best one."""
-    return BEST if system in EXPERTS else system
+    return BEST_EXPERT if system in EXPERTS else system
 
 
 def main_table_stages(study: Study, systems: Sequence[str]) -> list[str]:
     """The records of the main table's rows of these systems."""
     found = []
     for system in systems:
-        every = EXPERTS if system == BEST else (system,)
+        every = EXPERTS if system == BEST_EXPERT else (system,)
         found += [f"train:{name}" for name in every if all_recipes(study)[name].has_weights]
         found += [
             f"evaluate:{name}:{s.name}" for name in every for s in attacks_on(all_recipes(study)[name], study.profile)
@@ -67,26 +65,26 @@ def main_table_stages(study: Study, systems: Sequence[str]) -> list[str]:
 
 def stress_stages(study: Study, systems: Sequence[str]) -> list[str]:
     """The records of the worst case of these systems."""
-    stored = [stress_system(system) for system in systems]
+    stored = [display_name(system) for system in systems]
     slow = [f"autoattack:{name}" for name in stored if name in autoattack_systems(study.profile)]
     return [*main_table_stages(study, systems), *(f"stress:{name}" for name in stored), *slow]
 
 
 def outcome(study: Study, system: str, shown: str) -> Tensor:
-    """Per image: right in a column of the main table, ``clean``, ``FGSM``, ``PGD-50``, `BASIC` or `WORST`.
+    """Per image: correct in a column of the main table (``clean``, ``FGSM``, ``PGD-50`` or one of the worst cases).
 
     The slow attacks, and so the worst case, see fewer images than the others; all see the first ones of the test split.
     """
-    if shown == WORST:
+    if shown == WORST_CASE:
         return worst_case(study, system)
-    if shown == BASIC:
+    if shown == PGD_WORST_CASE:
         return basic_worst_case(study, system)
     spec = next(s for s in basic_attacks(study.profile.evaluation) if attack_column(s.kind, s.steps) == shown)
     return study.outcome(system, spec).arrays["correct"].bool()
 
 
 def outcomes_over_seeds(studies: Sequence[Study], system: str, shown: str) -> Tensor:
-    """The same of every seed (seeds, N); ``best expert`` is another one with each."""
+    """The same of every seed (seeds, N); ``best-expert`` is another one with each."""
     return torch.stack([outcome(study, resolve_system(study, system), shown) for study in studies])
 
 
@@ -108,7 +106,7 @@ def all_outcomes(study: Study, system: str) -> dict[str, Tensor]:
     """
     if system in EXPERTS and system != best_expert(study):
         raise MissingError(f"{system}: of the experts only the best one, {best_expert(study)}, was stress-tested")
-    struck = {name: right.bool() for name, right in study.get(f"stress:{stress_system(system)}").arrays.items()}
+    struck = {name: right.bool() for name, right in study.get(f"stress:{display_name(system)}").arrays.items()}
     n = len(next(iter(struck.values())))
     found = {spec.name: right[:n] for spec, right in basic_outcomes(study, system).items()} | struck
     slow = autoattack_outcome(study, system)
@@ -117,7 +115,7 @@ def all_outcomes(study: Study, system: str) -> dict[str, Tensor]:
 
 def autoattack_outcome(study: Study, system: str) -> Tensor | None:
     """Right (n,) under AutoAttack; None for a system that does not face it in this profile, or on these data."""
-    stored = stress_system(system)
+    stored = display_name(system)
     if stored not in autoattack_systems(study.profile):
         return None
     correct = study.get(f"autoattack:{stored}").arrays.get("correct")  # absent where it could not be run
@@ -127,11 +125,6 @@ def autoattack_outcome(study: Study, system: str) -> Tensor | None:
 def worst_case(study: Study, system: str) -> Tensor:
     """Per image (n,): right under every attack there is, of the images all of them see. The headline."""
     return torch.stack(list(all_outcomes(study, system).values())).all(dim=0)
-
-
-def stress_system(system: str) -> str:
-    """Under which name the stress records hold a system: of the experts, the best one has been tested."""
-    return BEST_STRESSED if system in EXPERTS or system == BEST else system
 
 
 def attack_column(kind: str, steps: int) -> str:

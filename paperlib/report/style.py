@@ -28,14 +28,14 @@ WRONG = "#c1121f"
 _OWN = {
     "plain": _SAFE[7],
     "pgd-at": _SAFE[0],
-    "best expert": _SAFE[8],
+    "best-expert": _SAFE[8],
     "uniform": _SAFE[9],
     "frozen": (0.38, 0.38, 0.38),
     "dwf": _SAFE[3],
 }
 # Systems the companion does not know take one of these by their name, so that a figure keeps them apart.
 _THEIRS: list[Colour] = [(0.0, 0.38, 0.32), (0.45, 0.2, 0.45), (0.4, 0.3, 0.05)]
-MARKERS = {"plain": "X", "pgd-at": "s", "best expert": "D", "uniform": "^", "frozen": "v", "dwf": "o"}
+MARKERS = {"plain": "X", "pgd-at": "s", "best-expert": "D", "uniform": "^", "frozen": "v", "dwf": "o"}
 LABELS = {
     "plain": "plain ResNet-18",
     "plain-resnet50": "plain ResNet-50",
@@ -48,7 +48,7 @@ LABELS = {
     "fgsm-rs": "FGSM-AT, random start",
     "pgd-at-wrn28-10": "PGD-AT WRN-28-10",
     "pgd-at-wide": "PGD-AT, as large as DWF",
-    "best expert": "best single expert",
+    "best-expert": "best single expert",
     "uniform": "uniform average of the nine",
     "pgd-at-ensemble": "nine PGD-AT, averaged",
     "frozen": "frozen experts, trained gate",

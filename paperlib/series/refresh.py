@@ -10,7 +10,7 @@ from paperlib import paths
 from paperlib.errors import SeriesError
 from paperlib.series import notebook_format
 from paperlib.series.catalogue import discover, select
-from paperlib.series.runner import Outcome, run_series
+from paperlib.series.runner import NotebookRun, run_series
 
 
 def refresh(profile: str = "digits", only: Sequence[str] = (), *, seed: int = 0, timeout: float = 3600) -> list[Path]:
@@ -43,7 +43,7 @@ def refresh(profile: str = "digits", only: Sequence[str] = (), *, seed: int = 0,
     return list(texts)
 
 
-def _refreshed(outcome: Outcome) -> str:
+def _refreshed(outcome: NotebookRun) -> str:
     nb = notebook_format.normalise(notebook_format.read(outcome.executed))
     now = notebook_format.normalise(notebook_format.read(outcome.notebook.path))
     if [cell.source for cell in nb.cells] != [cell.source for cell in now.cells]:

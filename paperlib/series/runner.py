@@ -21,7 +21,7 @@ from paperlib.series.promises import broken_promise, file_signatures, unexecuted
 
 
 @dataclass(frozen=True)
-class Outcome:
+class NotebookRun:
     """How one notebook fared; ``executed`` is what it left, in full or up to the failure."""
 
     notebook: Notebook
@@ -44,7 +44,7 @@ def run_series(
     replay: bool = False,
     timeout: float = 3600,
     jobs: int = 1,
-) -> list[Outcome]:
+) -> list[NotebookRun]:
     """Execute the series at ``profile``; the executed notebooks lie in ``paths.build_dir(profile)/notebooks``.
 
     With ``replay`` they lie beside it, in ``replayed``. Without, ``seeds`` are the runs that tables over seeds show.
@@ -67,7 +67,7 @@ def run_series(
         parameters["seeds"] = list(seeds)
     places = {notebook.name: _check_parameters(notebook, parameters) for notebook in notebooks}
 
-    def execute(notebook: Notebook) -> Outcome:
+    def execute(notebook: Notebook) -> NotebookRun:
         logger.info(f"{notebook.name}: started")
         outcome = _run(notebook, parameters, places[notebook.name], timeout)
         logger.info(
@@ -119,7 +119,7 @@ def _check_parameters(notebook: Notebook, wanted: dict[str, Any]) -> int:
     return notebook_format.tagged(nb, "parameters")[0]
 
 
-def _raise_for(outcomes: Sequence[Outcome], profile: str) -> None:
+def _raise_for(outcomes: Sequence[NotebookRun], profile: str) -> None:
     failed = [outcome for outcome in outcomes if not outcome.ok]
     if failed:
         lines = [f"{len(failed)} of {len(outcomes)} notebooks failed at profile {profile}:"]
@@ -129,7 +129,7 @@ def _raise_for(outcomes: Sequence[Outcome], profile: str) -> None:
         raise SeriesError("\n".join(lines))
 
 
-def _run(notebook: Notebook, parameters: dict[str, Any], parameters_at: int, timeout: float) -> Outcome:
+def _run(notebook: Notebook, parameters: dict[str, Any], parameters_at: int, timeout: float) -> NotebookRun:
     started = time.monotonic()
     profile = parameters["profile"]
     # Apart from those that show this machine's own results, of which the HTML site is made.
@@ -150,4 +150,4 @@ def _run(notebook: Notebook, parameters: dict[str, Any], parameters_at: int, tim
             executed.unlink(missing_ok=True)  # what an earlier run gave would pass for this one's
         if running.exists():
             os.replace(running, partial if failure else executed)
-    return Outcome(notebook, time.monotonic() - started, partial if failure else executed, failure)
+    return NotebookRun(notebook, time.monotonic() - started, partial if failure else executed, failure)

@@ -75,7 +75,7 @@ def _along(network: ADVMoE, x: Tensor, y: Tensor, route: Tensor, blanks: int) ->
     class Along(nn.Module):
         def forward(self, z: Tensor) -> Tensor:
             advmoe_module.BLANKS = blanks
-            return network.along(z, route)
+            return network.forward_route(z, route)
 
     return _step(Along(), x, y)
 

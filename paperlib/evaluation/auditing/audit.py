@@ -60,9 +60,9 @@ def audit(
 
     Args:
         model: any module from pixels (N, C, H, W) in [0, 1] to logits (N, classes), in evaluation mode. Nothing in it
-            changes. A mixture with a method ``evidence`` (see `paperlib.attacks.mixture`) is also attacked from inside.
-            See `paperlib.attacks.inputs` for what is taken and what is refused; that logits have no gradient is a
-            finding here.
+            changes. The experts and the gate of a mixture with a method ``forward_with_experts`` (see
+            `paperlib.attacks.mixture`) are attacked too. `paperlib.attacks.inputs` says which models are accepted; that
+            logits have no gradient is a finding here.
         images, labels: what it is judged on; (N, C, H, W) in [0, 1] of any float dtype and (N,) int64.
         eps: L-infinity budget, a float or text such as ``"8/255"``.
         claimed: the accuracy claimed under attack, as a fraction or a tensor of one; by default what PGD leaves.
@@ -152,7 +152,7 @@ def _report(context: AuditContext, started: float) -> Report:
         claimed=context.claimed,
         claim=claim,
         attacks={name: int(context.outcomes[name].sum()) for name in context.attacks()} if measurable else {},
-        worst=int(context.standing().sum()) if measurable else None,
+        worst=int(context.surviving().sum()) if measurable else None,
         findings=tuple(sorted(findings, key=lambda finding: finding.row)),
         seconds=round(time.monotonic() - started, 3),
     )

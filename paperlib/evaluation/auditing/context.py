@@ -67,7 +67,7 @@ class AuditContext:
     selected_on: Tensor | None = None  # images (M, C, H, W) that chose the checkpoint
     benign: int | None = None  # which expert of a mixture was trained on clean images alone
     outcomes: dict[str, Tensor] = field(default_factory=dict)  # outcomes (N,) bool by the name of the attack
-    won_by: Tensor | None = None  # with a known AutoAttack: which of its attacks won (N,), as `by`
+    won_by: Tensor | None = None  # with a known AutoAttack: which of its attacks won (N,), as `fooled_by`
     seed: int = 0
     batch_size: int = 250
     label: str = "audit"
@@ -151,18 +151,18 @@ class AuditContext:
         if not is_mixture(self.model):
             return False
         with torch.no_grad():
-            seen = self.model.evidence(self.x[:1].clone())  # type: ignore[operator]
-        return all(isinstance(getattr(seen, name, None), Tensor) for name in ("logits", "expert_logits", "scores"))
+            seen = self.model.forward_with_experts(self.x[:1].clone())  # type: ignore[operator]
+        return all(isinstance(getattr(seen, name, None), Tensor) for name in ("logits", "expert_logits", "gate_logits"))
 
     @property
     def experts(self) -> int:
         """How many experts a mixture has."""
-        return int(self.evidence("scores", self.x[:1]).shape[1])
+        return int(self.mixture_output("gate_logits", self.x[:1]).shape[1])
 
-    def evidence(self, name: str, x: Tensor) -> Tensor:
-        """One part of what a mixture shows of images: ``scores`` or ``gate_weights`` (N, experts)."""
+    def mixture_output(self, name: str, x: Tensor) -> Tensor:
+        """One part of what a mixture shows of images: ``gate_logits`` or ``gate_weights`` (N, experts)."""
         with eval_mode(self.model), torch.no_grad():
-            return self.over(lambda part: getattr(self.model.evidence(part), name), x)  # type: ignore[operator]
+            return self.over(lambda part: getattr(self.model.forward_with_experts(part), name), x)  # type: ignore[operator]
 
     # -- outcomes --------------------------------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class AuditContext:
         return [float(torch.cat(values).mean()) for values in zip(*parts, strict=True)]
 
     @functools.cached_property
-    def by(self) -> Tensor | None:
+    def fooled_by(self) -> Tensor | None:
         """Which attack of AutoAttack won each image (N,), from 1; 0 for a clean miss, `NEVER` where none did.
 
         None if its outcome was handed in without that.
@@ -250,7 +250,7 @@ class AuditContext:
         """The attacks at the budget of the claim, run or known."""
         return [name for name in self.outcomes if name.endswith(f"@{budget_text(self.eps)}")]
 
-    def standing(self) -> Tensor:
+    def surviving(self) -> Tensor:
         """Right (N,) under every attack at the budget of the claim, run or known."""
         return torch.stack([self.clean, *(self.outcomes[name] for name in self.attacks())]).all(dim=0)
 

@@ -17,7 +17,7 @@ from paperlib.pipeline.stages.evaluate import attacks_on, evaluation, evaluation
 from paperlib.pipeline.stages.gate import gallery, gate, gate_attacks
 from paperlib.pipeline.stages.nan_router import nan_router
 from paperlib.pipeline.stages.stress import (
-    BEST,
+    BEST_EXPERT,
     autoattack_of,
     autoattack_systems,
     benign_expert_of,
@@ -29,7 +29,7 @@ from paperlib.pipeline.stages.train import training
 from paperlib.systems.registry import recipes
 
 __all__ = [
-    "BEST",
+    "BEST_EXPERT",
     "CONTROLS",
     "PUBLISHED_WEIGHTS",
     "ROUTED",

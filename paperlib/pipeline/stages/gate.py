@@ -88,10 +88,10 @@ def _gallery(context: Context, config: GalleryConfiguration) -> Result:
         arrays[f"{kind}/images"] = x.cpu()
         with eval_mode(model), torch.no_grad():
             if isinstance(model, Mixture):
-                evidence = model.evidence(x)
-                arrays[f"{kind}/expert_logits"] = evidence.expert_logits.cpu()
-                arrays[f"{kind}/gate_weights"] = evidence.gate_weights.cpu()
-                arrays[f"{kind}/logits"] = evidence.logits.cpu()
+                forward_with_experts = model.forward_with_experts(x)
+                arrays[f"{kind}/expert_logits"] = forward_with_experts.expert_logits.cpu()
+                arrays[f"{kind}/gate_weights"] = forward_with_experts.gate_weights.cpu()
+                arrays[f"{kind}/logits"] = forward_with_experts.logits.cpu()
             else:
                 arrays[f"{kind}/logits"] = model(x).cpu()
     record = {"system": config.system.name, "eps": budget_text(config.eps), "pgd_steps": config.steps}
@@ -117,7 +117,7 @@ def _attacked(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: i
 
 def _gate_weights(model: nn.Module, x: Tensor) -> Tensor:
     with eval_mode(model), torch.no_grad():
-        parts = [model.evidence(part).gate_weights for part in x.split(GATE_BATCH)]  # type: ignore[operator]
+        parts = [model.forward_with_experts(part).gate_weights for part in x.split(GATE_BATCH)]  # type: ignore[operator]
     return torch.cat(parts).cpu()
 
 

@@ -20,7 +20,7 @@ from paperlib.systems.registry import recipes
 
 # Who faces AutoAttack where it cannot be everyone: DWF, those it is compared with first, and other mixtures.
 AUTOATTACKED = ("plain", "pgd-at", "trades", "pgd-at-ensemble", "dwf", "soe", "advmoe", "best-expert")
-BEST = "best-expert"  # stands for the expert that did best on the validation split, another with each seed
+BEST_EXPERT = "best-expert"  # stands for the expert that did best on the validation split, another with each seed
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def stress_stages(profile: Profile) -> list[Stage]:
 
 
 def stress_tested_systems(profile: Profile) -> list[str]:
-    """Every system of the main table, the best single expert under the name `BEST`."""
+    """Every system of the main table, the best single expert under the name `BEST_EXPERT`."""
     known = recipes(profile).values()
-    return [*(r.system for r in known if r.family in ("single", "mixture", "defence")), BEST]
+    return [*(r.system for r in known if r.family in ("single", "mixture", "defence")), BEST_EXPERT]
 
 
 def autoattack_systems(profile: Profile) -> list[str]:
@@ -88,7 +88,7 @@ def _validation_accuracy(context: Context, stage: str) -> float:
 
 def _candidates(name: str, profile: Profile) -> tuple[Recipe, tuple[System, ...]]:
     known = recipes(profile)
-    chosen = [known[system] for system in (EXPERTS if name == BEST else (name,))]
+    chosen = [known[system] for system in (EXPERTS if name == BEST_EXPERT else (name,))]
     return chosen[0], tuple(system_of(recipe, profile) for recipe in chosen)
 
 

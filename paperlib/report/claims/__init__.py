@@ -21,7 +21,7 @@ from paperlib.report.claims.tables import (
     differences_frame,
     evidence_table,
     power_note,
-    side_by_side,
+    verdicts_by_profile,
     verdicts_table,
 )
 from paperlib.report.claims.verdicts import (
@@ -61,7 +61,7 @@ __all__ = [
     "published_profiles",
     "published_runs",
     "runs_to_compare",
-    "side_by_side",
     "verdicts",
+    "verdicts_by_profile",
     "verdicts_table",
 ]

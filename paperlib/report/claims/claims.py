@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paperlib.report.claims.rules import Beats, Claim, Collapse, Grows, Survives
-from paperlib.report.outcomes import BASIC
+from paperlib.report.outcomes import PGD_WORST_CASE
 from paperlib.systems.singles import BACKBONES, STRONGEST
 
 PLAIN = ("plain", *(f"plain-{name}" for name in BACKBONES))
@@ -19,14 +19,14 @@ CLAIMS: tuple[Claim, ...] = (
         "DWF beats other mixture-of-experts defences under FGSM and PGD",
         "v1 and v2",
         others=MOE_DEFENCES,
-        columns=("FGSM", BASIC),
+        columns=("FGSM", PGD_WORST_CASE),
     ),
     Beats(
         "beats-bigger-backbones",
         "DWF beats plain classifiers with bigger backbones",
         "v1",
         others=PLAIN[1:],
-        columns=("FGSM", BASIC),
+        columns=("FGSM", PGD_WORST_CASE),
     ),
     Beats(
         "clean-accuracy-too",
@@ -60,7 +60,7 @@ CLAIMS: tuple[Claim, ...] = (
         "The gate adds something over the uniform average and the best expert",
         "ours",
         system="frozen",
-        others=("uniform", "best expert"),
+        others=("uniform", "best-expert"),
     ),
     Beats("beats-one-network", "DWF beats one adversarially trained ResNet-18", "ours", others=("pgd-at", "trades")),
     Beats(

@@ -25,15 +25,14 @@ from paperlib.pipeline.stages import autoattack_systems
 from paperlib.pipeline.study import Study
 from paperlib.report.format import points, share, signed
 from paperlib.report.outcomes import (
-    BASIC,
-    BEST,
-    WORST,
+    BEST_EXPERT,
+    PGD_WORST_CASE,
+    WORST_CASE,
     all_recipes,
     column_of,
     main_table_stages,
     outcomes_over_seeds,
     stress_stages,
-    stress_system,
 )
 from paperlib.report.tables.cost import growth
 from paperlib.systems.experts import EXPERTS
@@ -88,7 +87,7 @@ class Claim:
 
     def there(self, study: Study) -> list[str]:
         """Those of `named` that the profile has."""
-        return [name for name in self.named(study) if name == BEST or name in all_recipes(study)]
+        return [name for name in self.named(study) if name == BEST_EXPERT or name in all_recipes(study)]
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class Beats(Claim):
 
     system: str = "dwf"
     others: tuple[str, ...] = ()
-    columns: tuple[str, ...] = (BASIC,)  # "clean", "FGSM" or the worst of the basic attacks
+    columns: tuple[str, ...] = (PGD_WORST_CASE,)  # "clean", "FGSM" or the worst of the basic attacks
 
     @property
     def rule(self) -> str:
@@ -143,8 +142,8 @@ class Collapse(Claim):
     @property
     def rule(self) -> str:
         return (
-            f"{BASIC} of each of {', '.join(self.systems)}: supported if every {INTERVAL} lies below chance (one over "
-            f"the number of classes) and that of clean accuracy above {100 * LEARNED:g} % of the way from chance to 1, "
+            f"{PGD_WORST_CASE} of each of {', '.join(self.systems)}: supported if every {INTERVAL} lies below chance "
+            f"(one over the number of classes) and that of clean accuracy above {100 * LEARNED:g} % of the way from chance to 1, "
             "because only a network that has learned has something to lose; not supported if any lies above chance "
             f"{CORRECTED}, else undecided"
         )
@@ -161,14 +160,14 @@ class Collapse(Claim):
         systems = self.there(studies[0])
         left, clean = (
             [accuracy_over_seeds(outcomes_over_seeds(studies, system, column)) for system in systems]
-            for column in (BASIC, "clean")
+            for column in (PGD_WORST_CASE, "clean")
         )
         found = []
         for system, after, before, side in zip(systems, left, clean, directions(left, chance), strict=True):
             falls = after.high < chance and before.low > learned
             reading = SUPPORTED if falls else REFUTED if side > 0 else UNDECIDED
             shown = f"{share(after)} left of {share(before)}"
-            found.append(Evidence(f"{system}, {BASIC} of clean", after, reading, shown))
+            found.append(Evidence(f"{system}, {PGD_WORST_CASE} of clean", after, reading, shown))
         return found
 
 
@@ -221,12 +220,12 @@ class Survives(Claim):
     def rule(self) -> str:
         return (
             f"of the systems that face AutoAttack, those that PGD separates from {self.system} {CORRECTED}: supported "
-            f"if the {WORST} separates every one in the same direction ({INTERVAL} off zero), not supported if any in "
-            "the other after the same correction, else undecided"
+            f"if the {WORST_CASE} separates every one in the same direction ({INTERVAL} off zero), not supported if any "
+            "in the other after the same correction, else undecided"
         )
 
     def named(self, study: Study) -> tuple[str, ...]:
-        faced = [BEST if name == stress_system(BEST) else name for name in autoattack_systems(study.profile)]
+        faced = autoattack_systems(study.profile)
         return (self.system, *(name for name in faced if name != self.system))
 
     def stages(self, study: Study) -> list[str]:
@@ -246,11 +245,11 @@ class Survives(Claim):
         first = differences(pgd, others)
         # What PGD separates by luck has no ranking to lose, so here too the number of comparisons counts.
         apart = [(o, was, side) for o, was, side in zip(others, first, directions(first), strict=True) if side]
-        worst = differences(WORST, [other for other, _, _ in apart])
+        worst = differences(WORST_CASE, [other for other, _, _ in apart])
         found = []
         for (other, was, side), now, then in zip(apart, worst, directions(worst), strict=True):
             same = now.low > 0 if side > 0 else now.high < 0
             reading = SUPPORTED if same else REFUTED if then == -side else UNDECIDED
             shown = f"{points(now.difference, now.low, now.high)} ({pgd} {signed(was.difference)})"
-            found.append(Evidence(f"{self.system} - {other}, {WORST}", now, reading, shown))
+            found.append(Evidence(f"{self.system} - {other}, {WORST_CASE}", now, reading, shown))
         return found

@@ -12,10 +12,10 @@ from paperlib.report.claims.claims import CLAIMS
 from paperlib.report.claims.rules import REFUTED, SUPPORTED, UNDECIDED, Beats
 from paperlib.report.claims.verdicts import Verdict, verdicts
 from paperlib.report.format import so_many
-from paperlib.report.outcomes import BASIC, outcomes_over_seeds
+from paperlib.report.outcomes import PGD_WORST_CASE, outcomes_over_seeds
 
 
-def side_by_side(runs: Mapping[str, Sequence[Study]]) -> pd.DataFrame:
+def verdicts_by_profile(runs: Mapping[str, Sequence[Study]]) -> pd.DataFrame:
     """The verdict of each claim by profile, over all runs of each; the heading names the data and counts the seeds."""
     columns: dict[str, dict[str, str]] = {}
     for name, studies in runs.items():
@@ -39,7 +39,7 @@ def differences_frame(found: Sequence[Verdict]) -> pd.DataFrame:
     rows = [
         {
             "claim": v.claim.id,
-            "compared": item.what.removesuffix(f", {BASIC}"),
+            "compared": item.what.removesuffix(f", {PGD_WORST_CASE}"),
             "difference": item.value.difference,
             "low": item.value.low,
             "high": item.value.high,
@@ -83,8 +83,8 @@ def evidence_table(found: Sequence[Verdict]) -> pd.DataFrame:
 
 def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
     """Which differences from DWF the records can resolve: the halves of the intervals, and what they are made of."""
-    ours = outcomes_over_seeds(studies, "dwf", BASIC)
-    found = [difference_over_seeds(ours, outcomes_over_seeds(studies, other, BASIC)) for other in others]
+    ours = outcomes_over_seeds(studies, "dwf", PGD_WORST_CASE)
+    found = [difference_over_seeds(ours, outcomes_over_seeds(studies, other, PGD_WORST_CASE)) for other in others]
     halves = pd.Series([(value.high - value.low) / 2 for value in found])
     images = pd.Series([value.from_images for value in found])
     runs = pd.Series([value.from_runs for value in found])

@@ -11,15 +11,15 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 
 from paperlib.report.figures.accuracy import n_text
-from paperlib.report.outcomes import BASIC, WORST
+from paperlib.report.outcomes import PGD_WORST_CASE, WORST_CASE
 from paperlib.report.style import INK, PALE, SMALL, WIDTH, colour_of, heading, label_of
 
 
 def main_figure(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figure:
     """The main table as bars with Wilson intervals, a panel per attack; dots are other seeds where given."""
     systems = list(dict.fromkeys(frame["system"]))
-    columns = [name for name in dict.fromkeys(frame["column"]) if not name.endswith("soft") and name != BASIC]
-    columns.sort(key=lambda name: name.startswith(WORST))  # the headline last
+    columns = [name for name in dict.fromkeys(frame["column"]) if not name.endswith("soft") and name != PGD_WORST_CASE]
+    columns.sort(key=lambda name: name.startswith(WORST_CASE))  # the headline last
     figure, axes = plt.subplots(1, len(columns), figsize=(WIDTH, 0.26 * len(systems) + 1.5), sharey=True, squeeze=False)
     positions = np.arange(len(systems))
     colours = [colour_of(system) for system in systems]

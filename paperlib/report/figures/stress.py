@@ -12,12 +12,12 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from paperlib.report.outcomes import WORST
+from paperlib.report.outcomes import WORST_CASE
 from paperlib.report.style import INK, KINDS, PALE, SMALL, WIDTH, heading, label_of, percent_axis, tint
 
 # Kinds of attack as a reader meets them, each with the families of `paperlib.report.tables.stress` it holds.
 LAYERS = {
-    "left": (WORST,),
+    "left": (WORST_CASE,),
     "AutoAttack, who faces it": ("AutoAttack",),
     "transfer, noise": ("transfer", "noise"),
     "made for mixtures": ("experts", "gate", "past the gate"),

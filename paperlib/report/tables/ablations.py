@@ -10,7 +10,7 @@ import pandas as pd
 from paperlib.evaluation import accuracy_over_seeds
 from paperlib.pipeline.study import Study
 from paperlib.report.format import share
-from paperlib.report.outcomes import BASIC, all_recipes, outcomes_over_seeds
+from paperlib.report.outcomes import PGD_WORST_CASE, all_recipes, outcomes_over_seeds
 from paperlib.report.tables.comparison import differences
 from paperlib.report.tables.cost import cost
 
@@ -22,9 +22,11 @@ def ablations(studies: Sequence[Study]) -> pd.DataFrame:
     rows = []
     for system in systems:
         recipe = all_recipes(studies[0])[system]
-        clean, worst = (accuracy_over_seeds(outcomes_over_seeds(studies, system, shown)) for shown in ("clean", BASIC))
+        clean, worst = (
+            accuracy_over_seeds(outcomes_over_seeds(studies, system, shown)) for shown in ("clean", PGD_WORST_CASE)
+        )
         row: dict[str, Any] = {"system": system, "what it is": recipe.description}
-        row |= {"clean": share(clean), BASIC: share(worst)}
+        row |= {"clean": share(clean), PGD_WORST_CASE: share(worst)}
         if system in apart.index:
             found = apart.loc[system]
             row |= {"difference": -found["difference"], "low": -found["high"], "high": -found["low"]}

@@ -10,9 +10,9 @@ from paperlib.evaluation import difference_over_seeds, headline, paired_differen
 from paperlib.pipeline.study import Study
 from paperlib.report.format import points
 from paperlib.report.outcomes import (
-    BASIC,
-    BEST,
-    WORST,
+    BEST_EXPERT,
+    PGD_WORST_CASE,
+    WORST_CASE,
     Systems,
     best_expert,
     column_of,
@@ -38,14 +38,14 @@ def seeds_table(studies: Sequence[Study], systems: Systems = compared_systems) -
     groups = together.groupby(["system", "column"], sort=False)["accuracy"]
     text = groups.apply(lambda a: f"{a.mean():.1%} ({a.min():.1%} to {a.max():.1%})".replace("%", ""))
     columns, rows = (list(dict.fromkeys(together[name])) for name in ("column", "system"))
-    columns.sort(key=lambda name: name.startswith(WORST))  # the headline last
+    columns.sort(key=lambda name: name.startswith(WORST_CASE))  # the headline last
     table = text.unstack("column")[columns].reindex(rows).fillna("")
     costs = pd.DataFrame({display_name(name): cost(studies[0], name) for name in systems(studies[0])}).T
     whole = costs[["parameters", "training cost"]].map(lambda value: value if value == "" else int(value))
     return table.join(whole).join(costs["inference cost"].map("{:.1f}".format))
 
 
-def differences(studies: Sequence[Study], systems: Systems, against: str, shown: str = BASIC) -> pd.DataFrame:
+def differences(studies: Sequence[Study], systems: Systems, against: str, shown: str = PGD_WORST_CASE) -> pd.DataFrame:
     """``against`` minus every other system over all seeds, with intervals that know of images and of runs."""
     rows = []
     ours = outcomes_over_seeds(studies, against, shown)
@@ -59,7 +59,7 @@ def differences(studies: Sequence[Study], systems: Systems, against: str, shown:
 
 
 def worst_differences(
-    studies: Sequence[Study], systems: Systems, against: str, attacks: Sequence[str] = (WORST, BASIC)
+    studies: Sequence[Study], systems: Systems, against: str, attacks: Sequence[str] = (WORST_CASE, PGD_WORST_CASE)
 ) -> pd.DataFrame:
     """``against`` minus every other system, a column per attack: by default both worst cases, of all and of basic."""
     columns = {}
@@ -110,7 +110,9 @@ def paired_seeds(studies: Sequence[Study], against: str = "dwf", systems: System
     columns = {}
     for study in studies:
         pairs = paired_table(study, against, systems)["points"]
-        columns[f"seed {study.seed}"] = pairs.rename({f"{against} - {best_expert(study)}": f"{against} - {BEST}"})
+        columns[f"seed {study.seed}"] = pairs.rename(
+            {f"{against} - {best_expert(study)}": f"{against} - {BEST_EXPERT}"}
+        )
     attack = column_of(headline(studies[0].profile.evaluation))
     together = with_points(differences(studies, systems, against, attack))["points"]
     columns["all seeds"] = together.rename(lambda name: f"{against} - {name}")

@@ -12,8 +12,8 @@ from paperlib.evaluation import CLEAN, basic_attacks, headline, sweep, wilson
 from paperlib.pipeline.study import Study
 from paperlib.report.format import counted
 from paperlib.report.outcomes import (
-    BASIC,
-    WORST,
+    PGD_WORST_CASE,
+    WORST_CASE,
     all_outcomes,
     all_recipes,
     attack_column,
@@ -69,17 +69,17 @@ def main_table(study: Study, systems: Sequence[str] | None = None) -> pd.DataFra
         every = all_outcomes(study, system)
         slow, worst = autoattack_outcome(study, system), worst_case(study, system)
         row |= {
-            BASIC: counted(basic_worst_case(study, system)),
+            PGD_WORST_CASE: counted(basic_worst_case(study, system)),
             "n": len(next(iter(basic_outcomes(study, system).values()))),
         }
         row |= {f"AutoAttack, n = {len(worst)}": "" if slow is None else counted(slow)}
-        row |= {f"{WORST}, n = {len(worst)}": counted(worst)}
+        row |= {f"{WORST_CASE}, n = {len(worst)}": counted(worst)}
         rows.append(row | {"attacks": len(every), "seed": study.seed, **cost(study, system)})
     frame = pd.DataFrame(rows).set_index("system")
     soft = [name for name in frame.columns if name.endswith("soft")]
     order = [name for name in frame.columns if name not in soft]
     if soft:  # through an argmax: only systems that pick an expert have one
-        order.insert(order.index(BASIC), soft[0])
+        order.insert(order.index(PGD_WORST_CASE), soft[0])
     return frame[order].fillna("")
 
 
@@ -93,8 +93,8 @@ def main_frame(study: Study, systems: Sequence[str]) -> pd.DataFrame:
     frame["system"] = [display_name(name) for name in frame["system"]]
     further = []
     for system in systems:
-        slow = {"AutoAttack": autoattack_outcome(study, system), WORST: worst_case(study, system)}
-        for name, right in {BASIC: basic_worst_case(study, system), **slow}.items():
+        slow = {"AutoAttack": autoattack_outcome(study, system), WORST_CASE: worst_case(study, system)}
+        for name, right in {PGD_WORST_CASE: basic_worst_case(study, system), **slow}.items():
             if right is None:
                 continue
             low, high = wilson(int(right.sum()), len(right))

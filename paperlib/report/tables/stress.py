@@ -17,7 +17,7 @@ from paperlib.pipeline.stages import CONTROLS, audited_systems
 from paperlib.pipeline.study import Study
 from paperlib.report.format import percent, points, share
 from paperlib.report.outcomes import (
-    WORST,
+    WORST_CASE,
     all_outcomes,
     autoattack_outcome,
     column_of,
@@ -97,7 +97,7 @@ def gains(studies: Sequence[Study], systems: Sequence[str]) -> pd.DataFrame:
             table = every_attack(study, resolve_system(study, system))
             taken.append(table.groupby("family")["adds"].sum().reindex(FAMILIES, fill_value=0) / table["n"].iloc[0])
         mean = pd.concat(taken, axis=1).mean(axis=1)
-        rows[display_name(system)] = {**mean, WORST: 1 - mean.sum()}
+        rows[display_name(system)] = {**mean, WORST_CASE: 1 - mean.sum()}
     return pd.DataFrame(rows).T
 
 
@@ -105,7 +105,7 @@ def shrinkage(studies: Sequence[Study], systems: Sequence[str]) -> pd.DataFrame:
     """What is printed and what is left: accuracy under PGD, AutoAttack and everything, over seeds, same images."""
     rows = []
     for system in systems:
-        slow = outcomes_over_seeds(studies, system, WORST)
+        slow = outcomes_over_seeds(studies, system, WORST_CASE)
         n = slow.shape[1]
         spec = headline(studies[0].profile.evaluation)
         each = [all_outcomes(study, resolve_system(study, system)) for study in studies]
@@ -116,7 +116,10 @@ def shrinkage(studies: Sequence[Study], systems: Sequence[str]) -> pd.DataFrame:
         )
         fell = difference_over_seeds(pgd, slow)
         row = {"system": display_name(system), column_of(spec): share(accuracy_over_seeds(pgd)), "AutoAttack": told}
-        row |= {WORST: share(accuracy_over_seeds(slow)), "overstated by": points(fell.difference, fell.low, fell.high)}
+        row |= {
+            WORST_CASE: share(accuracy_over_seeds(slow)),
+            "overstated by": points(fell.difference, fell.low, fell.high),
+        }
         rows.append({**row, "attacks": len(each[0]), "seeds": len(studies), "n": n})
     return pd.DataFrame(rows).set_index("system")
 
@@ -133,7 +136,7 @@ def audits(study: Study) -> pd.DataFrame:
         report = audit_of(study, system)
         left = (report.worst or 0) / report.n
         row: dict[str, Any] = {"system": system, report.claim: f"{100 * (report.claimed or 0):.1f}"}
-        row |= {WORST: percent(left, wilson(report.worst or 0, report.n)), "attacks": len(report.attacks)}
+        row |= {WORST_CASE: percent(left, wilson(report.worst or 0, report.n)), "attacks": len(report.attacks)}
         row |= {"fired": ", ".join(report.failed) or "none", "believed": "yes" if report.believed else "no"}
         rows.append(row | {"n": report.n, "seed": study.seed})
     return pd.DataFrame(rows).set_index("system")

@@ -68,7 +68,9 @@ def choice(context: AuditContext) -> CheckResult:
 def collapse(context: AuditContext) -> CheckResult:
     if not context.mixture:
         return CheckResult(NOT_APPLICABLE, "no gate")
-    means = torch.cat([context.evidence("gate_weights", x) for x in (context.x, context.headline.images)]).mean(dim=0)
+    means = torch.cat([context.mixture_output("gate_weights", x) for x in (context.x, context.headline.images)]).mean(
+        dim=0
+    )
     told = f"mean weights {float(means.min()):.3f} to {float(means.max()):.3f}"
     quiet = int((means < 0.01).sum())
     if float(means.max()) > 0.95:
@@ -84,10 +86,10 @@ class _Other(nn.Module):
         self.model, self.without = model, without
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = self.model.evidence(x)  # type: ignore[operator]
-        scores = torch.zeros_like(seen.scores) if self.without is None else seen.scores
-        kept = [i for i in range(scores.shape[1]) if i != self.without]
-        return mixed(self.model, seen.expert_logits[:, kept], torch.log_softmax(scores[:, kept], dim=1))
+        seen = self.model.forward_with_experts(x)  # type: ignore[operator]
+        gate_logits = torch.zeros_like(seen.gate_logits) if self.without is None else seen.gate_logits
+        kept = [i for i in range(gate_logits.shape[1]) if i != self.without]
+        return mixed(self.model, seen.expert_logits[:, kept], torch.log_softmax(gate_logits[:, kept], dim=1))
 
 
 def _kept(context: AuditContext, model: nn.Module, spec: AttackSpec) -> float:

@@ -30,7 +30,7 @@ def selection(context: AuditContext) -> CheckResult:
 
 @check(26, "Are there images enough?", "noted below 1,000")
 def sample(context: AuditContext) -> CheckResult:
-    low, high = interval(context.standing())
+    low, high = interval(context.surviving())
     told = f"n = {context.n}, interval of {100 * (high - low):.1f} points"
     return CheckResult(NOTED, told, "smoke: fewer than 1,000 images") if context.n < 1000 else CheckResult(PASSES, told)
 
@@ -40,6 +40,6 @@ def too_good(context: AuditContext) -> CheckResult:
     cifar = tuple(context.x.shape[1:]) == (3, 32, 32) and context.classes == 10 and budget_text(context.eps) == "8/255"
     if not cifar:
         return CheckResult(NOT_APPLICABLE, "known for CIFAR-10 at 8/255")
-    left = share(context.standing())
+    left = share(context.surviving())
     why = "more than any ResNet-18 without further data is known to keep: find the mistake first"
     return judged(left > CIFAR_BEST, f"{percent(left)} left; the best known keep {percent(CIFAR_BEST)}", why)

@@ -31,7 +31,7 @@ from paperlib.evaluation.specs import fgsm_spec, noise_spec, square_spec
 from paperlib.models.modes import eval_mode
 from paperlib.seeds import cpu_generator, uniform
 
-SQUARE = STANDARD.index("square") + 1  # its number among AutoAttack's attacks, as `AuditContext.by` tells them
+SQUARE = STANDARD.index("square") + 1  # its number among AutoAttack's attacks, as `AuditContext.fooled_by` tells them
 
 
 @check(1, "Do many steps beat one?", "0.5 points at every eps (Athalye et al.)")
@@ -83,7 +83,7 @@ def autoattack(context: AuditContext) -> CheckResult:
         return CheckResult(NOT_RUN, "", "AutoAttack was left out; only attacks like those of training have been tried")
     if context.classes < CLASSES:
         return CheckResult(NOT_RUN, "", f"its targeted losses need {CLASSES} classes or more")
-    _ = context.by  # runs it, unless its outcome is known
+    _ = context.fooled_by  # runs it, unless its outcome is known
     right = context.right(context.autoattack)
     low, high = interval(right)
     told = f"AutoAttack leaves {percent(share(right))} [{100 * low:.1f}, {100 * high:.1f}]"
@@ -98,10 +98,10 @@ def black_box(context: AuditContext) -> CheckResult:
     gradient = torch.stack(
         [context.clean, *(context.outcomes[a] for a in context.attacks() if _sees_gradients(a))]
     ).all(dim=0)
-    by = context.by if context.audit_budget.autoattack and context.classes >= CLASSES else None
-    if by is not None:
-        gradient &= (by == SQUARE) | (by < 0)
-        left, queries = gradient & (by != SQUARE), context.audit_budget.queries
+    fooled_by = context.fooled_by if context.audit_budget.autoattack and context.classes >= CLASSES else None
+    if fooled_by is not None:
+        gradient &= (fooled_by == SQUARE) | (fooled_by < 0)
+        left, queries = gradient & (fooled_by != SQUARE), context.audit_budget.queries
     else:
         spec = square_spec(context.eps, context.audit_budget.queries)
         left, queries = context.right_of(spec, gradient), spec.steps
@@ -136,7 +136,7 @@ def transfer(context: AuditContext) -> CheckResult:
 
 @check(8, "Does the claim stand in the worst case?", "claim in the worst case's interval")
 def worst_case(context: AuditContext) -> CheckResult:
-    right = context.standing()
+    right = context.surviving()
     low, high = interval(right)
     claim, left = claimed(context), share(right)
     told = f"claimed {percent(claim)}, left {percent(left)} [{100 * low:.1f}, {100 * high:.1f}]"

@@ -26,7 +26,7 @@ def finite(context: AuditContext) -> CheckResult:
         return CheckResult(FAILS, f"{named[0]} and {len(named) - 1} more", f"{named[0]} holds NaN or infinity")
     found = {"answers": context.logits()}
     if context.mixture:
-        found["gate scores"] = context.evidence("scores", context.x)
+        found["gate scores"] = context.mixture_output("gate_logits", context.x)
     found["input gradients"] = context.gradient(context.x, cross_entropy_loss)
     broken = [what for what, value in found.items() if not bool(torch.isfinite(value).all())]
     why = f"its {' and '.join(broken)} hold NaN or infinity: nothing about it can be reported"

@@ -28,9 +28,9 @@ def algorithm(conv: nn.Conv2d, size: tuple[int, int], device: str) -> str:
     """How to compute this convolution on maps of ``size``.
 
     ``native``: the library's forward and backward kernels. ``matrix``: on a map of a few pixels a convolution is a
-    full matrix, and a matrix product is faster. ``flipped``: the input gradient is itself a convolution, with the kernel
-    rotated by 180 degrees, and forward kernels are faster than backward ones. ``sliced``: a strided 1x1 convolution reads
-    every other pixel, so drop the others first.
+    full matrix, and a matrix product is faster. ``flipped``: the input gradient is itself a convolution, with the
+    kernel rotated by 180 degrees, and forward kernels are faster than backward ones. ``sliced``: a strided 1x1
+    convolution reads every other pixel, so drop the others first.
     """
     kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
     square = kernel in ((1, 1), (3, 3)) and padding == (kernel[0] // 2,) * 2 and stride in ((1, 1), (2, 2))

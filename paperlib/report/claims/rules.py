@@ -143,7 +143,8 @@ class Collapse(Claim):
     def rule(self) -> str:
         return (
             f"{PGD_WORST_CASE} of each of {', '.join(self.systems)}: supported if every {INTERVAL} lies below chance "
-            f"(one over the number of classes) and that of clean accuracy above {100 * LEARNED:g} % of the way from chance to 1, "
+            f"(one over the number of classes) and that of clean accuracy above {100 * LEARNED:g} % of the way from "
+            "chance to 1, "
             "because only a network that has learned has something to lose; not supported if any lies above chance "
             f"{CORRECTED}, else undecided"
         )
@@ -220,8 +221,8 @@ class Survives(Claim):
     def rule(self) -> str:
         return (
             f"of the systems that face AutoAttack, those that PGD separates from {self.system} {CORRECTED}: supported "
-            f"if the {WORST_CASE} separates every one in the same direction ({INTERVAL} off zero), not supported if any "
-            "in the other after the same correction, else undecided"
+            f"if the {WORST_CASE} separates every one in the same direction ({INTERVAL} off zero), not supported if "
+            "any in the other after the same correction, else undecided"
         )
 
     def named(self, study: Study) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import torch
 from paperlib import Study, load_profile
 from paperlib.config.budgets import budget_text
 from paperlib.evaluation import CLEAN, difference_over_seeds
-from paperlib.evaluation.auditing.checks import PITFALLS
+from paperlib.evaluation.auditing.checks import CHECKS
 from paperlib.pipeline.stages.nan_router import REPORTED_GAP
 from paperlib.report import claims, outcomes, tables
 from paperlib.training.validation import COLLAPSE_GAP
@@ -124,7 +124,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
             "at `digits` the worst case is {:.0f} and {:.0f} points below PGD-50",
             lambda: [DIGITS.kept(o, PGD, DIGITS.slow) - DIGITS.kept(o, WORST_CASE) for o in ("advmoe", "soe")],
         ),
-        ("`audit` runs {} checks", lambda: [len(PITFALLS)]),
+        ("`audit` runs {} checks", lambda: [len(CHECKS)]),
         ("tiny networks on {} digits", lambda: [load_profile("smoke").data.train]),
         (
             "real CIFAR-10, narrow ResNet-18, {:,} training images",
@@ -272,7 +272,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
         ("Joint training costs {:.1f} points under PGD-50", lambda: [LITE.minus("frozen", "dwf", PGD)]),
         ("and gains {:.0f} points on clean images", lambda: [LITE.minus("dwf", "frozen", "clean")]),
     ),
-    "docs/audit.md": (("It runs {} checks", lambda: [len(PITFALLS)]),),
+    "docs/audit.md": (("It runs {} checks", lambda: [len(CHECKS)]),),
     "docs/known-issues.md": (
         ("The slow attacks see {} images for each seed", lambda: [DIGITS.slow]),
         ("narrow networks, {:,} training images, one seed", lambda: [load_profile("cifar10_lite").data.train]),
@@ -280,7 +280,7 @@ FACTS: dict[str, tuple[Fact, ...]] = {
     "docs/recipes.md": (
         ("the `validation` images ({}, from the base)", lambda: [load_profile("digits").data.validation]),
     ),
-    "CHANGELOG.md": (("The audit with {} checks", lambda: [len(PITFALLS)]),),
+    "CHANGELOG.md": (("The audit with {} checks", lambda: [len(CHECKS)]),),
 }
 
 # Percentages and points that no published record of this version knows, and whence they are.
@@ -305,7 +305,7 @@ NOTEBOOK_FACTS: dict[str, tuple[Fact, ...]] = {
     "03_experts": (("more than {:.0f} points above the PGD accuracy is flagged", lambda: [100 * COLLAPSE_GAP]),),
     "05_baselines": (("until its scores lie {:.0f} apart", lambda: [REPORTED_GAP]),),
     "07_sweeps": (("Training knew FGSM up to eps {}", lambda: [float(max(load_profile("digits").threat.fgsm_eps))]),),
-    "09_stress": (("an audit of {} checks", lambda: [len(PITFALLS)]),),
+    "09_stress": (("an audit of {} checks", lambda: [len(CHECKS)]),),
 }
 
 

@@ -49,7 +49,7 @@ from paperlib.pipeline.stages.audit import PLANTED
 EPS = Fraction(3, 20)
 TINY = AuditBudget(steps=5, restarts=1, draws=5, iterations=2, queries=5)
 BRIEF = replace(TINY, autoattack=False)
-CHECKS = {pitfall.name: pitfall.check for pitfall in CHECKS}
+RUN = {check.name: check for check in CHECKS}
 # Every control with a planted fault, and the check that must find it.
 PLANTS = {
     "nan-gate": "finite",
@@ -197,9 +197,9 @@ def test_nothing_can_be_measured_of_a_broken_network(audited: Audited) -> None:
 
 
 def test_the_checklist_has_29_rows_each_once() -> None:
-    assert sorted(pitfall.row for pitfall in CHECKS) == list(range(1, 30))
-    assert len({pitfall.name for pitfall in CHECKS}) == 29
-    assert all(pitfall.question.endswith("?") and pitfall.threshold for pitfall in CHECKS)
+    assert sorted(check.row for check in CHECKS) == list(range(1, 30))
+    assert len({check.name for check in CHECKS}) == 29
+    assert all(check.question.endswith("?") and check.threshold for check in CHECKS)
     assert set(REQUIRED) | set(PLANTS.values()) <= CHECKS.keys()
 
 
@@ -336,7 +336,7 @@ def test_probabilities_are_told_and_the_audit_goes_on_with_their_logarithm(toy: 
     assert "probabilities where attacks expect logits" in soft.sentence
     assert soft.attacks == plain.attacks and len(soft.attacks) > 5
     assert (soft.claimed, soft.worst) == (plain.claimed, plain.worst)
-    names = [pitfall.name for pitfall in CHECKS]
+    names = [check.name for check in CHECKS]
     for name in names[names.index("logits") + 1 :]:
         assert finding(soft, name) == finding(plain, name)
 
@@ -353,7 +353,7 @@ def test_a_table_has_a_row_for_each_check_in_order(report: Report) -> None:
     table = report.table()
     assert table["row"].tolist() == list(range(1, 30))
     assert table.columns.tolist() == ["row", "asks", "threshold", "value", "verdict"]
-    rows = {pitfall.name: (pitfall.row, pitfall.question, pitfall.threshold) for pitfall in CHECKS}
+    rows = {check.name: (check.row, check.question, check.threshold) for check in CHECKS}
     assert {name: tuple(row) for name, *row in table.iloc[:, :3].itertuples()} == rows
     assert table.loc["finite", "verdict"] == PASSES and table.loc["sample", "verdict"] == NOTED
 
@@ -430,7 +430,7 @@ def on(model: nn.Module, digits: Dataset, n: int = 80, **given: Any) -> AuditCon
 
 
 def verdict(check: str, context: AuditContext) -> str:
-    return CHECKS[check](context).verdict
+    return RUN[check](context).verdict
 
 
 FAINT: dict[str, tuple[Callable[[ToyNet], nn.Module], str]] = {
@@ -453,7 +453,7 @@ def _with_nan(toy: ToyNet, name: str) -> nn.Module:
 
 @pytest.mark.parametrize(("build", "words"), FAINT.values(), ids=FAINT.keys())
 def test_nan_anywhere_is_found(build: Callable[[ToyNet], nn.Module], words: str, toy: ToyNet, digits: Dataset) -> None:
-    answer = CHECKS["finite"](on(build(toy), digits))
+    answer = RUN["finite"](on(build(toy), digits))
     assert answer.verdict == FAILS and words in answer.why
     assert verdict("finite", on(toy, digits)) == PASSES
 
@@ -512,7 +512,7 @@ NOT_ALONE: dict[str, tuple[Callable[[ToyNet], nn.Module], str]] = {
 def test_an_answer_that_hangs_on_more_than_its_image_is_found(
     build: Callable[[ToyNet], nn.Module], words: str, toy: ToyNet, digits: Dataset
 ) -> None:
-    answer = CHECKS["alone"](on(build(toy), digits))
+    answer = RUN["alone"](on(build(toy), digits))
     assert answer.verdict == FAILS and words in answer.why
 
 
@@ -609,7 +609,7 @@ def test_adversarial_images_keep_to_the_ball_and_to_the_range(
     move: Callable[[Tensor], Tensor], expected: str, toy: ToyNet, digits: Dataset
 ) -> None:
     moved = move(digits.test.images)
-    answer = CHECKS["budget"](on(toy, digits, adversarial=moved, claimed=0.5))
+    answer = RUN["budget"](on(toy, digits, adversarial=moved, claimed=0.5))
     assert answer.verdict == expected
     assert (expected == FAILS) is ("the images handed in leave the ball" in answer.why)
 
@@ -625,7 +625,7 @@ class Passing(nn.Module):
 
 def test_a_success_lost_at_the_last_step_is_noted(toy: ToyNet, digits: Dataset) -> None:
     grey = Split(torch.full((40, 1, 1, 1), 0.5), torch.zeros(40, dtype=torch.int64))
-    answer = CHECKS["any-iterate"](AuditContext(Passing(), grey, EPS, replace(TINY, steps=20)))
+    answer = RUN["any-iterate"](AuditContext(Passing(), grey, EPS, replace(TINY, steps=20)))
     assert answer.verdict == NOTED and "last iterates alone" in answer.why
     assert verdict("any-iterate", on(toy, digits)) == PASSES
 
@@ -732,7 +732,7 @@ def test_autoattack_is_compared_with_the_claim(left: int, expected: str) -> None
 def test_autoattack_cut_short_is_not_autoattack() -> None:
     name = autoattack_spec(EPS, TINY.iterations, TINY.queries).name
     won_by = torch.full((100,), -1)
-    answer = CHECKS["autoattack"](counted(curve() | {name: 90}, won_by=won_by))
+    answer = RUN["autoattack"](counted(curve() | {name: 90}, won_by=won_by))
     assert answer.verdict == NOT_RUN and "cut short" in answer.why
     assert verdict("autoattack", counted(curve(), audit_budget=BRIEF)) == NOT_RUN
 
@@ -782,7 +782,7 @@ def test_a_network_without_gate_has_none_of_a_mixtures_faults(toy: ToyNet, digit
     ids=["one heard", "one unheard", "even", "uneven"],
 )
 def test_a_collapsed_gate_is_found(gate_logits: tuple[float, ...], expected: str, toy: ToyNet, digits: Dataset) -> None:
-    answer = CHECKS["collapse"](on(Mixture([toy] * 3, Fixed(*gate_logits)).eval(), digits, 10))
+    answer = RUN["collapse"](on(Mixture([toy] * 3, Fixed(*gate_logits)).eval(), digits, 10))
     assert answer.verdict == expected
     assert (expected == FAILS) is ("expert 0 answers for all" in answer.why)
 
@@ -843,7 +843,7 @@ def test_a_plain_average_mixes_as_the_model_mixes(mixing: str, toy: ToyNet, hard
         assert torch.equal(_Other(even, None)(x), even(x))
         assert torch.equal(_Other(gated, None)(x), even(x))
         assert torch.allclose(_Other(gated, 0)(x).softmax(dim=1), hardened(x).softmax(dim=1), atol=1e-6)
-    value = CHECKS["compared"](on(even, digits)).value
+    value = RUN["compared"](on(even, digits)).value
     ours, average = re.findall(r"([\d.]+) %", value)
     assert ours == average
 

@@ -691,7 +691,7 @@ def shaken(seeds: int, seed_group: float) -> Any:
     return [Records(seed, {name: drawn() for name in ("dwf", "frozen", "pgd-at", "trades")}) for seed in range(seeds)]
 
 
-@pytest.mark.parametrize("luck", [0.0, 0.1])
+@pytest.mark.parametrize("seed_group", [0.0, 0.1])
 def test_the_note_on_power_names_seeds_images_and_both_errors(seed_group: float) -> None:
     studies, others = shaken(3, seed_group), ("frozen", "pgd-at", "trades")
     told = NOTE.match(claims.power_note(studies, others))

@@ -486,7 +486,7 @@ def test_a_refreshed_copy_follows_a_network_that_has_learnt(build: Callable[[], 
     assert near(folded.network(x), model(x))
 
 
-@pytest.mark.parametrize("aim", ["cross-entropy", "soft"])
+@pytest.mark.parametrize("objective", ["cross-entropy", "soft"])
 @pytest.mark.parametrize("build", CHOOSING.values(), ids=CHOOSING.keys())
 def test_attacks_through_a_copy_end_like_attacks_on_the_network(build: Callable[[], nn.Module], objective: str) -> None:
     model, x = build(), images(60, seed=1)
@@ -501,7 +501,7 @@ def test_attacks_through_a_copy_end_like_attacks_on_the_network(build: Callable[
         assert torch.equal(misclassified(model, done.images, y), done.fooled)
 
 
-@pytest.mark.parametrize("aim", ["divergence", "routed divergence"])
+@pytest.mark.parametrize("objective", ["divergence", "routed divergence"])
 def test_attacks_on_answers_and_routes_move_them(objective: str) -> None:
     model, x = advmoe(), images(24)
     folded, kind, y = fold(model, x), OBJECTIVES[objective], torch.zeros(24, dtype=torch.int64)

@@ -47,7 +47,7 @@ from paperlib.attacks.objectives import cross_entropy_loss, dlr_loss, loss_objec
 from paperlib.config.budgets import as_budget, as_fraction
 from paperlib.data import Split
 from paperlib.errors import InputError, NotFiniteError
-from paperlib.evaluation.robustness import Outcome, evaluate
+from paperlib.evaluation.robustness import EvaluationResult, evaluate
 from paperlib.evaluation.specs import AttackSpec, noise_spec, pgd_spec
 from paperlib.models import ADVMoE, Gate, Mixture, SoE, UniformGate, resnet18
 
@@ -503,7 +503,7 @@ def gated(top1: bool, sharpness: float) -> nn.Module:
 
 def under(
     model: nn.Module, split: Split, objective: str, objectives: dict[str, AttackObjective] | None = None, **more: Any
-) -> Outcome:
+) -> EvaluationResult:
     """PGD on one aim from the clean image, or from where its first stage ends; 20 steps cross the ball."""
     spec = replace(pgd_spec("0.2", 20, "0.02", objective=objective), random_start=False)
     objectives = mixture_objectives(model, split.images, benign=1) if objectives is None else objectives
@@ -655,7 +655,7 @@ def test_a_copy_has_the_aims_of_the_network_with_the_same_values_and_gradients(k
         assert sum(off) <= 3, name  # a ReLU that rounding switches
 
 
-@pytest.mark.parametrize("aim", ["gate held", "joint 1", "two-stage worst", "experts margin"])
+@pytest.mark.parametrize("objective", ["gate held", "joint 1", "two-stage worst", "experts margin"])
 @every_convolutional
 def test_attacks_through_a_copy_end_like_attacks_on_the_network(kind: str, objective: str) -> None:
     model, x = convolutional(kind), images(40, seed=1)

@@ -29,7 +29,7 @@ from paperlib.evaluation import (
     pgd_spec,
     square_spec,
 )
-from paperlib.evaluation.auditing.context import Case
+from paperlib.evaluation.auditing.context import AuditContext
 from paperlib.models import Gate, Mixture, MixtureOutput
 
 TEXTS: dict[str, Exception] = {
@@ -274,7 +274,7 @@ def test_the_losses_of_an_audit_are_those_of_the_whole_batch(toy: ToyNet, digits
     split = Split(digits.test.images.double(), digits.test.labels)
     model = copy.deepcopy(toy).double()
     among = torch.arange(80) < 50
-    cases = [Case(m, split, pgd_spec(EPS, 1, STEP).eps, TINY) for m in (model, SmallComingBack(model, 20))]
+    cases = [AuditContext(m, split, pgd_spec(EPS, 1, STEP).eps, TINY) for m in (model, SmallComingBack(model, 20))]
     large, small = (case.losses(among) for case in cases)
     assert len(large) == TINY.steps and large[-1] > large[0]
     assert small == pytest.approx(large)

@@ -609,7 +609,7 @@ def test_each_turn_draws_its_own_attack(digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("turns", "each"),
+    ("update_steps", "each"),
     [
         ([UpdateStep(NoAttack())], 1),
         ([UpdateStep(NoAttack(), CrossEntropyLoss(clean=True))], 2),

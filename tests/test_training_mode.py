@@ -26,7 +26,7 @@ from paperlib.evaluation.auditing.training_mode import difference_in_training_mo
 
 EPS = Fraction(3, 20)
 PYTHONS, NUMPYS = random.Random(0), np.random.default_rng(0)  # generators that torch does not know
-ALONE = next(pitfall.check for pitfall in CHECKS if pitfall.name == "alone")
+ALONE = next(check.run for check in CHECKS if check.name == "alone")
 
 
 def alone(model: nn.Module, digits: Dataset) -> CheckResult:

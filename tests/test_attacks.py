@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -601,7 +602,7 @@ def test_a_copy_is_made_for_long_attacks_only(toy: ToyNet, digits: Dataset, monk
         made.append(len(x))
         return fold(model, x)
 
-    monkeypatch.setattr("paperlib.attacks.pgd.fold", folding)
+    monkeypatch.setattr(sys.modules["paperlib.attacks.pgd"], "fold", folding)  # the function pgd hides the module
     x, y = digits.test.images, digits.test.labels
     attack_settings: dict[str, Any] = {"eps": EPS, "step_size": STEP}
     for call in (pgd, attack):

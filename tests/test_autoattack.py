@@ -275,7 +275,7 @@ def test_fooled_images_fool_the_model_although_the_copy_differs(toy: ToyNet, dig
     assert torch.equal(misclassified(toy, done.images, y), done.fooled)
 
 
-# -- what it costs, and options far it is ------------------------------------------------------------------------------
+# -- passes and progress -----------------------------------------------------------------------------------------------
 
 
 def test_square_makes_one_pass_per_query(toy: ToyNet, digits: Dataset) -> None:

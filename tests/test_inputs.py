@@ -295,6 +295,7 @@ EVERYWHERE = {
     "weights of float64",
     "permuted images",
     "everything under inference_mode",
+    "everything under no_grad",
     "float64 by default",
     "float16 images",
     "float64 images",

@@ -938,7 +938,7 @@ def test_noise_is_a_function_of_the_generator(toy: ToyNet, digits: Dataset) -> N
     assert torch.equal(from_global.images, first.images)  # torch's global generator with the same seed
 
 
-def test_noise_outcomes_do_not_depend_on_the_other_iterateor_the_batch_size(toy: ToyNet, digits: Dataset) -> None:
+def test_noise_outcomes_do_not_depend_on_the_other_images_or_the_batch_size(toy: ToyNet, digits: Dataset) -> None:
     x, y = digits.test.images, digits.test.labels
     model = copy.deepcopy(toy).double()
     run: dict[str, Any] = {"eps": 0.3, "draws": 6}
@@ -968,7 +968,7 @@ def test_more_draws_fool_every_image_that_fewer_draws_fool(toy: ToyNet, digits: 
     assert counts[-1] > counts[0]
 
 
-def test_misclassified_clean_iterateare_successes_at_draw_0_and_do_not_change(toy: ToyNet, digits: Dataset) -> None:
+def test_misclassified_clean_images_are_successes_at_draw_0_and_do_not_change(toy: ToyNet, digits: Dataset) -> None:
     x, y = digits.test.images, (digits.test.labels + (torch.arange(80) % 2)) % 10
     done = random_noise(toy, x, y, eps=0.3, draws=4, generator=rng())
     mistakes = misclassified(toy, x, y)

@@ -784,9 +784,7 @@ def test_an_evaluation_records_which_attack_succeeded(masked: MaskedGradients, d
     spec = autoattack_spec(EPS, **SHORT)
     result = evaluate(without_copy(masked), digits.test, spec, seed=2**31 + 4, batch_size=40, state=tmp_path / "state")
     x, y = digits.test.images, digits.test.labels
-    done = autoattack(
-        without_copy(masked), x, y, **SETTINGS, seed=4, batch_size=40
-    )  # seeds are taken modulo 2**31
+    done = autoattack(without_copy(masked), x, y, **SETTINGS, seed=4, batch_size=40)  # seeds are taken modulo 2**31
     assert torch.equal(result.correct, ~done.fooled)
     expected = {SURVIVED: NEVER, MISCLASSIFIED: 0, 0: 1, 1: 2, 2: 3, 3: 4}
     assert result.first_success.tolist() == [expected[fooled_by] for fooled_by in done.fooled_by.tolist()]

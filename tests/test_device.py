@@ -12,7 +12,7 @@ import pytest
 import torch
 from simulated_device import SimulatedTensor, simulated_device
 from torch import Tensor, nn
-from toys import ToyNet
+from toys import Linear, ToyNet
 
 from paperlib import Dataset, Profile
 from paperlib.acceleration import Folded
@@ -42,7 +42,7 @@ from paperlib.evaluation import (
     square_spec,
     worst_case,
 )
-from paperlib.models import ADVMoE, Gate, Mixture
+from paperlib.models import ADVMoE, Mixture
 from paperlib.seeds import cpu_generator, hash_seed
 from paperlib.systems.registry import recipes
 from paperlib.training.trainer import train
@@ -153,14 +153,13 @@ def without_copy(model: nn.Module) -> Folded:
 
 
 def mixture(toy: ToyNet, **options: Any) -> Mixture:
-    """Two different experts and a gate with random weights."""
+    """Two different experts and a linear gate with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
         other = copy.deepcopy(toy)
         for parameter in other.parameters():
             parameter.data.add_(0.05 * torch.randn_like(parameter))
-        gate = Gate(2, 2, 1, (0.5,), (0.5,))
-        nn.init.normal_(gate.head.weight)
+        gate = Linear(0.5 * torch.randn(2, 64))
     return Mixture([copy.deepcopy(toy), other], gate, **options).eval()
 
 
@@ -291,14 +290,14 @@ def test_an_audit_is_the_same_on_every_device(
 ) -> None:
     for module in ("auditing.context", "robustness"):
         monkeypatch.setattr(f"paperlib.evaluation.{module}.fold", lambda model, x: without_copy(model))
-    budget = AuditBudget(steps=2, restarts=1, draws=2, iterations=2, queries=3, autoattack=kind == "network")
+    budget = AuditBudget(steps=1, restarts=1, draws=1, iterations=1, queries=2, autoattack=kind == "network")
 
     def run(model: nn.Module, x: Tensor, y: Tensor) -> Any:
-        more: dict[str, Any] = {"selected_on": digits.validation.images.to(x.device), "audit_budget": budget}
+        more: dict[str, Any] = {"selected_on": digits.validation.images[:20].to(x.device), "audit_budget": budget}
         more |= {"benign": 0} if kind == "mixture" else {"transfer_from": {"twin": copy.deepcopy(model)}}
-        return audit(model, x, y, "0.15", **more, batch_size=8, seed=3)
+        return audit(model, x, y, "0.15", **more, batch_size=5, seed=3)
 
-    same_on(device, toy if kind == "network" else mixture(toy), digits.test.first(12), run)
+    same_on(device, toy if kind == "network" else mixture(toy), digits.test.first(8), run)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------

@@ -302,10 +302,11 @@ FORMULAS: dict[str, tuple[Any, Callable[[Outputs, int], float]]] = {
 def test_each_objective_equals_its_formula_and_returns_the_logits_of_the_model(name: str) -> None:
     model, x, y = mixture_case(name)
     x.requires_grad_()
+    pairs = [(output, int(label)) for output, label in zip(outputs(model, x), y, strict=True)]
     for objective, (function, formula) in FORMULAS.items():
         logits, values = function(model, x, y)
         assert torch.allclose(logits, model(x)), objective
-        expected = [formula(output, int(label)) for output, label in zip(outputs(model, x), y, strict=True)]
+        expected = [formula(output, label) for output, label in pairs]
         assert values.shape == (30,), objective
         assert values.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5), objective
         assert torch.isfinite(torch.autograd.grad(values.sum(), x)[0]).all(), objective

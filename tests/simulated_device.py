@@ -1,8 +1,8 @@
-"""A device that is not the CPU, for tests on machines that have no other.
+"""A simulated second device, for tests on machines without a GPU.
 
-Within `simulated_device()` the device ``meta`` behaves as a GPU does: its tensors hold a CPU tensor inside and compute
-with it, refuse to meet tensors of the CPU, cannot become NumPy arrays, and take no generator of the CPU. Draws without
-a generator come from a stream of the device's own.
+Within `simulated_device()` the device ``meta`` behaves like a GPU. Its tensors hold a CPU tensor and compute with it.
+Operations that mix them with tensors of the CPU raise, and so do conversions to NumPy and draws with a generator of the
+CPU. Draws without a generator come from the device's own random stream.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 DEVICE = torch.device("meta")
 _aten = torch.ops.aten
-# What copies between devices, and what a GPU lets take indices of the CPU.
+# Operations that copy between devices, and operations that accept indices of the CPU on a GPU.
 _COPIES = (_aten.copy_.default, _aten._to_copy.default)
 _INDEXED = (_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default)
 
 
 class SimulatedTensor(Tensor):
-    """A tensor of the simulated device; ``inner`` holds its numbers."""
+    """A tensor of the simulated device; ``inner`` holds its values."""
 
     inner: Tensor
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> SimulatedTensor:
-        made: SimulatedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        tensor: SimulatedTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -41,8 +41,8 @@ class SimulatedTensor(Tensor):
             layout=inner.layout,
             device=DEVICE,
         )
-        made.inner = inner
-        return made
+        tensor.inner = inner
+        return tensor
 
     def __repr__(self, **_: Any) -> str:
         return f"SimulatedTensor({self.inner!r})"
@@ -66,30 +66,32 @@ class SimulatedTensor(Tensor):
 
 
 def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Run an operation of the simulated device with the tensors inside."""
+    """Run an operation of the simulated device on the inner tensors."""
     flat, shape = tree_flatten((args, kwargs))
-    assert not any(type(value) is Tensor and value.is_meta for value in flat), f"{func}: a meta tensor without numbers"
+    assert not any(type(value) is Tensor and value.is_meta for value in flat), f"{func}: a meta tensor without values"
     wrapped = {id(value.inner): value for value in flat if isinstance(value, SimulatedTensor)}
     indices = {id(index) for index in args[1]} if func in _INDEXED else set()
-    strangers = [value for value in flat if _of_cpu(value) and id(value) not in indices]
-    if strangers and func not in _COPIES:
+    cpu_tensors = [value for value in flat if _of_cpu(value) and id(value) not in indices]
+    if cpu_tensors and func not in _COPIES:
         raise RuntimeError(f"Expected all tensors to be on the same device, but found two, simulated and cpu! ({func})")
-    inside = [value.inner if isinstance(value, SimulatedTensor) else value for value in flat]
-    args, kwargs = tree_unflatten(inside, shape)
+    inner = [value.inner if isinstance(value, SimulatedTensor) else value for value in flat]
+    args, kwargs = tree_unflatten(inner, shape)
     target = kwargs.get("device")
     if target is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     with _own_stream(func, kwargs):
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
     if func is _aten._to_copy.default and target is not None and torch.device(target).type == "cpu":
-        return found
+        return result
     if func is _aten.copy_.default and not isinstance(flat[0], SimulatedTensor):
-        return flat[0]  # from the device into a tensor of the CPU
+        return flat[0]  # a copy from the device into a tensor of the CPU
 
     def wrap(value: Tensor) -> Tensor:
-        return wrapped[id(value)] if id(value) in wrapped else SimulatedTensor(value)  # itself, if changed in place
+        return (
+            wrapped[id(value)] if id(value) in wrapped else SimulatedTensor(value)
+        )  # the same object, if changed in place
 
-    return tree_map_only(Tensor, wrap, found)
+    return tree_map_only(Tensor, wrap, result)
 
 
 def _of_cpu(value: Any) -> bool:
@@ -101,7 +103,7 @@ _stream: list[Tensor] = []  # the state of the device's own generator
 
 @contextlib.contextmanager
 def _own_stream(func: Any, kwargs: dict[str, Any]) -> Iterator[None]:
-    """Draws of the device leave the CPU's generator alone, and are no draws of its seed."""
+    """Draws on the device use its own stream; the state of the CPU's generator does not change."""
     if kwargs.get("generator") is not None:
         raise RuntimeError("Expected a 'simulated' device type for generator but found 'cpu'")
     if torch.Tag.nondeterministic_seeded not in func.tags:
@@ -119,7 +121,7 @@ def _own_stream(func: Any, kwargs: dict[str, Any]) -> Iterator[None]:
 
 
 class _Factories(TorchDispatchMode):
-    """What is made on, or moved to, the simulated device becomes one of its tensors."""
+    """Tensors created on the simulated device, or moved to it, become `SimulatedTensor`s."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -130,7 +132,7 @@ class _Factories(TorchDispatchMode):
 
 
 class _Literals(TorchFunctionMode):
-    """Numbers of Python become tensors of the device below every other hook: in `torch.tensor` and in indices."""
+    """Converts Python numbers in `torch.tensor` and in indices, which no dispatch mode sees, to tensors."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -150,13 +152,13 @@ def _as_indices(index: Any) -> Any:
 
 @contextlib.contextmanager
 def simulated_device() -> Iterator[torch.device]:
-    """The simulated device, for the time of the block; autocast on it does nothing."""
+    """The simulated device within a ``with`` block; autocast on it does nothing."""
     _stream.clear()
     autocast: Callable[..., Any] = torch.autocast
 
-    def tolerant(device_type: str, *args: Any, **kwargs: Any) -> Any:
+    def autocast_except_simulated(device_type: str, *args: Any, **kwargs: Any) -> Any:
         return contextlib.nullcontext() if device_type == DEVICE.type else autocast(device_type, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patched, _Factories(), _Literals():
-        patched.setattr(torch, "autocast", tolerant)
+        patched.setattr(torch, "autocast", autocast_except_simulated)
         yield DEVICE

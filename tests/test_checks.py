@@ -1,4 +1,4 @@
-"""What is refused at the door, and with which word."""
+"""Checks of budgets, images, labels, logits and weights, and their error messages."""
 
 from __future__ import annotations
 
@@ -19,39 +19,36 @@ IMAGES = torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0])
 
 
-@pytest.mark.parametrize("value", [8 / 255, "8/255", Fraction(8, 255), np.float64(8 / 255), " 8/255 "])
-def test_a_budget_may_be_written_in_several_ways(value: float) -> None:
-    assert as_budget(value) == 8 / 255
+def test_a_budget_may_be_a_float_text_or_a_fraction() -> None:
+    for value in (8 / 255, "8/255", Fraction(8, 255), np.float64(8 / 255), " 8/255 "):
+        assert as_budget(value) == 8 / 255
+    for value, number in (("0.03", 0.03), (0, 0.0), (1, 1.0), ("1e-3", 0.001)):
+        assert as_budget(value) == number
 
 
-@pytest.mark.parametrize(("value", "number"), [("0.03", 0.03), (0, 0.0), (1, 1.0), ("1e-3", 0.001)])
-def test_a_budget_from_zero_to_one_is_taken(value: float, number: float) -> None:
-    assert as_budget(value) == number
+BAD_BUDGETS = [8, Fraction(8), -1, "-1/255", float("nan"), float("inf"), "nan", "x", "", "8/0", "1e999", None, True]
 
 
-@pytest.mark.parametrize(
-    "value",
-    [8, "8", Fraction(8), -1, "-1/255", float("nan"), float("inf"), "nan", "x", "", "8/0", "1e999", None, True, [0.1]],
-)
-def test_other_budgets_are_refused_by_name(value: object) -> None:
-    with pytest.raises(InputError, match="step_size") as caught:
-        as_budget(value, "step_size")  # type: ignore[arg-type]
-    assert "\n" not in str(caught.value)
+def test_another_value_of_a_budget_is_an_error_that_names_it() -> None:
+    for value in (*BAD_BUDGETS, [0.1]):
+        with pytest.raises(InputError, match="step_size") as caught:
+            as_budget(value, "step_size")  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [8, "8", 255])
-def test_a_budget_in_steps_of_a_byte_gets_a_hint(value: float) -> None:
-    with pytest.raises(InputError, match=f"did you mean {value}/255"):
-        as_budget(value)
+def test_a_budget_above_1_gets_a_hint() -> None:
+    for value in (8, "8", 255):
+        with pytest.raises(InputError, match=f"did you mean {value}/255"):
+            as_budget(value)
 
 
 @given(st.floats(0, 1))
-def test_every_float_from_zero_to_one_is_a_budget(value: float) -> None:
+def test_every_float_from_0_to_1_is_a_budget(value: float) -> None:
     assert as_budget(value) == value
     assert as_budget(repr(value)) == value
 
 
-def test_good_images_labels_and_logits_pass() -> None:
+def test_valid_images_labels_and_logits_pass() -> None:
     as_images(IMAGES)
     as_images(torch.zeros(0, 3, 8, 8))
     as_labels(LABELS, IMAGES)
@@ -59,7 +56,7 @@ def test_good_images_labels_and_logits_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "word"),
+    ("images", "message"),
     [
         ((IMAGES * 255).byte(), "divide bytes by 255"),
         (IMAGES * 255, "divide by 255"),
@@ -73,21 +70,24 @@ def test_good_images_labels_and_logits_pass() -> None:
         (None, "NoneType"),
     ],
 )
-def test_other_images_are_refused(images: object, word: str) -> None:
-    with pytest.raises(InputError, match=word):
+def test_invalid_images_are_an_error(images: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         as_images(images)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_images_that_are_not_finite_are_refused(value: float) -> None:
-    images = IMAGES.clone()
-    images[2, 0, 1, 1] = value
-    with pytest.raises(NotFiniteError, match="images"):
-        as_images(images)
+NOT_FINITE = (float("nan"), float("inf"), -float("inf"))
+
+
+def test_images_that_are_not_finite_are_an_error() -> None:
+    for value in NOT_FINITE:
+        images = IMAGES.clone()
+        images[2, 0, 1, 1] = value
+        with pytest.raises(NotFiniteError, match="images"):
+            as_images(images)
 
 
 @pytest.mark.parametrize(
-    ("labels", "word"),
+    ("labels", "message"),
     [
         (LABELS.int(), "int32"),
         (LABELS.float(), "float32"),
@@ -97,53 +97,53 @@ def test_images_that_are_not_finite_are_refused(value: float) -> None:
         (torch.nn.functional.one_hot(LABELS), "4 images"),
     ],
 )
-def test_labels_of_another_type_or_length_are_refused(labels: object, word: str) -> None:
-    with pytest.raises(InputError, match=word):
+def test_labels_of_another_type_or_length_are_an_error(labels: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         as_labels(labels, IMAGES)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("label", [-1, -100, 3])
-def test_labels_the_model_does_not_know_are_refused(label: int) -> None:
-    with pytest.raises(InputError, match="out of range"):
-        check_logits(torch.zeros(4, 3), torch.tensor([0, 1, 2, label]))
+def test_labels_outside_the_classes_are_an_error() -> None:
+    for label in (-1, -100, 3):
+        with pytest.raises(InputError, match="out of range"):
+            check_logits(torch.zeros(4, 3), torch.tensor([0, 1, 2, label]))
 
 
-@pytest.mark.parametrize("shape", [(4,), (3, 3), (4, 3, 1)])
-def test_a_model_that_returns_something_else_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="expected \\(N, classes\\)"):
-        check_logits(torch.zeros(shape), LABELS)
+def test_logits_of_another_shape_are_an_error() -> None:
+    for shape in ((4,), (3, 3), (4, 3, 1)):
+        with pytest.raises(InputError, match=r"expected \(N, classes\)"):
+            check_logits(torch.zeros(shape), LABELS)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_are_refused(value: float) -> None:
-    logits = torch.zeros(4, 3)
-    logits[1, 2] = value
-    with pytest.raises(NotFiniteError, match="logits"):
-        check_logits(logits, LABELS)
+def test_logits_that_are_not_finite_are_an_error() -> None:
+    for value in NOT_FINITE:
+        logits = torch.zeros(4, 3)
+        logits[1, 2] = value
+        with pytest.raises(NotFiniteError, match="logits"):
+            check_logits(logits, LABELS)
 
 
 def network() -> nn.Module:
-    """Parameters, float buffers and a counter that is no float."""
+    """With parameters, float buffers and an integer buffer."""
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
 
 
 def test_finite_weights_pass() -> None:
     check_weights(network())
-    check_weights(nn.Identity())  # has none
+    check_weights(nn.Identity())  # without weights
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("part", ["0.weight", "1.bias", "1.running_mean", "1.running_var", "2.1.weight", "2.1.bias"])
-def test_a_tensor_that_is_not_finite_is_named(part: str, value: float) -> None:
-    model = network()
-    tensor = model.state_dict()[part]
-    tensor.view(-1)[0] = value
-    share = f"{1 / tensor.numel():.0%}"
-    with pytest.raises(NotFiniteError, match=rf"^mine: {part} holds NaN or infinity \({share} of it\)"):
-        check_weights(model, "mine")
+@pytest.mark.parametrize("part", ["0.weight", "1.bias", "1.running_mean", "1.running_var", "2.1.weight"])
+def test_the_error_names_a_tensor_that_is_not_finite(part: str) -> None:
+    for value in NOT_FINITE:
+        model = network()
+        tensor = model.state_dict()[part]
+        tensor.view(-1)[0] = value
+        share = f"{1 / tensor.numel():.0%}"
+        with pytest.raises(NotFiniteError, match=rf"^mine: {part} holds NaN or infinity \({share} of it\)"):
+            check_weights(model, "mine")
 
 
-def test_the_first_of_several_is_named() -> None:
+def test_the_error_names_the_first_of_several_tensors() -> None:
     model = network()
     for part in ("2.1.bias", "1.running_var", "1.weight"):
         model.state_dict()[part].fill_(float("nan"))

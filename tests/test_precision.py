@@ -1,4 +1,4 @@
-"""Whatever TensorFloat-32 or bfloat16 was allowed for, accuracy is counted in plain float32."""
+"""Accuracy is always measured in float32, although TensorFloat-32 or bfloat16 may be allowed."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ EXACT = ("none", "ieee")
 
 
 def settings() -> list[str]:
-    """What decides how products and convolutions round."""
+    """The settings of the rounding of products and convolutions."""
     return [part.fp32_precision for part in (*GPU, *CPU)]
 
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    before, whole = settings(), BACKENDS.fp32_precision
+    before, default = settings(), BACKENDS.fp32_precision
     yield
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = False, True
-    BACKENDS.fp32_precision = whole
+    BACKENDS.fp32_precision = default
     for part, value in zip((*GPU, *CPU), before, strict=True):
         part.fp32_precision = value
 
@@ -57,7 +57,7 @@ ALLOWED: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("choose", ALLOWED.values(), ids=ALLOWED.keys())
-def test_any_choice_is_overruled_and_given_back(choose: Callable[[], object]) -> None:
+def test_any_setting_is_overridden_and_restored(choose: Callable[[], object]) -> None:
     choose()
     before = settings()
     with tensor_float32(False):
@@ -70,23 +70,23 @@ def test_any_choice_is_overruled_and_given_back(choose: Callable[[], object]) ->
     assert settings() == before
 
 
-class Noting(nn.Module):
-    """Notes at every call how products and convolutions round."""
+class Recording(nn.Module):
+    """Records the settings at every call."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = Linear(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)))
 
     def forward(self, x: Tensor) -> Tensor:
-        SEEN.add(tuple(settings()))
+        RECORDED.add(tuple(settings()))
         return self.model(x)
 
 
-SEEN: set[tuple[str, ...]] = set()
-HOW: dict[str, Any] = {"eps": 0.1, "step_size": 0.05, "steps": 2}
+RECORDED: set[tuple[str, ...]] = set()
+PGD: dict[str, Any] = {"eps": 0.1, "step_size": 0.05, "steps": 2}
 TINY = AuditBudget(steps=2, restarts=1, draws=2, iterations=2, queries=3)
-COUNTING: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
-    "attack": lambda model, x, y: attack(model, x, y, **HOW),
+EVALUATIONS: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
+    "attack": lambda model, x, y: attack(model, x, y, **PGD),
     "misclassified": lambda model, x, y: misclassified(model, x, y),
     "random_noise": lambda model, x, y: random_noise(model, x, y, eps=0.1, draws=2),
     "autoattack": lambda model, x, y: autoattack(model, x, y, eps=0.1, iterations=2, queries=3),
@@ -96,25 +96,25 @@ COUNTING: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
 }
 
 
-@pytest.mark.parametrize("count", COUNTING.values(), ids=COUNTING.keys())
-def test_whatever_counts_asks_the_network_without_tensor_float32(
-    count: Callable[[nn.Module, Tensor, Tensor], object],
+@pytest.mark.parametrize("evaluation", EVALUATIONS.values(), ids=EVALUATIONS.keys())
+def test_every_evaluation_calls_the_network_without_tensor_float32(
+    evaluation: Callable[[nn.Module, Tensor, Tensor], object],
 ) -> None:
-    model, x = Noting().eval(), torch.rand(6, 1, 4, 4)
+    model, x = Recording().eval(), torch.rand(6, 1, 4, 4)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
     BACKENDS.fp32_precision = "tf32"
     before = settings()
-    SEEN.clear()
-    count(model, x, y)
-    assert {("ieee",) * 6} == SEEN
+    RECORDED.clear()
+    evaluation(model, x, y)
+    assert {("ieee",) * 6} == RECORDED
     assert settings() == before
 
 
-def test_pgd_leaves_the_choice_to_training() -> None:
+def test_pgd_keeps_the_setting_of_the_caller() -> None:
     x, y = torch.rand(6, 1, 4, 4), torch.zeros(6, dtype=torch.int64)
     for allowed, value in ((True, "tf32"), (False, "ieee")):
-        SEEN.clear()
+        RECORDED.clear()
         with tensor_float32(allowed):
-            pgd(Noting(), x, y, **HOW)
-        assert {seen[:3] for seen in SEEN} == {(value,) * 3}
+            pgd(Recording(), x, y, **PGD)
+        assert {recorded[:3] for recorded in RECORDED} == {(value,) * 3}

@@ -1,4 +1,4 @@
-"""What makes attacks fast without changing a result: batch norm folded into convolutions, memory, precision."""
+"""Faster attacks with the same results: folding of batch norm into convolutions, memory management, precision."""
 
 from paperlib.acceleration.folding import Folded, fold
 

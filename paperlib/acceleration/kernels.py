@@ -1,9 +1,9 @@
-"""Convolutions of networks under attack: weights stand still and only the input gradient is wanted.
+"""Convolutions and linear layers for attacks: the weights are constant, and only the input gradient is needed.
 
 Batch norm in evaluation mode is a fixed scale and shift per channel, so it is folded into the convolution before it.
-One such convolution may stand for those of several networks of one shape, as the groups of a grouped convolution.
-Where a CPU's kernels are slow, the same numbers are computed another way; which way is decided by shapes alone, never
-by timing, so that equal work gives equal bits. tests/benchmarks/ways.py measures what each way costs.
+One grouped convolution may replace the same convolution of several networks. Where the CPU's kernels are slow, another
+algorithm computes the same result. The algorithm depends on shapes alone and not on measured times, so the same inputs
+always give the same bits. tests/benchmarks/ways.py measures the cost of each algorithm.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from torch.nn import functional as F
 
 Source = tuple[nn.Conv2d, nn.BatchNorm2d | None]
 
-# Above this many channels a CPU's own kernels are as fast on small maps as anything below.
+# From more channels than this, the CPU's native kernels are at least as fast on small maps.
 NARROW = 32
 SMALL_MAP = 8  # pixels a side
 
 
 def algorithm(conv: nn.Conv2d, size: tuple[int, int], device: str) -> str:
-    """How to compute this convolution on maps of ``size``.
+    """The algorithm for this convolution on maps of ``size`` (height, width) on a device type such as ``"cpu"``.
 
-    ``native``: the library's forward and backward kernels. ``matrix``: on a map of a few pixels a convolution is a
-    full matrix, and a matrix product is faster. ``flipped``: the input gradient is itself a convolution, with the
-    kernel rotated by 180 degrees, and forward kernels are faster than backward ones. ``sliced``: a strided 1x1
-    convolution reads every other pixel, so drop the others first.
+    - ``native``: torch's forward and backward kernels.
+    - ``matrix``: a product with the full matrix of the convolution, for maps of a few pixels.
+    - ``flipped``: the input gradient as a forward convolution with the kernel rotated by 180 degrees, because forward
+      kernels are faster than backward kernels.
+    - ``sliced``: a 1x1 convolution of stride 2 reads every other pixel, so the others are dropped first.
     """
     kernel, stride, padding = conv.kernel_size, conv.stride, conv.padding
     square = kernel in ((1, 1), (3, 3)) and padding == (kernel[0] // 2,) * 2 and stride in ((1, 1), (2, 2))
     if device != "cpu" or not square or conv.dilation != (1, 1) or conv.groups != 1 or size[0] != size[1]:
         return "native"
     side, narrow = size[0], conv.in_channels <= NARROW
-    # Of the 9 taps per pixel most fall outside a map of 2x2, so the matrix has fewer entries than it looks.
+    # On a map of 2x2, most of the 9 kernel entries of a pixel fall outside the map, so the matrix is small.
     if side <= 2 or (side == 4 and stride == (2, 2) and narrow):
         return "matrix"
     if kernel == (1, 1):
@@ -46,16 +47,17 @@ def algorithm(conv: nn.Conv2d, size: tuple[int, int], device: str) -> str:
 
 
 class FoldedConvolution(nn.Module):
-    """A convolution with the batch norm behind it, of one network or of several side by side.
+    """A convolution and the batch norm after it, of one network or of several networks as a grouped convolution.
 
-    Images (N, C, H, W) become (N, networks * channels, H', W'). The input holds one block of channels per network,
-    or, for the first layer of networks that look at the same image (``shared``), a single one.
+    Maps (N, blocks * C_in, H, W) become (N, networks * C_out, H', W'). The input has one block of channels for each
+    network, or a single block if all networks read the same input (``shared``).
 
     Args:
         sources: the same convolution of each network, with its batch norm in evaluation mode, or None.
-        size: height and width of the maps it will see; others work too, natively.
-        shared: whether all networks read the same input.
-        dtype: what to compute in.
+        size: expected height and width of the input; for inputs of another size the native algorithm is used.
+        shared: whether all networks read the same input, as in their first layer.
+        channels_last: memory format of the maps.
+        dtype: dtype of the computation.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class FoldedConvolution(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        # In a tuple, so that the networks attacked do not become submodules of the copy.
+        # A tuple, so that the original layers do not become submodules of this one.
         self.sources = tuple(sources)
         conv = sources[0][0]
         networks = len(sources)
@@ -82,7 +84,7 @@ class FoldedConvolution(nn.Module):
         if self.algorithm == "matrix" and shared and networks > 1:
             self.algorithm = "native"
         if self.algorithm == "flipped" and (channels_last or networks > 1):
-            self.algorithm = "native"  # with the channels last, or many, native kernels keep up
+            self.algorithm = "native"  # as fast with channels last or several networks
         if self.algorithm == "matrix":
             self.index_map = index_map(
                 conv.out_channels, conv.in_channels, conv.kernel_size[0], conv.stride[0], size[0]
@@ -90,8 +92,9 @@ class FoldedConvolution(nn.Module):
         self.refresh()
 
     def refresh(self) -> None:
-        """Take over the weights the networks have now."""
-        # Under names of their own: a module that reads a layer's ``weight`` itself must fail, and so be left alone.
+        """Fold the current weights of the networks."""
+        # The names differ from ``weight`` and ``bias``: a network that reads a layer's ``weight`` directly then raises,
+        # and `fold` does not fold it.
         weight, bias = _folded(self.sources)
         self.folded_weight = weight.to(self.dtype).contiguous(memory_format=self.format)
         self.folded_bias = bias.to(self.dtype)
@@ -113,23 +116,23 @@ class FoldedConvolution(nn.Module):
             side = (self.size[0] - 1) // self.stride[0] + 1
             return _Matrix.apply(x, self.matrix, self.offset, (len(x), self.outputs, side, side))
         if algorithm == "sliced":
-            kept = x[:, :, ::2, ::2].contiguous(memory_format=self.format)
-            return F.conv2d(kept, self.folded_weight, self.folded_bias, groups=self.groups)
+            sliced = x[:, :, ::2, ::2].contiguous(memory_format=self.format)
+            return F.conv2d(sliced, self.folded_weight, self.folded_bias, groups=self.groups)
         if algorithm == "flipped":
             return FlippedKernel.apply(
                 x, self.folded_weight, self.folded_bias, self.flipped_kernel, self.stride[0], self.groups
             )
         y = F.conv2d(x, self.folded_weight, self.folded_bias, self.stride, self.padding, self.dilation, self.groups)
-        return y.contiguous(memory_format=self.format)  # one-channel images have no layout to follow
+        return y.contiguous(memory_format=self.format)  # one-channel images do not determine the memory format
 
     def extra_repr(self) -> str:
         return f"{self.algorithm}, networks={len(self.sources)}, outputs={self.outputs}, groups={self.groups}"
 
 
 class FoldedLinear(nn.Module):
-    """The linear layer of one network, or of several side by side; the answer is float32.
+    """The linear layer of one network, or of several networks at once; the result is float32.
 
-    Features (N, networks * inputs) become (N, outputs) for one network, (N, networks, outputs) for several.
+    Features (N, networks * inputs) become (N, outputs) for one network and (N, networks, outputs) for several.
     """
 
     def __init__(self, sources: Sequence[nn.Linear], *, dtype: torch.dtype = torch.float32) -> None:
@@ -138,7 +141,7 @@ class FoldedLinear(nn.Module):
         self.refresh()
 
     def refresh(self) -> None:
-        """Take over the weights the networks have now."""
+        """Fold the current weights of the networks."""
         self.folded_weight = torch.stack([layer.weight.detach() for layer in self.sources]).mT.to(self.dtype)
         biases = [
             layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in self.sources
@@ -154,7 +157,7 @@ class FoldedLinear(nn.Module):
 
 
 class _Matrix(torch.autograd.Function):
-    """A convolution as a product with its full matrix, one for each network; nothing of the input is kept."""
+    """A convolution as a product with its full matrix, one for each network; the input is not saved for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, matrix: Tensor, offset: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -166,26 +169,26 @@ class _Matrix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (matrix,) = ctx.saved_tensors
-        back = _multiply(gradient, matrix.mT, ctx.shape)
-        return back.contiguous(memory_format=ctx.format), None, None, None
+        input_gradient = _multiply(gradient, matrix.mT, ctx.shape)
+        return input_gradient.contiguous(memory_format=ctx.format), None, None, None
 
 
 def _multiply(x: Tensor, matrix: Tensor, shape: tuple[int, ...], offset: Tensor | None = None) -> Tensor:
-    """Blocks of channels (N, networks * K, h, w) times (networks, K, M), returned in ``shape``."""
-    # Written into fresh memory: autograd would not let a layer behind this one change a view in place.
-    found = x.new_empty(shape)
+    """The product of ``x``, viewed as (N, networks, K), and ``matrix`` (networks, K, M), in ``shape``."""
+    # The result is new memory: autograd forbids the next layer to change a view in place.
+    result = x.new_empty(shape)
     if len(matrix) == 1:
-        x, flat = x.reshape(len(x), -1), found.view(len(x), -1)
+        x, flat = x.reshape(len(x), -1), result.view(len(x), -1)
         torch.mm(x, matrix[0], out=flat) if offset is None else torch.addmm(offset[0], x, matrix[0], out=flat)
-        return found
+        return result
     blocks = x.reshape(len(x), len(matrix), -1).transpose(0, 1)
     product = blocks @ matrix if offset is None else torch.baddbmm(offset, blocks, matrix)
-    found.view(len(x), len(matrix), -1).copy_(product.transpose(0, 1))
-    return found
+    result.view(len(x), len(matrix), -1).copy_(product.transpose(0, 1))
+    return result
 
 
 class FlippedKernel(torch.autograd.Function):
-    """A convolution whose input gradient is computed as a convolution too; nothing of the input is kept for it."""
+    """A convolution whose input gradient is a forward convolution too; the input is not saved for backward."""
 
     @staticmethod
     def forward(
@@ -200,21 +203,22 @@ class FlippedKernel(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (flipped_kernel,) = ctx.saved_tensors
         if ctx.stride == 1:
-            back = F.conv2d(gradient, flipped_kernel, padding=1, groups=ctx.groups)
+            input_gradient = F.conv2d(gradient, flipped_kernel, padding=1, groups=ctx.groups)
         else:
-            # A pixel feeds the output at its own place in the coarse map and the next one down and right.
-            ahead = F.pad(gradient, (0, 1, 0, 1))
-            back = F.pixel_shuffle(F.conv2d(ahead, flipped_kernel, groups=ctx.groups), 2)
-        return back.contiguous(memory_format=ctx.format), None, None, None, None, None
+            # A 2x2 block of input pixels contributes to the output pixel at its own position and to the next ones
+            # to the right and below.
+            padded = F.pad(gradient, (0, 1, 0, 1))
+            input_gradient = F.pixel_shuffle(F.conv2d(padded, flipped_kernel, groups=ctx.groups), 2)
+        return input_gradient.contiguous(memory_format=ctx.format), None, None, None, None, None
 
 
 def _format(x: Tensor) -> torch.memory_format:
-    # Gradients come back in the layout of what they belong to: mixed layouts slow every layer in between.
+    # Gradients get the memory format of their maps: mixed formats slow down every layer in between.
     return torch.contiguous_format if x.is_contiguous() else torch.channels_last
 
 
 def _folded(sources: Sequence[Source]) -> tuple[Tensor, Tensor]:
-    """Kernels and biases with the batch norms folded in, those of all networks one behind the other."""
+    """Kernels and biases with the batch norms folded in, concatenated over the networks."""
     convs = [conv for conv, _ in sources]
     norms = [norm for _, norm in sources if norm is not None]
     weight = _join(convs, "weight")
@@ -237,10 +241,11 @@ def _join(modules: Sequence[nn.Module], name: str) -> Tensor:
 
 
 def flipped_kernel(weight: Tensor, groups: int, stride: int) -> Tensor:
-    """The kernel of the input gradient: inputs and outputs exchanged, turned by 180 degrees."""
+    """The kernel of the input gradient: input and output channels exchanged, rotated by 180 degrees."""
     outputs, inputs, k, _ = weight.shape
     if stride == 2:
-        # Seen from 2x2 blocks of pixels, a strided 3x3 convolution is an unstrided 2x2 one on four times the channels.
+        # On 2x2 blocks of pixels, a 3x3 convolution of stride 2 is a 2x2 convolution of stride 1 with 4 times the
+        # channels.
         weight = F.pad(weight, (1, 0, 1, 0)).view(outputs, inputs, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4)
         inputs, k = inputs * 4, 2
     weight = weight.reshape(groups, outputs // groups, inputs, k, k).transpose(1, 2).flip(3, 4)
@@ -249,10 +254,10 @@ def flipped_kernel(weight: Tensor, groups: int, stride: int) -> Tensor:
 
 @functools.cache
 def index_map(outputs: int, inputs: int, k: int, stride: int, side: int) -> Tensor:
-    """Which weight joins each input pixel to each output pixel: an index into the flat kernel, its end for none."""
+    """For each input and output pixel, the index of their weight in the flat kernel; the kernel's length if none."""
     count = outputs * inputs * k * k
-    # A convolution that counts: its kernel holds the numbers 1, 2, ... and each image a single pixel.
+    # The kernel holds the numbers 1, 2, ..., and each image has one pixel of 1, so that the output shows the numbers.
     numbers = torch.arange(1, count + 1, dtype=torch.float64).view(outputs, inputs, k, k)
     pixels = torch.eye(inputs * side * side, dtype=torch.float64).view(-1, inputs, side, side)
-    met = F.conv2d(pixels, numbers, stride=stride, padding=k // 2).flatten(1).round().long()
-    return torch.where(met == 0, count, met - 1)
+    weights = F.conv2d(pixels, numbers, stride=stride, padding=k // 2).flatten(1).round().long()
+    return torch.where(weights == 0, count, weights - 1)

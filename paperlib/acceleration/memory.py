@@ -1,4 +1,4 @@
-"""Memory: what is used again and again stays with the process, and what does not fit is done in smaller batches."""
+"""Memory: the process keeps freed memory for reuse, and batches are halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 import torch
 
 T = TypeVar("T")
-# How allocators and libraries say in a plain RuntimeError that memory ran out; compared in lower case.
+# Parts of the messages of allocators and libraries when memory runs out, in lower case.
 MEMORY_TEXTS = (
     "out of memory",  # "CUDA out of memory", "CUDA error: out of memory", "HIP ...", "MPS backend ...", "XPU ..."
     "can't allocate memory",  # the CPU's allocator
@@ -23,22 +23,22 @@ MEMORY_TEXTS = (
     "cufft_alloc_failed",
     "std::bad_alloc",
     "invalid buffer size",  # MPS: a single tensor larger than the GPU's memory
-    # cuDNN tried every algorithm, and torch kept the allocator's own error of each attempt to itself
+    # cuDNN tried every algorithm, and torch does not pass on the allocator's error of each attempt
     "unable to find a valid cudnn algorithm",
     "unable to find an engine to execute this computation",
 )
 
-# From malloc.h: free memory at the end of the heap is returned above the first, larger blocks are mapped one by one
-# above the second.
+# From malloc.h. Free memory at the end of the heap is returned to the system above the first threshold; blocks above
+# the second threshold are mapped separately and returned when freed.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 @functools.cache
 def keep_memory() -> bool:
-    """Tell the C library not to return freed memory to the system; False where it is not glibc.
+    """Set glibc to keep freed memory. Returns whether that worked: False with another C library.
 
-    Every attack step frees what the next one allocates. Returned and asked for again, the system clears it page by
-    page each time: a fifth of a step's time with images of 32x32 on the CPU.
+    Each attack step allocates the same amounts as the step before. When freed memory is returned, the system clears
+    every page again at each step, which takes a fifth of the time of a step with 32x32 images on the CPU.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -48,36 +48,36 @@ def keep_memory() -> bool:
 
 
 class BatchLimit(Protocol):
-    """Whoever remembers how many images fit in memory at once; None while all did."""
+    """An object that stores how many images fit in memory at once; None until memory first runs out."""
 
     max_batch: int | None
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Whether ``error``, or one that it was raised from, says that the memory of the CPU or GPU did not suffice."""
-    seen: set[int] = set()
+    """Whether ``error``, or an error in its chain of causes, reports that CPU or GPU memory ran out."""
+    visited: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
+    while cause is not None and id(cause) not in visited:
+        visited.add(id(cause))
         text = str(cause).lower()
-        if isinstance(cause, MemoryError | torch.OutOfMemoryError) or any(words in text for words in MEMORY_TEXTS):
+        if isinstance(cause, MemoryError | torch.OutOfMemoryError) or any(part in text for part in MEMORY_TEXTS):
             return True
         cause = cause.__cause__ or cause.__context__
     return False
 
 
 def smaller_batch(images: int, error: Exception) -> int:
-    """Half as many images, if ``error`` says that memory ran out and more than one was tried; else ``error`` itself."""
+    """Half of ``images``. Re-raises ``error`` if it is not about memory, or if the batch has only one image."""
     if images <= 1 or not memory_ran_out(error):
         raise error
     return images // 2
 
 
 def in_batches(n: int, batch_size: int, limit: BatchLimit, work: Callable[[slice], T]) -> Iterator[tuple[slice, T]]:
-    """Slices of ``n`` rows, at most ``batch_size`` of them at once, each with what ``work`` returns for it.
+    """Split ``n`` rows into slices of at most ``batch_size`` rows; yields each slice with the result of ``work``.
 
-    A slice for which memory does not suffice is tried again with half as many rows, and so are those after it:
-    ``limit`` remembers how many fit, also for the next call. ``work`` must leave nothing behind when it fails.
+    When memory runs out, the slice is tried again with half as many rows. ``limit`` stores that number for the
+    following slices and for later calls. When ``work`` raises, it must leave no partial result.
     """
     done = 0
     while done < n:

@@ -1,4 +1,4 @@
-"""What decides how sums round, by explicit choice: how exactly a GPU multiplies, how many threads a CPU uses."""
+"""Explicit settings that change rounding: TensorFloat-32 on the GPU, and the number of CPU threads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# What rounds by itself, each with a setting ``fp32_precision``; torch declares no types for them.
+# The backends with a setting ``fp32_precision``; torch declares no types for them.
 _BACKENDS: Any = torch.backends
 _GPU = (_BACKENDS.cuda.matmul, _BACKENDS.cudnn.conv, _BACKENDS.cudnn.rnn)
 _CPU = (_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.rnn)
@@ -16,44 +16,44 @@ _CPU = (_BACKENDS.mkldnn.matmul, _BACKENDS.mkldnn.conv, _BACKENDS.mkldnn.rnn)
 
 @contextmanager
 def tensor_float32(allowed: bool) -> Iterator[None]:
-    """Let matrix products and convolutions round their inputs to TensorFloat-32 (10 bits of fraction), or not.
+    """Allow or forbid TensorFloat-32 (10 bits of fraction) in matrix products and convolutions on the GPU.
 
-    cuDNN's convolutions do so by default: a "float32" accuracy may be measured on a coarser network. Training may
-    choose; evaluation is always exact, on the CPU too, whose products may have been allowed bfloat16. As a decorator
-    it holds for each call.
+    cuDNN's convolutions use it by default, so an accuracy labelled float32 may be measured with less precision.
+    Training may allow it; evaluation forbids it, and also bfloat16 in the CPU's products and convolutions. The settings
+    before are restored at the end. As a decorator, it applies to each call of the function.
     """
-    before = [part.fp32_precision for part in (*_GPU, *_CPU)]
-    products, convolutions = _older_settings()
+    before = [backend.fp32_precision for backend in (*_GPU, *_CPU)]
+    matmul_precision, cudnn_allow_tf32 = _older_settings()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    for part in _GPU:
-        part.fp32_precision = "tf32" if allowed else "ieee"
-    for part in _CPU:
-        if not allowed and part.fp32_precision not in ("none", "ieee"):
-            part.fp32_precision = "ieee"
+    for backend in _GPU:
+        backend.fp32_precision = "tf32" if allowed else "ieee"
+    for backend in _CPU:
+        if not allowed and backend.fp32_precision not in ("none", "ieee"):
+            backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        if products is not None:
-            torch.set_float32_matmul_precision(products)
-        if convolutions is not None:
-            torch.backends.cudnn.allow_tf32 = convolutions
-        for part, value in zip((*_GPU, *_CPU), before, strict=True):
-            part.fp32_precision = value
+        if matmul_precision is not None:
+            torch.set_float32_matmul_precision(matmul_precision)
+        if cudnn_allow_tf32 is not None:
+            torch.backends.cudnn.allow_tf32 = cudnn_allow_tf32
+        for backend, value in zip((*_GPU, *_CPU), before, strict=True):
+            backend.fp32_precision = value
 
 
 def _older_settings() -> tuple[str | None, bool | None]:
-    """The same choices by the names of older torch, which it refuses to read (None) where only the newer were set."""
-    products = convolutions = None
+    """The same settings under their older names; None where torch cannot read one, because only the newer was set."""
+    matmul_precision = cudnn_allow_tf32 = None
     with suppress(RuntimeError):
-        products = torch.get_float32_matmul_precision()
+        matmul_precision = torch.get_float32_matmul_precision()
     with suppress(RuntimeError):
-        convolutions = torch.backends.cudnn.allow_tf32
-    return products, convolutions
+        cudnn_allow_tf32 = torch.backends.cudnn.allow_tf32
+    return matmul_precision, cudnn_allow_tf32
 
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Compute with a fixed number of CPU threads, 0 for torch's choice: with another, sums round differently."""
+    """Use ``count`` CPU threads, or torch's default if 0. The number of threads changes the rounding of sums."""
     before = torch.get_num_threads()
     if count:
         torch.set_num_threads(count)

@@ -1,4 +1,4 @@
-"""Attacks on [0, 1] pixels: one gradient loop, what it climbs, attacks made for mixtures, AutoAttack, and noise."""
+"""Attacks on images with pixels in [0, 1]: PGD and its objectives, attacks on mixtures, AutoAttack, random noise."""
 
 from paperlib.attacks.autoattack import STANDARD, AutoAttacked, autoattack
 from paperlib.attacks.early_stopping import NEVER, Attacked, attack, misclassified

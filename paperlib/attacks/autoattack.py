@@ -1,22 +1,19 @@
-"""AutoAttack (Croce and Hein 2020, arXiv 2003.01690) by the pyautoattack library, made resumable and told per image.
+"""AutoAttack (Croce and Hein 2020, arXiv 2003.01690) by the pyautoattack library: resumable, with an outcome per image.
 
-Four attacks without parameters, each on the images that withstood those before it: APGD on cross-entropy, APGD on the
-targeted DLR loss, targeted FAB, and Square, which asks for no gradient. The library's own classes do the work, with the
-settings of its ``standard`` version; this file decides the order, keeps the state, and confirms every image it hands
-back.
+Four attacks without free parameters, each on the images that survived the attacks before: APGD on cross-entropy, APGD
+on the targeted DLR loss, targeted FAB, and Square, which uses no gradient. The library computes each attack
+(`paperlib.attacks.autoattack_library`). This file calls the attacks in order, writes the state after each attack on
+each batch, and confirms every adversarial image.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,41 +23,49 @@ from paperlib.acceleration.memory import in_batches
 from paperlib.acceleration.precision import tensor_float32
 from paperlib.arguments import check_settings, check_type, check_whole, logits_of
 from paperlib.atomic_files import read_tensors, write_tensors
+from paperlib.attacks.autoattack_library import (
+    ITERATIONS,
+    QUERIES,
+    STANDARD,
+    CountingNetwork,
+    Settings,
+    passes_per_image,
+    perturb,
+)
 from paperlib.attacks.early_stopping import misclassified
-from paperlib.attacks.inputs import admit, no_gradient
+from paperlib.attacks.inputs import admit
 from paperlib.config.budgets import Budget, as_budget
-from paperlib.errors import InputError, NotFiniteError, PaperlibError
+from paperlib.errors import InputError, NotFiniteError
 from paperlib.models.modes import eval_mode, float32_by_default, outside_inference_mode
 from paperlib.paths import shown
+from paperlib.shapes import Images, Labels
 
-STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
-QUERIES, ITERATIONS, TARGETS = 5000, 100, 9  # of the standard version
-SURVIVED, MISCLASSIFIED = -1, -2  # in place of an attack: withstood all of them, misclassified before the first
-CLASSES = 4  # the targeted DLR loss divides by a difference of the first, third and fourth logit
+SURVIVED, MISCLASSIFIED = -1, -2  # in place of an attack: no attack succeeded; misclassified without an attack
+CLASSES = 4  # fewest classes of the targeted DLR loss, which divides by a difference of the 1st, 3rd and 4th logit
 
 
 @dataclass(frozen=True)
 class AutoAttacked:
-    """What AutoAttack did to N images."""
+    """The result of AutoAttack on N images."""
 
-    images: Tensor  # (N, C, H, W): the adversarial image where one was found *in this process*, else the clean one
-    fooled_by: Tensor  # (N,) int8: index in ``attacks`` of the one that fooled the model, `SURVIVED` or `MISCLASSIFIED`
+    images: Images  # the adversarial image if *this process* found one, else the clean image
+    fooled_by: Tensor  # (N,) int8: index in ``attacks`` of the successful attack, or `SURVIVED` or `MISCLASSIFIED`
     attacks: tuple[str, ...]
-    passes: int  # passes the attacks asked of the network in this process, images summed up; confirmations apart
+    passes: int  # forward passes of the attacks in this process, counted per image, without those that confirm
 
     @property
     def fooled(self) -> Tensor:
-        """(N,) bool, the misclassified clean images included."""
+        """(N,) bool: misclassified after the attacks, or without an attack."""
         return self.fooled_by != SURVIVED
 
 
 @outside_inference_mode()
-@float32_by_default()  # the library names no dtype
+@float32_by_default()  # the library creates tensors of the default dtype
 @tensor_float32(False)
 def autoattack(
     model: nn.Module | Folded,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Labels,
     *,
     eps: Budget,
     seed: int = 0,
@@ -71,28 +76,31 @@ def autoattack(
     state: str | Path | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> AutoAttacked:
-    """Run the standard version of AutoAttack on the L-infinity ball, and say which attack fooled which image.
+    """Run the standard version of AutoAttack in the L-infinity ball; the result holds which attack fooled which image.
 
-    Nothing is computed in TensorFloat-32. The library seeds torch's global generators and draws from the CPU's for
-    every attack of this version, so a seed means the same on every device, rounding apart.
+    TensorFloat-32 is off. Every attack of this version draws from the CPU's generator, which the library seeds, so
+    equal seeds give equal random numbers on every device.
 
     Args:
-        model: pixels to logits, of at least four classes for ``apgd-t``; attacked in evaluation mode, left as it was.
-            As the library computes in float32, weights of another dtype are handed images of that dtype.
-        x: images (N, C, H, W) in [0, 1]. y: labels (N,), int64. eps: a float or text such as ``"8/255"``.
-        attacks: some of `STANDARD`, in this order; ``("square",)`` is the gradient-free control alone.
+        model: pixels to logits, with at least four classes for ``apgd-t``; it is attacked in evaluation mode and
+            does not change. The library computes in float32; a model with weights of another dtype gets images of that
+            dtype.
+        x: images (N, C, H, W), pixels in [0, 1].
+        y: labels (N,), int64.
+        eps: budget in pixels of [0, 1]; a float or text such as ``"8/255"``.
+        attacks: some of `STANDARD`; they run in the order given. Square alone is the gradient-free control.
         iterations, queries: of APGD and FAB, and of Square. Fewer than the defaults are not the standard version.
-        batch_size: images attacked at once; part of the outcome, because a batch shares its random numbers. Where
-            memory does not suffice, half as many are attacked at once, each part from ``seed`` like a batch of its own.
-        state: a file that holds what is done after each attack on each batch. A run that finds it goes on, and ends
-            with the outcomes of an uninterrupted one; delete it when done.
-        progress: told the share of the work that is done, as far as it can be foreseen.
+        batch_size: images attacked at once. It changes outcomes, because a batch shares its random numbers. When
+            memory runs out, the batch is halved, and each part starts from ``seed`` like a separate batch.
+        state: a file for the state of the run, written after each attack on each batch. If it exists, the run resumes
+            and ends with the outcomes of an uninterrupted run. Delete it after the run.
+        progress: called repeatedly with the share of the work that is done, in [0, 1], as far as it is known.
 
     Raises:
-        InputError: pixels, labels or settings out of range, fewer than four classes, or a state of another run.
-        NotFiniteError: NaN or infinity in the model's answer. PaperlibError: pyautoattack is not installed.
+        InputError: pixels, labels or settings that cannot be used, fewer than four classes, or the state of another
+            run. NotFiniteError: NaN or infinity in the model's logits. PaperlibError: pyautoattack is not installed.
     """
-    eps = as_budget(eps)
+    budget = as_budget(eps)
     batch_size, iterations, queries = (
         check_whole(name, value)
         for name, value in (("batch_size", batch_size), ("iterations", iterations), ("queries", queries))
@@ -105,175 +113,117 @@ def autoattack(
     if unknown := [name for name in attacks if name not in STANDARD]:
         raise InputError(f"attacks: unknown {unknown[0]!r}; known: {', '.join(STANDARD)}")
     if len(set(attacks)) < len(attacks):
-        raise InputError(f"attacks: {', '.join(attacks)}: each once, please")
-    given = admit(model, x, y, gradient=any(name != "square" for name in attacks), float32=True)
-    x, y = given.x, given.y
-    folded = given.model if isinstance(given.model, Folded) else fold(given.model, x)
-    how = {"eps": eps, "seed": int(seed), "attacks": list(attacks), "iterations": iterations, "queries": queries}
-    # The library seeds torch's global generator, and its FAB would leave gradients in the parameters.
+        raise InputError(f"attacks: {', '.join(attacks)}: each attack may be listed once")
+    inputs = admit(model, x, y, gradient=any(name != "square" for name in attacks), float32=True)
+    x, y = inputs.x, inputs.y
+    folded = inputs.model if isinstance(inputs.model, Folded) else fold(inputs.model, x)
+    settings = Settings(budget, int(seed), tuple(attacks), iterations, queries)
+    # The library seeds torch's global generator, and its FAB computes gradients of the parameters.
     with eval_mode(folded.model), _without_gradients(folded), torch.random.fork_rng():
-        run = _Run(folded, x, y, how, batch_size, state, progress)
+        run = _Run(folded, x, y, settings, batch_size, state, progress)
         for attack in attacks:
             for first in range(0, len(x), batch_size):
                 run.advance(attack, first)
-    return AutoAttacked(run.images, run.fooled_by, tuple(attacks), run.passes)
+    return AutoAttacked(run.images, run.fooled_by, settings.attacks, run.passes)
 
 
 @contextmanager
 def _without_gradients(folded: Folded) -> Iterator[None]:
-    """Parameters ask for no gradient for the time of an attack."""
-    asking = [p for network in (folded.model, folded.network) for p in network.parameters() if p.requires_grad]
-    if not all(parameter.is_leaf for parameter in asking):
+    """No parameter requires a gradient during the attack."""
+    trainable = [p for network in (folded.model, folded.network) for p in network.parameters() if p.requires_grad]
+    if not all(parameter.is_leaf for parameter in trainable):
         raise InputError(
-            "autoattack: weights of the model are computed from others within autograd's graph, as copy.deepcopy makes "
-            "them of TorchScript modules; copy the model under torch.no_grad()"
+            "autoattack: weights of the model belong to autograd's graph, as after copy.deepcopy of a TorchScript "
+            "module; copy the model under torch.no_grad()"
         )
-    for parameter in asking:
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in asking:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
 class _Run:
-    """A run in progress: what is known of each image, kept in a file after each attack on each batch."""
+    """A run in progress: the outcome of each image so far, stored in a file after each attack on each batch."""
 
     def __init__(
         self,
         folded: Folded,
-        x: Tensor,
-        y: Tensor,
-        how: dict[str, Any],
+        x: Images,
+        y: Labels,
+        settings: Settings,
         batch_size: int,
         state: Path | None,
         progress: Callable[[float], None],
     ) -> None:
-        self.folded, self.x, self.y, self.how = folded, x, y, how
-        self.attacks: list[str] = how["attacks"]
+        self.folded, self.x, self.y, self.settings = folded, x, y, settings
         self.batch_size, self.state, self.progress = batch_size, state, progress
         self.images, self.passes = x.clone(), 0
         self.fooled_by = torch.full((len(x),), SURVIVED, dtype=torch.int8, device=x.device)
-        self.done = torch.zeros(len(self.attacks), -(-len(x) // batch_size), dtype=torch.bool)
-        self.key = ""
-        if state is not None:
-            self.key = _fingerprint(folded.model, x, y, {**how, "batch_size": batch_size})
+        self.done = torch.zeros(len(settings.attacks), -(-len(x) // batch_size), dtype=torch.bool)
+        self.key = "" if state is None else _fingerprint(folded.model, x, y, settings, batch_size)
         if state is not None and state.exists():
             self._restore(state)
         else:
-            if "apgd-t" in self.attacks and len(x):
+            if "apgd-t" in settings.attacks and len(x):
                 _check_classes(folded, x)
             self.fooled_by[misclassified(folded, x, y, batch_size)] = MISCLASSIFIED
 
     def advance(self, attack: str, first: int) -> None:
-        """One attack on what is left of one batch, unless that is done."""
-        unit = self.attacks.index(attack), first // self.batch_size
+        """Run one attack on the surviving images of the batch that begins at ``first``, unless that is done."""
+        unit = self.settings.attacks.index(attack), first // self.batch_size
         if self.done[unit]:
             return
-        part = torch.arange(first, min(first + self.batch_size, len(self.x)), device=self.x.device)
-        left = part[self.fooled_by[part] == SURVIVED]
-        if len(left):
-            # The copy first; those it lost and the model did not, rounding apart, once more on the model itself.
-            doubtful = self._attempt_in_batches(self.folded.network, attack, left)
-            if len(doubtful) and self.folded.network is not self.folded.model:
-                self._attempt_in_batches(self.folded.model, attack, doubtful)
+        batch = torch.arange(first, min(first + self.batch_size, len(self.x)), device=self.x.device)
+        surviving = batch[self.fooled_by[batch] == SURVIVED]
+        if len(surviving):
+            # First the folded copy; then the model itself for images that fooled only the copy, because of rounding.
+            unconfirmed = self._attack_in_batches(self.folded.network, attack, surviving)
+            if len(unconfirmed) and self.folded.network is not self.folded.model:
+                self._attack_in_batches(self.folded.model, attack, unconfirmed)
         self.done[unit] = True
-        self._tell(0.0)
+        self._report_progress(0.0)
         if self.state is not None:
-            tensors = {"by": self.fooled_by, "done": self.done}
-            write_tensors(self.state, tensors, {"key": self.key})
+            write_tensors(self.state, {"by": self.fooled_by, "done": self.done}, {"key": self.key})
 
-    def _attempt_in_batches(self, network: nn.Module, attack: str, left: Tensor) -> Tensor:
-        """`_attempt` on as many of the images as memory allows at once."""
+    def _attack_in_batches(self, network: nn.Module, attack: str, indices: Tensor) -> Tensor:
+        """`_attack` on as many of the images at once as memory allows."""
 
-        def attempt(part: slice) -> Tensor:
-            return self._attempt(network, attack, left[part])
+        def attack_rows(rows: slice) -> Tensor:
+            return self._attack(network, attack, indices[rows])
 
-        found = in_batches(len(left), self.batch_size, self.folded, attempt)
-        return torch.cat([left[:0], *(doubtful for _, doubtful in found)])
+        results = in_batches(len(indices), self.batch_size, self.folded, attack_rows)
+        return torch.cat([indices[:0], *(unconfirmed for _, unconfirmed in results)])
 
-    def _attempt(self, network: nn.Module, attack: str, left: Tensor) -> Tensor:
-        """Attack images by index; returns those that fooled ``network`` but not the model."""
-        x, y = self.x[left], self.y[left]
-        asked = _Watched(network, len(left) * _passes(attack, self.how), self._tell)
-        found = _adversarial(asked, attack, x, y, self.how)
-        self.passes += asked.passes
-        if not bool(asked.finite):
-            raise NotFiniteError(f"{attack}: the model's answer held NaN or infinity on the way; no outcome is kept")
+    def _attack(self, network: nn.Module, attack: str, indices: Tensor) -> Tensor:
+        """Attack images by index; returns the indices of those that fool ``network`` but not the model."""
+        x, y, settings = self.x[indices], self.y[indices], self.settings
+        counting = CountingNetwork(network, len(indices) * passes_per_image(attack, settings), self._report_progress)
+        images = perturb(counting, attack, x, y, settings)
+        self.passes += counting.passes
+        if not bool(counting.finite):
+            raise NotFiniteError(f"{attack}: the model's logits held NaN or infinity during the attack")
         with torch.no_grad():
-            fooled = logits_of(network, found).argmax(dim=1) != y
-        within = ((found - x).abs().amax(dim=(1, 2, 3)) <= self.how["eps"] + 1e-6) & _in_range(found)
-        fooled &= within
-        won = fooled.clone()
+            fooled = logits_of(network, images).argmax(dim=1) != y
+        fooled &= ((images - x).abs().amax(dim=(1, 2, 3)) <= settings.eps + 1e-6) & _in_range(images)
+        confirmed = fooled.clone()
         if network is not self.folded.model and bool(fooled.any()):
-            won[fooled] = misclassified(self.folded, found[fooled], y[fooled], self.batch_size)
-        self.images[left[won]] = found[won]
-        self.fooled_by[left[won]] = self.attacks.index(attack)
-        return left[fooled & ~won]
+            confirmed[fooled] = misclassified(self.folded, images[fooled], y[fooled], self.batch_size)
+        self.images[indices[confirmed]] = images[confirmed]
+        self.fooled_by[indices[confirmed]] = settings.attacks.index(attack)
+        return indices[fooled & ~confirmed]
 
-    def _tell(self, share: float) -> None:
-        """Say how far the run is: what is done, and a share of the attack that is going on."""
+    def _report_progress(self, share: float) -> None:
+        """Report the share of the run that is done; ``share`` is that of the current attack on the current batch."""
         self.progress(min(1.0, (float(self.done.sum()) + share) / max(self.done.numel(), 1)))
 
     def _restore(self, state: Path) -> None:
-        tensors, notes = read_tensors(state)
-        if notes.get("key") != self.key:
+        tensors, metadata = read_tensors(state)
+        if metadata.get("key") != self.key:
             raise InputError(f"{shown(state)}: the state of another run (model, images or settings); delete it")
         self.fooled_by, self.done = tensors["by"].to(self.x.device), tensors["done"]
-
-
-class _Watched(nn.Module):
-    """A network that counts what it is asked and says how far the attack is."""
-
-    def __init__(self, network: nn.Module, expected: int, tell: Callable[[float], None]) -> None:
-        super().__init__()
-        self.network, self.expected, self.tell = network, expected, tell
-        self.passes, self.told = 0, time.monotonic()
-        self.finite: Tensor | bool = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.passes += len(x)
-        if time.monotonic() - self.told > 1:
-            self.told = time.monotonic()
-            self.tell(min(0.99, self.passes / self.expected))
-        logits = logits_of(self.network, x)
-        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
-            raise no_gradient()
-        self.finite = torch.isfinite(logits.detach()).all() & self.finite
-        return logits.to(x.dtype)  # the library writes losses and margins into tensors of the images' dtype
-
-
-def _adversarial(model: nn.Module, attack: str, x: Tensor, y: Tensor, how: dict[str, Any]) -> Tensor:
-    """What one attack of the library makes of images that are classified correctly."""
-    try:
-        from pyautoattack import AutoAttack
-    except ImportError as error:
-        raise PaperlibError("AutoAttack needs pyautoattack 0.2 or newer: pip install pyautoattack") from error
-    with torch.no_grad():
-        classes = model(x[:1]).shape[1]
-    library = AutoAttack(model, norm="Linf", eps=how["eps"], seed=how["seed"], version="standard", device=x.device)
-    chosen = {
-        "apgd-ce": library.apgd,
-        "apgd-t": library.apgd_targeted,
-        "fab-t": library.fab,
-        "square": library.square,
-    }[attack]
-    library.logger.setLevel(logging.ERROR)  # what it would warn of, the audit tells
-    chosen.seed = how["seed"]
-    if attack == "square":
-        chosen.n_queries = how["queries"]
-    else:
-        chosen.n_iter = how["iterations"]
-    if attack == "apgd-ce":
-        chosen.loss = "ce"
-    if attack in ("apgd-t", "fab-t"):
-        chosen.n_target_classes = min(TARGETS, classes - 1)
-    if attack == "fab-t":
-        chosen.targeted = True
-    with torch.no_grad():
-        found: Tensor = chosen.perturb(x.clone(), y.clone())
-    return found.detach()
 
 
 def _check_classes(folded: Folded, x: Tensor) -> None:
@@ -283,21 +233,15 @@ def _check_classes(folded: Folded, x: Tensor) -> None:
         raise InputError(f"autoattack: its targeted losses need {CLASSES} classes or more, the model has {classes}")
 
 
-def _passes(attack: str, how: dict[str, Any]) -> int:
-    """Passes an image costs that withstands an attack."""
-    iterations: int = how["iterations"]
-    costs = {"apgd-ce": iterations, "apgd-t": TARGETS * iterations, "fab-t": 2 * TARGETS * iterations}
-    return int(costs.get(attack, how["queries"]))
-
-
 def _in_range(images: Tensor) -> Tensor:
     flat = images.flatten(1)
     return (flat.amin(dim=1) >= 0) & (flat.amax(dim=1) <= 1)
 
 
-def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, how: dict[str, Any]) -> str:
-    """Tells one run from another: weights, images, labels and settings."""
-    digest = hashlib.sha256(repr(sorted(how.items())).encode())
+def _fingerprint(model: nn.Module, x: Tensor, y: Tensor, settings: Settings, batch_size: int) -> str:
+    """A hash of weights, images, labels and settings, which identifies the run of a state file."""
+    values = {**asdict(settings), "attacks": list(settings.attacks), "batch_size": batch_size}
+    digest = hashlib.sha256(repr(sorted(values.items())).encode())
     for tensor in (*model.state_dict().values(), x, y):
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:20]

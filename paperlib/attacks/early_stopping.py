@@ -21,11 +21,11 @@ from paperlib.attacks.objectives import Objective, cross_entropy
 from paperlib.attacks.pgd import check_targets, first_iterate, folded_if_worthwhile
 from paperlib.config.budgets import Budget, as_budget
 from paperlib.models.modes import eval_mode, outside_inference_mode
+from paperlib.shapes import Images, Labels
 
 NEVER = -1  # in place of a step: the attack never succeeded
 
-
-# Steps between two moments at which the CPU reads which images are finished: each time it waits for the GPU.
+# Steps after which the CPU reads which images are finished; each time it waits for the GPU.
 SYNC_EVERY = {"cpu": 1, "cuda": 4}
 
 
@@ -33,7 +33,7 @@ SYNC_EVERY = {"cpu": 1, "cuda": 4}
 class Attacked:
     """The result of an attack on N images."""
 
-    images: Tensor  # (N, C, H, W): the first iterate that fooled the model, else the last one
+    images: Images  # the first iterate that fooled the model, else the last one
     fooled: Tensor  # (N,) bool: misclassified at any iterate, the random start and the clean image (step 0) included
     first_success: Tensor  # (N,) int64: the step at which that happened in the first restart, or NEVER
     passes: int  # forward passes, with or without a backward pass, counted per image
@@ -43,8 +43,8 @@ class Attacked:
 @tensor_float32(False)
 def attack(
     model: nn.Module | Folded,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Labels,
     *,
     eps: Budget,
     step_size: Budget,
@@ -54,31 +54,31 @@ def attack(
     generator: torch.Generator | None = None,
     objective: Objective = cross_entropy,
     targets: Tensor | None = None,
-    start: Tensor | None = None,
+    start: Images | None = None,
     batch_size: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Attacked:
     """PGD as an evaluation: an image counts as fooled if *any* iterate of any restart is misclassified.
 
     An image that is misclassified leaves the batch, and the next one takes its place; this changes no outcome. A
-    folded copy finds the adversarial images, and the model itself confirms each. Nothing is computed in TensorFloat-32.
-    Further arguments and errors as in `pgd`; with ``start`` every restart begins there, so one restart is enough.
+    folded copy finds the adversarial images, and the model itself confirms each. TensorFloat-32 is off. Further
+    arguments and errors as in `pgd`; with ``start`` every restart begins there, so one restart is enough.
 
     Args:
         batch_size: images attacked at once, all if None; halved when memory runs out.
-        progress: called now and then with the share of the work that is done, in [0, 1].
+        progress: called repeatedly with the share of the work that is done, in [0, 1].
     """
     budget, alpha = as_budget(eps, "eps"), as_budget(step_size, "step_size")
     steps, restarts = check_whole("steps", steps), check_whole("restarts", restarts)
     check_settings(generator=generator, objective=objective, progress=progress)
     if batch_size is not None:
         batch_size = check_whole("batch_size", batch_size)
-    given = admit(model, x, y, gradient=objective is cross_entropy)
-    x, y = given.x, given.y
+    inputs = admit(model, x, y, gradient=objective is cross_entropy)
+    x, y = inputs.x, inputs.y
     ball = Ball(budget)
     settings = _Settings(ball, alpha, steps, objective, max(len(x), 1) if batch_size is None else batch_size)
-    wanted = y if targets is None else check_targets(targets, x)
-    folded = folded_if_worthwhile(given.model, x, steps * restarts)
+    targets = y if targets is None else check_targets(targets, x)
+    folded = folded_if_worthwhile(inputs.model, x, steps * restarts)
     with eval_mode(folded.model):
         fooled = misclassified(folded, x, y, settings.batch_size)
         images, passes = x.clone(), len(x)
@@ -88,7 +88,7 @@ def attack(
             begin = first_iterate(ball, x, start, random_start=random_start, generator=generator)
             surviving = (~fooled).nonzero().squeeze(1)
             report = functools.partial(_report_share, progress, restart, restarts)
-            batch = _Batch(x[surviving], y[surviving], wanted[surviving], begin[surviving])
+            batch = _Batch(x[surviving], y[surviving], targets[surviving], begin[surviving])
             last, success, used = _attack_and_confirm(folded, batch, settings, report)
             images[surviving], fooled[surviving] = last, success != NEVER
             first_success[surviving] = success if restart == 0 else NEVER
@@ -102,20 +102,20 @@ def _report_share(progress: Callable[[float], None], restart: int, restarts: int
 
 @tensor_float32(False)
 def misclassified(
-    model: nn.Module | Folded, x: Tensor, y: Tensor, batch_size: int | None = None, name: str = "model"
+    model: nn.Module | Folded, x: Images, y: Labels, batch_size: int | None = None, name: str = "model"
 ) -> Tensor:
-    """Which images (N,) the model misclassifies, in the mode that it is in and without TensorFloat-32.
+    """Which images (N,) the model misclassifies, as a bool tensor; its mode does not change, and TensorFloat-32 is off.
 
-    Batches are halved when memory runs out. ``name`` stands for the model in messages.
+    Batches are halved when memory runs out. ``name`` is the name of the model in messages.
     """
     folded = model if isinstance(model, Folded) else Folded(model, model)
-    wrong = torch.zeros_like(y, dtype=torch.bool)
+    result = torch.zeros_like(y, dtype=torch.bool)
     batch_size = max(len(x), 1) if batch_size is None else batch_size
     check_whole("batch_size", batch_size)
     for part, logits in logits_in_batches(folded.model, x, batch_size, folded, name):
         check_logits(logits, y[part], name)
-        wrong[part] = logits.argmax(dim=1) != y[part]
-    return wrong
+        result[part] = logits.argmax(dim=1) != y[part]
+    return result
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class _Settings:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Images to attack, a row each: clean, their labels, what the objective is given, and where to begin."""
+    """Images to attack, their labels, the targets of the objective and the first iterates; a row for each image."""
 
     x: Tensor
     y: Tensor
@@ -189,10 +189,10 @@ def _attack_until_fooled(
         passes += len(active)
         if sync:
             check_logits(logits, labels)
-        wrong = logits.argmax(dim=1) != labels
+        fooled = logits.argmax(dim=1) != labels
         # A finished image that is still in the batch does not move, so a further pass does not change its outcome.
-        finished = wrong | (step >= steps)
-        first_success[active] = torch.where(wrong, step, NEVER)
+        finished = fooled | (step >= steps)
+        first_success[active] = torch.where(fooled, step, NEVER)
         if gradient_needed:
             largest = torch.maximum(largest, gradient.abs().amax())
             moved = settings.ball.step(x[active], images, gradient, settings.step_size)

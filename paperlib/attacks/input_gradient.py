@@ -7,19 +7,22 @@ from torch import Tensor, nn
 
 from paperlib.attacks.objectives import Objective
 from paperlib.errors import InputError, NotFiniteError
+from paperlib.shapes import Images
 
 
 def input_gradient(
-    model: nn.Module, x: Tensor, y: Tensor, objective: Objective, *, needed: bool = True
-) -> tuple[Tensor, Tensor]:
+    model: nn.Module, x: Images, y: Tensor, objective: Objective, *, needed: bool = True
+) -> tuple[Tensor, Images]:
     """The model's logits (N, classes) for the images ``x`` (N, C, H, W), and the gradient (N, C, H, W).
 
     Args:
-        y: labels (N,), or whatever else the objective is given, a row for each image.
+        y: labels (N,), or the targets of the objective, a row for each image.
         needed: False computes the logits only and returns ``x`` in place of the gradient.
 
+    The logits are not checked.
+
     Raises:
-        InputError: the objective returns no pair of tensors, or has no gradient with respect to the pixels.
+        InputError: the objective does not return a pair of tensors, or has no gradient with respect to the pixels.
     """
     with torch.set_grad_enabled(needed):
         x = x.detach().requires_grad_(needed)

@@ -1,16 +1,15 @@
-"""What comes in: the model, images and labels of an attack or an evaluation, looked at once, by the same rules.
+"""Checks of the model, images and labels of every attack and evaluation.
 
-`admit` is called at the beginning of `pgd`, `fgsm`, `attack`, `random_noise`, `autoattack`, `evaluate` and, in parts,
-`audit`. It refuses what they cannot work with in one sentence, before any work, and adapts what they can. Nothing that
-is handed in is changed.
+`pgd`, `fgsm`, `attack`, `random_noise`, `autoattack` and `evaluate` begin with a call of `admit`; `audit` calls parts
+of it. `admit` raises a one-sentence error before any work if they cannot be used, and adapts the model where it can. It
+changes neither the model nor the tensors.
 
-- Images: a float tensor (N, C, H, W) on [0, 1]. The work is done in float32, or in float64 where images and weights are
-  both float64 and the caller can; half precision is converted exactly. Any strides are taken.
-- Model: a `torch.nn.Module` from images to a float tensor of logits (N, classes), also for one image alone. It is asked
-  about one image and about two first. A model that edits its input in place is handed copies, one whose weights have
-  another dtype than the images is handed images of that dtype, and logits of another dtype are converted.
-- A folded copy (`paperlib.acceleration.Folded`) is taken as it is, so a training loop pays for the checks of its
-  images only.
+- Images: a float tensor (N, C, H, W) with pixels in [0, 1] and any strides. Attacks compute in float32, or in float64
+  if images and weights are both float64 and the caller supports it. Half precision is converted exactly.
+- Model: a `torch.nn.Module` from images to a float tensor of logits (N, classes), also for a batch of one image. It is
+  first called with one image and with two images. A model that edits its input in place gets copies, a model whose
+  weights have another dtype than the images gets images of that dtype, and logits of another dtype are converted.
+- A folded copy (`paperlib.acceleration.Folded`) is not called, so a training loop pays only for checks of its images.
 """
 
 from __future__ import annotations
@@ -30,132 +29,133 @@ from paperlib.arguments import as_images, as_labels, check_rows
 from paperlib.errors import InputError, PaperlibError
 from paperlib.models.adapters import Adapted, call_on_copy
 from paperlib.models.modes import eval_mode
+from paperlib.shapes import Images, Labels
 
-SEVERAL = 32  # images asked about together to explain a wrong answer to one
+SEVERAL = 32  # size of the batch that shows how many classes a model has, if it fails on a batch of one image
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an attack works with."""
+    """The checked and adapted inputs of an attack."""
 
     model: nn.Module | Folded
-    x: Tensor  # (N, C, H, W) in [0, 1]
-    y: Tensor  # (N,) int64
+    x: Images
+    y: Labels
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a pass with one image, and one with two, show of a model."""
+    """Properties of a model, found by a pass with one image and a pass with two."""
 
     classes: int
     edits_input: bool
-    has_gradient: bool  # False also where no gradient was asked for
+    has_gradient: bool  # of the logits with respect to the pixels; False also if it was not checked
     converts_logits: bool = False  # whether the logits have another dtype than the images
-    converted_to: torch.dtype | None = None  # the dtype it must be handed, if not that of the images
+    converted_to: torch.dtype | None = None  # the dtype of images that the model needs, if another one
 
 
 def admit(
     model: nn.Module | Folded,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Labels,
     *,
     gradient: bool = False,
     float32: bool = False,
     remember: bool = False,
     name: str = "model",
 ) -> Inputs:
-    """Check a model with the images (N, C, H, W) and labels (N,) it is to be asked about, and adapt them.
+    """Check a model, images (N, C, H, W) and labels (N,), and adapt them to each other.
 
     Args:
-        gradient: whether the logits must have a gradient with respect to the pixels.
-        float32: compute in float32 alone, on contiguous images.
-        remember: ask a model the first time only, for loops that call an attack for each batch.
+        gradient: require a gradient of the logits with respect to the pixels.
+        float32: return contiguous float32 images whatever the weights are.
+        remember: call a model only the first time, for loops that call an attack for each batch.
         name: of the model, in messages.
 
     Raises:
-        InputError: what cannot be worked with. NotFiniteError: NaN or infinity among the pixels.
+        InputError: a model, images or labels that cannot be used. NotFiniteError: NaN or infinity among the pixels.
     """
     x = as_images(x)
     y = as_labels(y, x)
     network = model.model if isinstance(model, Folded) else check_module(model, name)
-    x = _laid_out(x.to(_image_dtype(network, x, float32)), float32)
+    x = _supported_layout(x.to(_image_dtype(network, x, float32)), float32)
     if isinstance(model, Folded):
         return Inputs(_folded_for(model, x), x, y)
     if len(x) == 0:
         return Inputs(model, x, y)
-    seen = _remembered(model, x, gradient, name) if remember else look(model, x, gradient=gradient, name=name)
-    if gradient and not seen.has_gradient:
+    traits = _remembered_look(model, x, gradient, name) if remember else look(model, x, gradient=gradient, name=name)
+    if gradient and not traits.has_gradient:
         raise no_gradient(name)
-    return Inputs(adapt(model, seen), x, y)
+    return Inputs(adapt(model, traits), x, y)
 
 
 def check_module(model: object, name: str = "model") -> nn.Module:
-    """The model, if it is a module. Raises InputError."""
+    """The model itself. Raises InputError if it is not a module."""
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"{name}: expected a torch.nn.Module, got a {type(model).__name__}; make it the forward of a module that "
-            "holds its networks, so that their modes and gradients are left as they are"
+            f"{name}: expected a torch.nn.Module, got a {type(model).__name__}; write a module with it as forward and "
+            "its networks as submodules, so that their modes and gradients can be restored"
         )
     return model
 
 
 def no_gradient(name: str = "model") -> InputError:
-    """The error about a model that gradient attacks cannot attack."""
+    """The error for a model whose logits have no gradient with respect to the pixels."""
     return InputError(
-        f"{name}: the logits have no gradient with respect to the pixels; remove what detaches them, or use attacks "
-        "that need none (random_noise, Square)"
+        f"{name}: the logits have no gradient with respect to the pixels; remove what detaches them, or use an attack "
+        "without gradients (random_noise, Square)"
     )
 
 
-def adapt(model: nn.Module, seen: Traits) -> nn.Module:
-    """The model itself, or the wrapper it needs, in the same mode."""
-    needed = seen.edits_input or seen.converts_logits or seen.converted_to is not None
-    return Adapted(model, seen.converted_to) if needed else model
+def adapt(model: nn.Module, traits: Traits) -> nn.Module:
+    """The model itself, or in the wrapper that it needs; its mode does not change."""
+    needed = traits.edits_input or traits.converts_logits or traits.converted_to is not None
+    return Adapted(model, traits.converted_to) if needed else model
 
 
-def look(model: nn.Module, x: Tensor, *, gradient: bool, name: str = "model") -> Traits:
-    """Ask a model in evaluation mode about the first of the images ``x`` alone, and about the first two together.
+def look(model: nn.Module, x: Images, *, gradient: bool, name: str = "model") -> Traits:
+    """Call a model in evaluation mode with the first image of ``x``, then with the first two.
 
     Args:
-        gradient: whether to ask, with the first image, for the gradient with respect to its pixels too. The two are
-            asked about without: code may depend on either.
+        gradient: in the first call, check for a gradient with respect to the pixels. The second call is without
+            gradients, because a model's code may differ between the two.
 
     Raises:
-        InputError: it fails, or its answer is not a row of logits for each image.
+        InputError: the model raises, or does not return a row of logits for each image.
     """
-    with eval_mode(model), _own_random_numbers(x):
-        with torch.set_grad_enabled(gradient), _one_sentence(name, x[:1]):
-            seen = _ask_in_its_dtype(model, x, gradient, name)
+    with eval_mode(model), _restored_generators(x):
+        with torch.set_grad_enabled(gradient), _as_input_error(name, x[:1]):
+            traits = _traits_in_suitable_dtype(model, x, gradient, name)
         if len(x) > 1:
-            with torch.no_grad(), _one_sentence(name, x[:2]):
-                edits = _ask_about_two(adapt(model, seen), x, name)
-            seen = replace(seen, edits_input=seen.edits_input or edits)
-    return seen
+            with torch.no_grad(), _as_input_error(name, x[:2]):
+                edits = _edits_two_images(adapt(model, traits), x, name)
+            traits = replace(traits, edits_input=traits.edits_input or edits)
+    return traits
 
 
-def _ask_in_its_dtype(model: nn.Module, x: Tensor, gradient: bool, name: str) -> Traits:
-    """`_ask`, with images of the dtype of the weights where the model fails on those it is given."""
+def _traits_in_suitable_dtype(model: nn.Module, x: Tensor, gradient: bool, name: str) -> Traits:
+    """`_traits`; if the model fails on images of this dtype, with images of the dtype of its weights."""
     dtype = _weights_dtype(model)
     try:
-        return _ask(model, x, gradient, name)
+        return _traits(model, x, gradient, name)
     except RuntimeError:
         if dtype in (None, x.dtype):
             raise
-    return replace(_ask(Adapted(model, dtype), x, gradient, name), converted_to=dtype)
+    return replace(_traits(Adapted(model, dtype), x, gradient, name), converted_to=dtype)
 
 
-def _ask(model: nn.Module, x: Tensor, gradient: bool, name: str) -> Traits:
-    one = x[:1].detach().clone().requires_grad_(gradient)
-    logits, edits = call_on_copy(model, one)
-    _check_answer(logits, model, x, name)
-    found = None
+def _traits(model: nn.Module, x: Tensor, gradient: bool, name: str) -> Traits:
+    image = x[:1].detach().clone().requires_grad_(gradient)
+    logits, edits = call_on_copy(model, image)
+    _check_single_row(logits, model, x, name)
+    slope = None
     if gradient and logits.requires_grad:
-        found = torch.autograd.grad(logits.sum(), one, allow_unused=True)[0]
-    return Traits(logits.shape[1], edits, found is not None, logits.dtype != x.dtype)
+        slope = torch.autograd.grad(logits.sum(), image, allow_unused=True)[0]
+    return Traits(logits.shape[1], edits, slope is not None, logits.dtype != x.dtype)
 
 
-def _ask_about_two(model: nn.Module, x: Tensor, name: str) -> bool:
-    """Whether the model edits two images in place; False where memory holds only one."""
+def _edits_two_images(model: nn.Module, x: Tensor, name: str) -> bool:
+    """Whether the model edits a batch of two images in place; False if memory holds only one image."""
     try:
         logits, edits = call_on_copy(model, x[:2])
     except Exception as error:
@@ -166,8 +166,8 @@ def _ask_about_two(model: nn.Module, x: Tensor, name: str) -> bool:
     return edits
 
 
-def _check_answer(logits: object, model: nn.Module, x: Tensor, name: str) -> None:
-    """Require a row of logits for one image; if it is none, find out whether it is one for several images."""
+def _check_single_row(logits: object, model: nn.Module, x: Tensor, name: str) -> None:
+    """Require one row of logits for one image; otherwise call the model with several images for a better message."""
     if not isinstance(logits, Tensor) or logits.ndim == 2 or (len(x) == 1 and logits.ndim != 1):
         check_rows(logits, 1, name)
         return
@@ -177,13 +177,14 @@ def _check_answer(logits: object, model: nn.Module, x: Tensor, name: str) -> Non
         check_rows(several, len(x[:SEVERAL]), name)
         classes = several.shape[1]
     raise InputError(
-        f"{name}: one image alone gives {tuple(logits.shape)}, expected (1, {classes}); squeeze named axes only"
+        f"{name}: one image gives logits of shape {tuple(logits.shape)}, expected (1, {classes}); call squeeze with an "
+        "axis"
     )
 
 
 @contextmanager
-def _one_sentence(name: str, x: Tensor) -> Iterator[None]:
-    """Whatever a model raises for the images ``x`` as one InputError; that memory runs out is left to the caller."""
+def _as_input_error(name: str, x: Tensor) -> Iterator[None]:
+    """Raise an InputError for any error of a model on the images ``x``, except when memory runs out."""
     try:
         yield
     except PaperlibError:
@@ -199,29 +200,29 @@ def _one_sentence(name: str, x: Tensor) -> Iterator[None]:
         ) from error
 
 
-def _own_random_numbers(x: Tensor) -> Any:
-    """Random numbers that the model draws are not missing from torch's global generators afterwards."""
+def _restored_generators(x: Tensor) -> Any:
+    """A context after which torch's global generators have the state of before, whatever the model draws."""
     return torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else [])
 
 
-# What was seen of each model, by everything that a pass depends on but the values of its weights.
+# The traits of each model, by all that a pass depends on except the values of the weights.
 _TRAITS: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], Traits]] = WeakKeyDictionary()
 
 
-def _remembered(model: nn.Module, x: Tensor, gradient: bool, name: str) -> Traits:
-    known = _TRAITS.setdefault(model, {})
+def _remembered_look(model: nn.Module, x: Tensor, gradient: bool, name: str) -> Traits:
+    stored = _TRAITS.setdefault(model, {})
     weights = frozenset((tensor.dtype, tensor.device) for tensor in (*model.parameters(), *model.buffers()))
     key = (x.shape[1:], min(len(x), 2), x.dtype, x.device, weights, gradient)
-    if key in known:
-        return known[key]
-    seen = look(model, x, gradient=gradient, name=name)
-    if seen.has_gradient or not gradient:  # a refused model may be mended before the next call
-        known[key] = seen
-    return seen
+    if key in stored:
+        return stored[key]
+    traits = look(model, x, gradient=gradient, name=name)
+    if traits.has_gradient or not gradient:  # a refused model may be corrected before the next call
+        stored[key] = traits
+    return traits
 
 
 def _weights_dtype(model: nn.Module) -> torch.dtype | None:
-    """The dtype of the first float parameter or, without any, buffer; None if there is neither."""
+    """The dtype of the first float parameter or, without any, of the first float buffer; None if there is neither."""
     for tensors in (model.parameters(), model.buffers()):
         for tensor in tensors:
             if tensor.is_floating_point():
@@ -235,15 +236,15 @@ def _image_dtype(model: nn.Module, x: Tensor, float32: bool) -> torch.dtype:
     return torch.float32
 
 
-def _laid_out(x: Tensor, contiguous: bool) -> Tensor:
-    """The images with strides that every layer takes; channels-last is kept where the caller can."""
+def _supported_layout(x: Tensor, contiguous: bool) -> Tensor:
+    """The images with strides that every layer supports; channels-last is kept unless ``contiguous``."""
     if x.is_contiguous() or (not contiguous and x.is_contiguous(memory_format=torch.channels_last)):
         return x
     return x.contiguous()
 
 
 def _folded_for(folded: Folded, x: Tensor) -> Folded:
-    """The copy itself; a network that could not be folded and has weights of another dtype is adapted."""
+    """The copy itself; a network that is not folded is adapted if its weights have another dtype than the images."""
     if folded.network is not folded.model or x.dtype != torch.float32:
         return folded
     dtype = _weights_dtype(folded.model)

@@ -1,11 +1,11 @@
-"""Blind luck as an attack: the best of many uniform draws from the ball. No gradient attack should be worse."""
+"""Random noise as an attack: uniform draws from the ball. A gradient attack that finds less is faulty."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paperlib.acceleration import Folded, fold
 from paperlib.acceleration.precision import tensor_float32
@@ -15,14 +15,15 @@ from paperlib.attacks.inputs import admit
 from paperlib.config.budgets import Budget, as_budget
 from paperlib.models.modes import eval_mode, outside_inference_mode
 from paperlib.seeds import uniform
+from paperlib.shapes import Images, Labels
 
 
 @outside_inference_mode()
 @tensor_float32(False)
 def random_noise(
     model: nn.Module | Folded,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Labels,
     *,
     eps: Budget,
     draws: int,
@@ -30,35 +31,35 @@ def random_noise(
     batch_size: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Attacked:
-    """Try ``draws`` images per image, each pixel uniform in the ball, clipped to [0, 1]; the first that fools stays.
+    """Add noise to each image up to ``draws`` times, each pixel uniform in the L-infinity ball, clipped to [0, 1].
 
-    Arguments, result and errors as in `paperlib.attacks.attack`; ``first_success`` counts draws from 1, 0 is the clean
-    image.
+    The first noisy image that is misclassified is the result. Arguments, result and errors as in
+    `paperlib.attacks.attack`; ``first_success`` counts draws from 1, and 0 is the clean image.
     """
     eps = as_budget(eps)
     check_whole("draws", draws)
     check_settings(generator=generator, progress=progress)
     if batch_size is not None:
         batch_size = check_whole("batch_size", batch_size)
-    given = admit(model, x, y)
-    x, y = given.x, given.y
-    folded = given.model if isinstance(given.model, Folded) else fold(given.model, x)
+    inputs = admit(model, x, y)
+    x, y = inputs.x, inputs.y
+    folded = inputs.model if isinstance(inputs.model, Folded) else fold(inputs.model, x)
     with eval_mode(folded.model):
         fooled = misclassified(folded, x, y, batch_size)
         images, first, passes = x.clone(), torch.where(fooled, 0, NEVER), len(x)
-        # A copy finds, the model confirms.
-        asked = Folded(folded.network, folded.network, max_batch=folded.max_batch)
+        # The folded copy finds adversarial images, and the model itself confirms each.
+        copied = Folded(folded.network, folded.network, max_batch=folded.max_batch)
         for draw in range(1, draws + 1):
-            left = (~fooled).nonzero().squeeze(1)
-            if len(left) == 0:
+            surviving = (~fooled).nonzero().squeeze(1)
+            if len(surviving) == 0:
                 break
-            # Drawn for all images, so that the fate of one never changes the noise of another.
-            tried = (x + (2 * uniform(x.shape, generator, x) - 1) * eps).clamp(0, 1)
-            won = left[misclassified(asked, tried[left], y[left], batch_size)]
-            passes += len(left) + len(won)
+            # Drawn for all images, so that the outcome of one image never changes the noise of another.
+            noisy = (x + (2 * uniform(x.shape, generator, x) - 1) * eps).clamp(0, 1)
+            won = surviving[misclassified(copied, noisy[surviving], y[surviving], batch_size)]
+            passes += len(surviving) + len(won)
             if len(won):
-                won = won[misclassified(folded, tried[won], y[won], batch_size)]
-            images[won], fooled[won], first[won] = tried[won], True, draw
+                won = won[misclassified(folded, noisy[won], y[won], batch_size)]
+            images[won], fooled[won], first[won] = noisy[won], True, draw
             progress(draw / draws)
-    folded.max_batch = min((size for size in (asked.max_batch, folded.max_batch) if size is not None), default=None)
+    folded.max_batch = min((size for size in (copied.max_batch, folded.max_batch) if size is not None), default=None)
     return Attacked(images, fooled, first, passes)

@@ -12,54 +12,55 @@ from paperlib.arguments import check_logits, logits_of
 from paperlib.attacks.inputs import check_module
 from paperlib.errors import InputError
 from paperlib.models.modes import eval_mode
+from paperlib.shapes import Images, Labels, Logits, PerImage
 
-# An objective maps the model, the images (N, C, H, W) and the labels (N,), or other targets with a row per image, to
-# the logits (N, classes) and to one value per image (N,) that the attack maximises.
-Objective = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
-# From logits (N, classes) and labels (N,) to one value per image (N,), the higher the worse for the model.
-LogitLoss = Callable[[Tensor, Tensor], Tensor]
+# From the model, images and labels (or other targets with a row for each image) to the logits and to the values that
+# the attack maximises, one for each image.
+Objective = Callable[[nn.Module, Images, Tensor], tuple[Logits, PerImage]]
+# From logits and labels to a loss for each image.
+LogitLoss = Callable[[Logits, Labels], PerImage]
 
 
-def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The objective of FGSM and PGD: the loss the classifier is trained on."""
+def cross_entropy(model: nn.Module, x: Images, y: Labels) -> tuple[Logits, PerImage]:
+    """The objective of FGSM and PGD: cross-entropy, the loss of standard training."""
     logits = logits_of(model, x)
     try:
-        # Autocast may hand over bfloat16; the loss is computed in float32.
+        # Autocast may give bfloat16 logits; the loss is computed in float32.
         return logits, nn.functional.cross_entropy(logits.float(), y, reduction="none")
     except (IndexError, RuntimeError, ValueError):
-        check_logits(logits, y)  # says what is wrong with labels or logits, if that is the reason
+        check_logits(logits, y)  # a clearer error, if labels or logits are the reason
         raise
 
 
 @dataclass(frozen=True)
 class AttackObjective:
-    """An objective with what else it needs.
+    """An objective with its targets and its warm start.
 
     Attributes:
         function: what the attack maximises.
-        targets: from the model, clean images and labels to what ``function`` is given in place of the labels; None for
-            the labels.
-        warm_start: maximised first, by an attack of its own; the attack on ``function`` begins where that one ends.
+        targets: computes the targets of ``function`` from the model, the clean images and the labels; with None the
+            targets are the labels.
+        warm_start: an objective that a first attack maximises; the attack on ``function`` starts from its result.
     """
 
     function: Objective
-    targets: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None
+    targets: Callable[[nn.Module, Images, Labels], Tensor] | None = None
     warm_start: Objective | None = None
 
 
-def cross_entropy_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """-log p_y: cross-entropy per image (N,)."""
+def cross_entropy_loss(logits: Logits, y: Labels) -> PerImage:
+    """-log p_y: cross-entropy of each image."""
     return nn.functional.cross_entropy(logits.float(), y, reduction="none")
 
 
-def margin_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """max_{c != y} z_c - z_y (N,): above zero where the image is misclassified (Carlini and Wagner 2017)."""
+def margin_loss(logits: Logits, y: Labels) -> PerImage:
+    """max_{c != y} z_c - z_y: positive if and only if the image is misclassified (Carlini and Wagner 2017)."""
     others = logits.scatter(1, y.unsqueeze(1), -torch.inf)
     return others.amax(dim=1) - logits.gather(1, y.unsqueeze(1)).squeeze(1)
 
 
-def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
-    """The difference of logits ratio (N,), blind to the scale of the logits (Croce and Hein 2020, arXiv 2003.01690).
+def dlr_loss(logits: Logits, y: Labels) -> PerImage:
+    """The difference of logits ratio, invariant to scale and shift of the logits (Croce and Hein, arXiv 2003.01690).
 
     Raises:
         InputError: fewer than three classes.
@@ -72,14 +73,14 @@ def dlr_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def losses_for(classes: int) -> tuple[str, ...]:
-    """The losses beside cross-entropy that a model of so many classes has; DLR divides by the third logit."""
+    """The further losses that are defined for this number of classes: DLR needs a third logit."""
     return ("margin", "dlr") if classes >= 3 else ("margin",)
 
 
 def loss_objective(loss: LogitLoss) -> Objective:
-    """The objective that is a loss of the model's logits."""
+    """The objective that equals a loss of the model's logits."""
 
-    def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(model: nn.Module, x: Images, y: Labels) -> tuple[Logits, PerImage]:
         logits = logits_of(model, x)
         return logits, loss(logits, y)
 
@@ -87,39 +88,46 @@ def loss_objective(loss: LogitLoss) -> Objective:
 
 
 def transfer_objective(surrogate: nn.Module) -> Objective:
-    """Cross-entropy of another network: an attack that uses no gradient of the model.
+    """Cross-entropy of another network: a transfer attack, without a gradient of the model.
 
     Raises:
-        InputError: the surrogate is no module, or (when the objective is called) has other classes than the model.
+        InputError: the surrogate is not a module, or (when the objective is called) it has another number of classes.
     """
     check_module(surrogate, "surrogate")
 
-    def objective(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def objective(model: nn.Module, x: Images, y: Labels) -> tuple[Logits, PerImage]:
         with torch.no_grad():
             logits = logits_of(model, x)
         with eval_mode(surrogate):
-            others = logits_of(surrogate, x, "surrogate")
-        if others.shape != logits.shape:
-            raise InputError(f"surrogate: knows {others.shape[1]} classes, the model {logits.shape[1]}")
-        return logits, cross_entropy_loss(others, y)
+            surrogate_logits = logits_of(surrogate, x, "surrogate")
+        if surrogate_logits.shape != logits.shape:
+            classes = surrogate_logits.shape[1]
+            raise InputError(f"surrogate: has {classes} classes, but the model has {logits.shape[1]}")
+        return logits, cross_entropy_loss(surrogate_logits, y)
 
     return objective
 
 
-def kl_divergence(model: nn.Module, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(p(clean) || p(x)) per image: the inner maximisation of TRADES (Zhang et al. 2019, arXiv 1901.08573)."""
+def kl_divergence(model: nn.Module, x: Images, clean: Logits) -> tuple[Logits, PerImage]:
+    """KL(p(clean) || p(x)): the inner maximisation of TRADES (Zhang et al. 2019, arXiv 1901.08573).
+
+    ``clean``: log-probabilities of the clean images (N, classes).
+    """
     logits = logits_of(model, x)
     return logits, _kl_divergence(clean, logits)
 
 
-def routed_kl_divergence(model: nn.Module, x: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
-    """`kl_divergence` of the logits plus that of the router: the attack of ADVMoE's training (arXiv 2308.10110)."""
+def routed_kl_divergence(model: nn.Module, x: Images, clean: Tensor) -> tuple[Logits, PerImage]:
+    """`kl_divergence` of the logits plus that of the router: the attack in ADVMoE's training (arXiv 2308.10110).
+
+    ``clean``: log-probabilities of the classes and of the routes for the clean images (N, classes + routes).
+    """
     logits, scores = logits_of(model, x), model.get_submodule("router")(x.clone())
-    classes, route = clean[:, : logits.shape[1]], clean[:, logits.shape[1] :]
-    return logits, _kl_divergence(classes, logits) + _kl_divergence(route, scores)
+    clean_classes, clean_routes = clean[:, : logits.shape[1]], clean[:, logits.shape[1] :]
+    return logits, _kl_divergence(clean_classes, logits) + _kl_divergence(clean_routes, scores)
 
 
-def surrogate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def surrogate(model: nn.Module, x: Images, y: Labels) -> tuple[Logits, PerImage]:
     """Cross-entropy of a differentiable surrogate of a model with hard routing (BPDA, Athalye et al. 2018).
 
     Whether an image is misclassified is decided by the logits of the model itself.
@@ -134,7 +142,7 @@ def surrogate(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kl_divergence(clean: Tensor, logits: Tensor) -> Tensor:
-    # KL(p || q) = sum_c p_c (log p_c - log q_c), with both logarithms from the logits, so that nothing underflows
+    # KL(p || q) = sum_c p_c (log p_c - log q_c), with both logarithms from the logits against underflow
     log_p, log_q = clean.float(), torch.log_softmax(logits.float(), dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 

@@ -19,6 +19,7 @@ from paperlib.attacks.objectives import Objective, cross_entropy
 from paperlib.config.budgets import Budget, as_budget
 from paperlib.errors import InputError
 from paperlib.models.modes import eval_mode, outside_inference_mode
+from paperlib.shapes import Images, Labels
 
 FOLD_FROM = 2000  # images x steps from which a folded copy saves more time than it takes to make
 
@@ -26,8 +27,8 @@ FOLD_FROM = 2000  # images x steps from which a folded copy saves more time than
 @outside_inference_mode()
 def pgd(
     model: nn.Module | Folded,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Labels,
     *,
     eps: Budget,
     step_size: Budget,
@@ -36,18 +37,18 @@ def pgd(
     generator: torch.Generator | None = None,
     objective: Objective = cross_entropy,
     targets: Tensor | None = None,
-    start: Tensor | None = None,
+    start: Images | None = None,
     norm: str = "linf",
-) -> Tensor:
+) -> Images:
     """The last iterate of projected gradient descent.
 
     TensorFloat-32 stays as the caller has set it, because training may use it. `attack`, which counts successes,
     switches it off.
 
     Args:
-        model: a module, pixels to logits; `paperlib.attacks.inputs` says which models are accepted. It is attacked in
-            evaluation mode; its modes, buffers and parameter gradients do not change. For long attacks a folded copy
-            does the work (`paperlib.acceleration.fold`); pass the copy itself to use it again.
+        model: a module from pixels to logits; `paperlib.attacks.inputs` lists the accepted models. It is attacked in
+            evaluation mode; its modes, buffers and parameter gradients do not change. Long attacks use a folded copy
+            (`paperlib.acceleration.fold`); pass a folded copy to use it for several calls.
         x: images (N, C, H, W), pixels in [0, 1], of any float dtype.
         y: labels (N,), int64.
         eps, step_size: budget and step in pixels of [0, 1]; floats or text such as ``"8/255"``.
@@ -56,8 +57,8 @@ def pgd(
         generator: of the random start. It is drawn on the generator's device and moved to the images, so that the seed
             of a CPU generator means the same on every device; None for torch's global generator of the CPU.
         objective: what to maximise, one value for each image.
-        targets: what the objective is given in place of the labels, a row for each image.
-        start: images to begin at instead, moved into the ball and into [0, 1].
+        targets: passed to the objective in place of the labels; a row for each image.
+        start: images to begin at instead of a random draw; they are moved into the ball and into [0, 1].
         norm: ``"linf"``, steps along the sign of the gradient; or ``"l2"``, steps along the gradient.
 
     Returns:
@@ -72,14 +73,15 @@ def pgd(
     check_whole("steps", steps)
     ball = Ball(budget, norm)
     check_settings(generator=generator, objective=objective)
-    given = admit(model, x, y, gradient=objective is cross_entropy, remember=True)
-    x, y = given.x, given.y
+    inputs = admit(model, x, y, gradient=objective is cross_entropy, remember=True)
+    x, y = inputs.x, inputs.y
     begin = first_iterate(ball, x, start, random_start=random_start, generator=generator)
-    wanted = y if targets is None else check_targets(targets, x)
-    folded = folded_if_worthwhile(given.model, x, steps)
+    objective_targets = y if targets is None else check_targets(targets, x)
+    folded = folded_if_worthwhile(inputs.model, x, steps)
 
-    def maximise(rows: slice) -> Tensor:
-        return _maximise(folded.network, x[rows], y[rows], wanted[rows], begin[rows], ball, alpha, steps, objective)
+    def maximise(rows: slice) -> Images:
+        batch = x[rows], y[rows], objective_targets[rows], begin[rows]
+        return _maximise(folded.network, *batch, ball, alpha, steps, objective)
 
     images = torch.empty_like(begin)
     with eval_mode(folded.model):
@@ -90,15 +92,15 @@ def pgd(
 
 def _maximise(
     network: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    x: Images,
+    y: Labels,
     targets: Tensor,
-    start: Tensor,
+    start: Images,
     ball: Ball,
     alpha: float,
     steps: int,
     objective: Objective,
-) -> Tensor:
+) -> Images:
     """The loop of PGD on one batch."""
     current, largest = start, start.new_zeros(())
     for k in range(steps):
@@ -113,8 +115,8 @@ def _maximise(
 
 
 def fgsm(
-    model: nn.Module | Folded, x: Tensor, y: Tensor, *, eps: Budget, objective: Objective = cross_entropy
-) -> Tensor:
+    model: nn.Module | Folded, x: Images, y: Labels, *, eps: Budget, objective: Objective = cross_entropy
+) -> Images:
     """The fast gradient sign method: one step of PGD of size eps from the clean image.
 
     x_adv = clip(x + eps * sign(grad_x L(x, y)), 0, 1). Arguments, result and errors as in `pgd`.
@@ -123,9 +125,9 @@ def fgsm(
 
 
 def first_iterate(
-    ball: Ball, x: Tensor, start: Tensor | None, *, random_start: bool, generator: torch.Generator | None
-) -> Tensor:
-    """Where an attack begins: at ``start`` moved into the ball, at a random draw, or at the clean images.
+    ball: Ball, x: Images, start: Images | None, *, random_start: bool, generator: torch.Generator | None
+) -> Images:
+    """The first iterate: ``start`` moved into the ball if it is given, else a random draw or the clean images.
 
     Raises:
         InputError: ``start`` is not a float tensor of the shape of ``x``.
@@ -135,18 +137,18 @@ def first_iterate(
     return ball.random_start(x, generator) if random_start else x
 
 
-def check_targets(targets: Tensor, x: Tensor) -> Tensor:
+def check_targets(targets: Tensor, x: Images) -> Tensor:
     """The targets, detached. Raises InputError unless there is a row for each image."""
     if not isinstance(targets, Tensor) or targets.shape[:1] != x.shape[:1]:
-        given = tuple(targets.shape) if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
-        raise InputError(f"targets: expected a tensor with a row for each of {len(x)} images, got {given}")
+        text = tuple(targets.shape) if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
+        raise InputError(f"targets: expected a tensor with a row for each of {len(x)} images, got {text}")
     return outside_graph(targets)
 
 
-def folded_if_worthwhile(model: nn.Module | Folded, x: Tensor, steps: int) -> Folded:
-    """A folded copy of the model, or the model itself where the attack is too short to repay the copy."""
+def folded_if_worthwhile(model: nn.Module | Folded, x: Images, steps: int) -> Folded:
+    """A folded copy of the model, or the model itself if the attack is too short for a copy to save time."""
     if isinstance(model, Folded):
         return model
     if steps * len(x) < FOLD_FROM:
-        return Folded(model, model, reason="too little work for a copy to pay")
+        return Folded(model, model, reason="the attack is too short for a copy to save time")
     return fold(model, x)

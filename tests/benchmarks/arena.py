@@ -1,7 +1,8 @@
-"""Contenders take turns, each in a process of its own, so that none profits from another's settings or memory.
+"""Timing of several contenders in interleaved rounds.
 
-One works while the others wait; every round runs all, each round in another order; a ratio is taken within a round,
-and the median over the rounds is reported with the lowest and the highest.
+Each contender runs in a separate process, so that settings and memory of one do not affect another. Only one process
+works at a time. Every round runs all contenders, in a different order. Ratios are computed within a round; their
+median over the rounds is reported with the lowest and the highest.
 """
 
 from __future__ import annotations
@@ -23,29 +24,28 @@ Timed = Callable[[], float]
 def compete(
     name: str, system: str, contenders: Sequence[str], settings: Json, *, images: int, rounds: int, threads: int
 ) -> list[Json]:
-    """Seconds and outcomes of each contender: one row each, in the order given; the first is what ratios refer to."""
+    """A row for each contender with its seconds and outcomes; ratios are relative to the first contender."""
     context = multiprocessing.get_context("spawn")
     seconds: dict[str, list[float]] = {c: [] for c in contenders}
     fooled: dict[str, list[bool]] = {}
     with ExitStack() as closing:
         pipes: dict[str, Connection] = {}
         for contender in contenders:
-            here, there = context.Pipe()
+            parent, child = context.Pipe()
             process = context.Process(
-                target=_serve, args=(there, contender, name, system, settings, images, threads), daemon=True
+                target=_serve, args=(child, contender, name, system, settings, images, threads), daemon=True
             )
             process.start()
             closing.callback(process.join, 5)
-            closing.callback(here.send, False)
-            pipes[contender] = here
-        for update_step in range(rounds + 1):
-            order = [*contenders[update_step % len(contenders) :], *contenders[: update_step % len(contenders)]]
+            closing.callback(parent.send, False)
+            pipes[contender] = parent
+        for round_number in range(rounds + 1):
+            order = [*contenders[round_number % len(contenders) :], *contenders[: round_number % len(contenders)]]
             for contender in order:
                 pipes[contender].send(True)
-                spent, wrong = pipes[contender].recv()
-                if update_step:  # the first round warms up
-                    seconds[contender].append(spent)
-                fooled[contender] = wrong
+                elapsed, fooled[contender] = pipes[contender].recv()
+                if round_number:  # the first round warms up
+                    seconds[contender].append(elapsed)
     first = contenders[0]
     return [
         {
@@ -59,20 +59,20 @@ def compete(
 
 
 def interleave(candidates: dict[str, Timed], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate over some rounds in this process, each round in another order, after one to warm up."""
+    """Seconds of each candidate in several rounds of different order in this process, after one round of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
-    for update_step in range(rounds + 1):
-        shift = update_step % len(names)
+    for round_number in range(rounds + 1):
+        shift = round_number % len(names)
         for name in names[shift:] + names[:shift]:
-            spent = candidates[name]()
-            if update_step:
-                seconds[name].append(spent)
+            elapsed = candidates[name]()
+            if round_number:
+                seconds[name].append(elapsed)
     return seconds
 
 
 def timed(work: Callable[[], object], repeats: int = 1) -> Timed:
-    """How long ``work`` takes, the mean of some repeats; waits for the GPU before and after."""
+    """A function that returns the mean seconds of ``work`` over ``repeats`` calls, with GPU synchronisation."""
 
     def run() -> float:
         synchronise()
@@ -104,14 +104,14 @@ def _serve(pipe: Connection, contender: str, name: str, system: str, settings: J
 
     torch.set_num_threads(threads)
     if contender in OURS:
-        keep_memory()  # as the companion's own runs do
+        keep_memory()  # as in this package's runs
     model, x, y = subject(name, system)
     x, y = x[:images], y[:images]
-    how = Settings(**settings)
+    attack_settings = Settings(**settings)
     result: list[Any] = []
 
     def work() -> None:
-        result[:] = [CONTENDERS[contender](model, x, y, how)]
+        result[:] = [CONTENDERS[contender](model, x, y, attack_settings)]
 
     with tensor_float32(False):
         while pipe.recv():

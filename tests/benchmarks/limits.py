@@ -1,4 +1,4 @@
-"""How close an attack comes to what the network itself costs, and how its cost grows."""
+"""The time of an attack step relative to the network's own passes, and the growth of time and memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from arena import interleave, spread, timed
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from ways import _Mean, _step, _trained_looking
+from ways import Mean, gradient_step, with_random_statistics
 
 from paperlib.acceleration import fold
 from paperlib.acceleration.memory import keep_memory
@@ -30,14 +30,14 @@ SIZES = [(8, 8, 1, 1, 128), (8, 8, 1, 9, 128), (16, 32, 3, 1, 64)]
 GPU_SIZES = [(64, 32, 3, 1, 256), (64, 32, 3, 9, 256)]
 
 
-def step_against_bare(*, rounds: int, say: Callable[[str], None]) -> list[Json]:
-    """A PGD step over a bare forward pass with input gradient of the same folded network at the same batch."""
+def step_against_bare(*, rounds: int, log: Callable[[str], None]) -> list[Json]:
+    """Time of a PGD step, relative to a forward pass with input gradient of the same folded network and batch."""
     rows = []
     for width, side, channels, experts, images in GPU_SIZES if torch.cuda.is_available() else SIZES:
         model, x, y = _network(width, channels, experts), *_images(images, channels, side)
         for dtype in (torch.float32, torch.bfloat16):
             folded = fold(model, x, dtype=dtype)
-            bare = _step(folded.network, x, y)
+            bare = gradient_step(folded.network, x, y)
             generator = torch.Generator(x.device).manual_seed(0)
 
             def attacked(folded: Any = folded, x: Any = x, y: Any = y, generator: Any = generator) -> object:
@@ -47,7 +47,7 @@ def step_against_bare(*, rounds: int, say: Callable[[str], None]) -> list[Json]:
             per_step = [s / STEPS for s in seconds["step"]]
             ratio = spread([a / b for a, b in zip(per_step, seconds["bare"], strict=True)])
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                # Counted on the network as it is: what folding or another way of computing saves is a gain.
+                # Counted on the network without folding, so operations that folding saves count as speed.
                 model(x)
             operations = 2 * counter.get_total_flops()  # the input gradient takes as many as the forward pass
             name = str(dtype).removeprefix("torch.")
@@ -57,7 +57,7 @@ def step_against_bare(*, rounds: int, say: Callable[[str], None]) -> list[Json]:
             row |= {"images_x_steps_per_second": images / spread(per_step)[0], "matrix_peak_flops": peak}
             row |= {"share_of_peak": operations / best / peak}
             rows.append(row)
-            say(
+            log(
                 f"{experts} x width {width}, {side}x{side}, {images} images, {name}: step / bare {ratio[0]:.3f} "
                 f"[{ratio[1]:.3f}, {ratio[2]:.3f}], {row['images_x_steps_per_second']:.0f} images x steps/s, "
                 f"{row['share_of_peak']:.0%} of the matrix peak ({peak / 1e9:.0f} GFLOP/s)"
@@ -66,9 +66,9 @@ def step_against_bare(*, rounds: int, say: Callable[[str], None]) -> list[Json]:
 
 
 def matrix_peak(dtype: torch.dtype) -> float:
-    """Floating-point operations per second of the best large matrix product found here, with the threads set now.
+    """Floating-point operations per second of the fastest large matrix product on this machine and these threads.
 
-    As a product and as a 1x1 convolution, since the two may be served by different libraries.
+    It is measured as a matrix product and as a 1x1 convolution, which may use different libraries.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     best = 0.0
@@ -82,8 +82,8 @@ def matrix_peak(dtype: torch.dtype) -> float:
     return best
 
 
-def growth(*, rounds: int, say: Callable[[str], None]) -> list[Json]:
-    """Seconds against images, steps and experts, each with the exponent of the power law fitted to the medians."""
+def growth(*, rounds: int, log: Callable[[str], None]) -> list[Json]:
+    """Seconds against images, steps, experts and width, each with the exponent of a power law fitted to the medians."""
     gpu = torch.cuda.is_available()
     width, channels, side, batch = (64, 3, 32, 256) if gpu else (8, 3, 16, 64)
     rows = []
@@ -93,10 +93,10 @@ def growth(*, rounds: int, say: Callable[[str], None]) -> list[Json]:
         medians = [spread(seconds[str(p)])[0] for p in points]
         exponent = _slope([math.log(p) for p in points], [math.log(s) for s in medians])
         rows.append({"axis": axis, "points": list(points), "seconds": list(seconds.values()), "exponent": exponent})
-        say(f"cost against {axis}: exponent {exponent:.3f}, " + ", ".join(f"{s:.3f} s" for s in medians))
+        log(f"cost against {axis}: exponent {exponent:.3f}, " + ", ".join(f"{s:.3f} s" for s in medians))
 
     one = fold(_network(width, channels, 1), _images(2, channels, side)[0])
-    one.max_batch = batch  # a fixed batch: more images are more batches
+    one.max_batch = batch  # a fixed batch size, so more images are more batches
 
     def by_images(n: int) -> Callable[[], object]:
         x, y = _images(n, channels, side)
@@ -127,15 +127,15 @@ def growth(*, rounds: int, say: Callable[[str], None]) -> list[Json]:
     return rows
 
 
-def memory(say: Callable[[str], None]) -> list[Json]:
-    """The most memory a PGD run adds, against its steps: each in a process of its own."""
+def memory(log: Callable[[str], None]) -> list[Json]:
+    """Peak memory added by PGD for several numbers of steps, each in a separate process."""
     rows = []
     context = multiprocessing.get_context("spawn")
-    for steps in (20, 40, 80, 160):  # a few steps in, the allocator has settled
+    for steps in (20, 40, 80, 160):  # from about 20 steps on, the allocator holds its buffers
         with context.Pool(1) as pool:
             added = pool.apply(_added_memory, (steps,))
         rows.append({"steps": steps, "added_bytes": added})
-        say(f"memory with {steps} steps: {added / 1e6:.1f} MB")
+        log(f"memory with {steps} steps: {added / 1e6:.1f} MB")
     return rows
 
 
@@ -156,7 +156,7 @@ def _peak() -> int:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.is_file():
-        # getrusage would start from what the parent process held.
+        # getrusage would include the peak of the parent process.
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -164,8 +164,8 @@ def _peak() -> int:
 def _network(width: int, channels: int, experts: int, mean: bool = False) -> nn.Module:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    networks = [_trained_looking(width, channels) for _ in range(experts)]
-    model = networks[0] if experts == 1 and not mean else _Mean(Experts(networks))
+    networks = [with_random_statistics(width, channels) for _ in range(experts)]
+    model = networks[0] if experts == 1 and not mean else Mean(Experts(networks))
     return model.to(device).eval()
 
 

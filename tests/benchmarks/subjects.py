@@ -1,4 +1,4 @@
-"""What the benchmarks attack: trained networks and the images they are attacked on."""
+"""The trained networks and the images of the benchmarks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CIFAR = str(Path(__file__).with_name("cifar10.toml"))
 
 @functools.cache
 def profile(name: str) -> Profile:
-    """``digits``, or CIFAR-10 at the size of the benchmark."""
+    """The profile ``digits``, or that of CIFAR-10 for benchmarks."""
     return load_profile(CIFAR if name == "cifar10" else name)
 
 
 def prepare(name: str, systems: tuple[str, ...]) -> str:
-    """Train what is not there yet; returns why that cannot be done, or nothing."""
+    """Train systems without stored weights; returns the reason if the data are missing, else an empty text."""
     study = Study(profile(name), replay=False)
     try:
         for system in systems:
@@ -36,7 +36,7 @@ def prepare(name: str, systems: tuple[str, ...]) -> str:
 
 
 def data_label(name: str) -> str:
-    """What results are called after: ``cifar10-jpeg`` where the images are JPEGs."""
+    """The name of the data in the results: ``cifar10-jpeg`` if the images are JPEGs."""
     return Study(profile(name), replay=False).data.label
 
 

@@ -1,4 +1,4 @@
-"""Whether training with the engine is faster, and whether what it trains is as robust, seed by seed."""
+"""Training time and robust accuracy with folded copies, without them and with bfloat16 attacks, for several seeds."""
 
 from __future__ import annotations
 
@@ -15,80 +15,76 @@ from torch import Tensor, nn
 
 from paperlib.acceleration import Folded
 from paperlib.acceleration.memory import keep_memory
+from paperlib.config.load import load_profile
 from paperlib.evaluation import evaluate, headline
 from paperlib.pipeline.study import Study
+from paperlib.seeds import hash_seed
 from paperlib.training import trainer
-from paperlib.training.trainer import hash_seed
 
 Json = dict[str, Any]
 
 
-def run(system: str, seeds: Sequence[int], variants: Sequence[str], say: Callable[[str], None]) -> list[Json]:
-    """Train ``system`` of profile digits once per seed and variant; the variants of a seed follow each other.
+def run(system: str, seeds: Sequence[int], variants: Sequence[str], log: Callable[[str], None]) -> list[Json]:
+    """Train ``system`` of the profile digits once for each seed and variant.
 
-    Variants: ``engine`` as the companion trains; ``plain loop`` without folded copies; ``bfloat16`` with the attack
-    and the update in bfloat16. All share seeds, data order, attacks and random starts.
+    Variants: ``engine`` is the training of this package; ``plain loop`` uses no folded copies; in ``bfloat16`` the
+    attack and the update use bfloat16. All share seeds, data order, attacks and random starts.
     """
     keep_memory()
     rows = []
     for seed in seeds:
         for variant in variants:
-            study = Study("digits", seed, replay=False)
+            profile = load_profile("digits")
             if variant == "bfloat16":
-                profile = dataclasses.replace(study.profile, run=dataclasses.replace(study.profile.run, bf16=True))
-                study.profile = profile
+                profile = dataclasses.replace(profile, run=dataclasses.replace(profile.run, bf16=True))
+            study = Study(profile, seed, replay=False)
             stage = study.stages[f"train:{system}"]
             study.compute(stage.inputs, weights=True)
-            context = _Context(study)
-            with _engine(variant != "plain loop"):
+            with tempfile.TemporaryDirectory() as folder, _folding(variant != "plain loop"):
+                context = _Context(study, Path(folder))
                 started = time.perf_counter()
-                result = context.stages[f"train:{system}"].compute(context)
+                result = stage.compute(context, stage.config)
                 seconds = time.perf_counter() - started
-            model = study.build(system)
+            model = study.build(stage.config.architecture)
             model.load_state_dict(dict(result.weights))
             spec = headline(study.profile.evaluation)
-            split = study.data.test.to(study.device)
             outcome = evaluate(
                 model.to(study.device).eval(),
-                split,
+                study.data.test.to(study.device),
                 spec,
                 seed=hash_seed(seed, "evaluate", spec.name),
                 batch_size=study.profile.evaluation.batch_size,
             )
-            found = outcome.record()
+            record = outcome.record()
             row = {"system": system, "seed": seed, "variant": variant, "seconds": seconds, "attack": spec.name}
-            row |= {key: found[key] for key in ("n", "correct", "accuracy", "interval")}
-            row["correct_images"] = "".join("01"[right] for right in outcome.correct.tolist())
+            row |= {key: record[key] for key in ("n", "correct", "accuracy", "interval")}
+            row["correct_images"] = "".join("01"[correct] for correct in outcome.correct.tolist())
             rows.append(row)
-            say(f"{system}, seed {seed}, {variant}: {seconds:.1f} s, {row['accuracy']:.1%} under {spec.name}")
+            log(f"{system}, seed {seed}, {variant}: {seconds:.1f} s, {row['accuracy']:.1%} under {spec.name}")
     return rows
 
 
 class _Context:
-    """A study that computes one stage afresh and keeps nothing."""
+    """The context of a stage with checkpoints in another folder, so that the stage is computed from its beginning."""
 
-    def __init__(self, study: Study) -> None:
-        from paperlib.pipeline.stages import stages
-
-        self.study = study
-        self.profile, self.seed, self.device = study.profile, study.seed, study.device
-        self.stages = stages(study.profile)
-        self.data, self.build, self.model = study.data, study.build, study.model
-        self.folder = tempfile.TemporaryDirectory()
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.seed, self.device, self.data = study.seed, study.device, study.data
+        self.build, self.weights, self.model, self.get = study.build, study.weights, study.model, study.get
+        self.folder = folder
 
     def checkpoint(self, stage: str) -> Path:
-        return Path(self.folder.name, "state.safetensors")
+        return self.folder / "state.safetensors"
 
 
 @contextmanager
-def _engine(on: bool) -> Iterator[None]:
+def _folding(enabled: bool) -> Iterator[None]:
     original = trainer.fold
 
-    def as_it_is(model: nn.Module, example: Tensor, *, dtype: torch.dtype = torch.float32) -> Folded:
+    def without_copy(model: nn.Module, example: Tensor, *, dtype: torch.dtype = torch.float32) -> Folded:
         return Folded(model, model, reason="the plain loop")
 
-    if not on:
-        trainer.fold = as_it_is  # type: ignore[assignment]
+    if not enabled:
+        trainer.fold = without_copy  # type: ignore[assignment]
     try:
         yield
     finally:

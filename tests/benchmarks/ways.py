@@ -1,6 +1,6 @@
-"""Nine experts as one, and one network several ways: the time of a forward pass with its input gradient.
+"""The time of a forward pass with input gradient, of nine experts and of one network, by several methods.
 
-The winners are what `paperlib.acceleration.fold` chooses; the losers stand here with their numbers.
+`paperlib.acceleration.fold` uses the fastest of them.
 """
 
 from __future__ import annotations
@@ -25,33 +25,32 @@ SIZES = [(8, 8, 1, 128), (16, 16, 3, 64), (16, 32, 3, 64), (64, 32, 3, 8)]
 GPU_SIZES = [(8, 8, 1, 128), (16, 32, 3, 128), (64, 32, 3, 128), (64, 32, 3, 512)]
 
 
-def run(*, rounds: int, compiled: bool, say: Callable[[str], None]) -> list[Json]:
-    """One row per size and way; the ratio is to the plain loop over the experts, and to the plain network."""
+def run(*, rounds: int, compiled: bool, log: Callable[[str], None]) -> list[Json]:
+    """A row for each size and method; ratios are relative to the network without folding."""
     rows = []
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for width, side, channels, images in GPU_SIZES if device.type == "cuda" else SIZES:
         torch.manual_seed(0)
         x = torch.rand(images, channels, side, side, device=device)
         y = torch.randint(10, (images,), device=device)
-        experts = Experts([_trained_looking(width, channels) for _ in range(9)]).to(device).eval()
-        for networks, model in (("nine experts", _Mean(experts)), ("one network", experts[0])):
-            ways, failed = _ways(model, x, y, compiled)
-            seconds = interleave({name: timed(step) for name, step in ways.items()}, rounds)
+        experts = Experts([with_random_statistics(width, channels) for _ in range(9)]).to(device).eval()
+        for networks, model in (("nine experts", Mean(experts)), ("one network", experts[0])):
+            methods, failed = _methods(model, x, y, compiled)
+            seconds = interleave({name: timed(step) for name, step in methods.items()}, rounds)
             for name, times in seconds.items():
                 ratio = spread([a / b for a, b in zip(seconds["as it is"], times, strict=True)])
                 row = {"networks": networks, "width": width, "side": side, "images": images, "way": name}
                 rows.append({**row, "seconds": times, "ratio": ratio})
-                say(f"{networks}, width {width}, {side}x{side}, {images} images, {name}: {ratio[0]:.2f}x")
+                log(f"{networks}, width {width}, {side}x{side}, {images} images, {name}: {ratio[0]:.2f}x")
             rows += [
                 {"networks": networks, "width": width, "side": side, "images": images, "way": name, "failed": reason}
                 for name, reason in failed.items()
             ]
-    return rows + (_routes(rounds, say) if device.type == "cpu" else [])
+    return rows + (_pathways(rounds, log) if device.type == "cpu" else [])
 
 
-def _routes(rounds: int, say: Callable[[str], None]) -> list[Json]:
-    """A folded ADVMoE on digits, path by path and all paths side by side; how much the latter pays hangs on how many
-    of the nine pathways the images take."""
+def _pathways(rounds: int, log: Callable[[str], None]) -> list[Json]:
+    """A folded ADVMoE on digits, with its pathways one by one and grouped, for images on 9 to 1 of its 9 pathways."""
     torch.manual_seed(0)
     model, rows = ADVMoE(10, PATHWAYS, 8, 8, 1, (0.3,), (0.3,)), []
     for module in model.modules():
@@ -62,26 +61,28 @@ def _routes(rounds: int, say: Callable[[str], None]) -> list[Json]:
     x, y = torch.rand(48, 1, 8, 8), torch.randint(10, (48,))
     for taken in (9, 5, 3, 2, 1):
         route = torch.arange(len(x)) % taken
-        ways = {name: _along(network, x, y, route, blanks) for name, blanks in (("by path", 0), ("beside", 99))}
-        seconds = interleave({name: timed(step) for name, step in ways.items()}, rounds)
+        methods = {
+            name: _forced_route(network, x, y, route, blanks) for name, blanks in (("by path", 0), ("beside", 99))
+        }
+        seconds = interleave({name: timed(step) for name, step in methods.items()}, rounds)
         ratio = spread([a / b for a, b in zip(seconds["by path"], seconds["beside"], strict=True)])
         row = {"networks": f"ADVMoE, {taken} of {PATHWAYS} pathways taken", "width": 8, "side": 8, "images": len(x)}
         rows.append({**row, "way": "folded, side by side", "seconds": seconds["beside"], "ratio": ratio})
-        say(f"{row['networks']}, {len(x)} images, side by side: {ratio[0]:.2f}x")
+        log(f"{row['networks']}, {len(x)} images, side by side: {ratio[0]:.2f}x")
     return rows
 
 
-def _along(network: ADVMoE, x: Tensor, y: Tensor, route: Tensor, blanks: int) -> Step:
-    class Along(nn.Module):
+def _forced_route(network: ADVMoE, x: Tensor, y: Tensor, route: Tensor, blanks: int) -> Step:
+    class ForcedRoute(nn.Module):
         def forward(self, z: Tensor) -> Tensor:
             advmoe_module.BLANKS = blanks
             return network.forward_route(z, route)
 
-    return _step(Along(), x, y)
+    return gradient_step(ForcedRoute(), x, y)
 
 
-class _Mean(nn.Module):
-    """Nine networks without a gate, so that nothing but them is timed."""
+class Mean(nn.Module):
+    """The mean of several networks, without a gate."""
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
@@ -91,8 +92,8 @@ class _Mean(nn.Module):
         return self.experts(x).mean(dim=1)
 
 
-def _ways(model: nn.Module, x: Tensor, y: Tensor, compiled: bool) -> tuple[dict[str, Step], dict[str, str]]:
-    many = isinstance(model, _Mean)
+def _methods(model: nn.Module, x: Tensor, y: Tensor, compiled: bool) -> tuple[dict[str, Step], dict[str, str]]:
+    many = isinstance(model, Mean)
     looped, auto = fold(model, x, stacked=False), fold(model, x)
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     candidates: dict[str, nn.Module] = {
@@ -109,7 +110,7 @@ def _ways(model: nn.Module, x: Tensor, y: Tensor, compiled: bool) -> tuple[dict[
         candidates["as it is, torch.compile"] = torch.compile(copy.deepcopy(model))
         candidates["folded, torch.compile"] = torch.compile(copy.deepcopy(auto.network))
     steps: dict[str, Step] = {
-        name: _step(network, x.contiguous(memory_format=torch.channels_last) if network is last else x, y)
+        name: gradient_step(network, x.contiguous(memory_format=torch.channels_last) if network is last else x, y)
         for name, network in candidates.items()
     }
     if x.is_cuda:
@@ -120,13 +121,13 @@ def _ways(model: nn.Module, x: Tensor, y: Tensor, compiled: bool) -> tuple[dict[
     for name, step in list(steps.items()):
         try:
             step()  # compiles
-        except Exception as error:  # a way that does not run here is a result as well
+        except Exception as error:  # a method that does not run on this machine is recorded too
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             del steps[name]
     return steps, failed
 
 
-def _step(model: nn.Module, x: Tensor, y: Tensor) -> Step:
+def gradient_step(model: nn.Module, x: Tensor, y: Tensor) -> Step:
     def step() -> Tensor:
         z = x.detach().requires_grad_()
         loss = nn.functional.cross_entropy(model(z), y, reduction="sum")
@@ -136,14 +137,14 @@ def _step(model: nn.Module, x: Tensor, y: Tensor) -> Step:
 
 
 class _Vmap(nn.Module):
-    """The experts' parameters stacked, and one call vectorised over them."""
+    """The experts with stacked parameters, vectorised by torch.func.vmap."""
 
     def __init__(self, experts: Experts) -> None:
         super().__init__()
         parameters, buffers = torch.func.stack_module_state(list(experts))
         self.state = {name: p.detach() for name, p in parameters.items()}, buffers
         self.base = [copy.deepcopy(experts[0])]
-        # Batch norm would count batches in place, which vmap refuses; evaluation mode does not read the count.
+        # vmap may refuse operations in place.
         for module in self.base[0].modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False
@@ -156,8 +157,8 @@ class _Vmap(nn.Module):
 
 
 def _graphed(model: nn.Module, x: Tensor, y: Tensor) -> Step:
-    """The step recorded once and replayed: no launch costs the host anything."""
-    step = _step(model, x, y)
+    """The step as a CUDA graph, recorded once and replayed without launches from Python."""
+    step = gradient_step(model, x, y)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -171,26 +172,26 @@ def _graphed(model: nn.Module, x: Tensor, y: Tensor) -> Step:
 
 
 def _streams(model: nn.Module, x: Tensor, y: Tensor) -> Step:
-    """Each expert on a CUDA stream of its own."""
+    """Each expert on a separate CUDA stream."""
     streams = [torch.cuda.Stream() for _ in model.experts]
 
     def step() -> Tensor:
         z = x.detach().requires_grad_()
-        here = torch.cuda.current_stream()
-        answers = []
+        current = torch.cuda.current_stream()
+        logits = []
         for stream, expert in zip(streams, model.experts, strict=True):
-            stream.wait_stream(here)
+            stream.wait_stream(current)
             with torch.cuda.stream(stream):
-                answers.append(expert(z))
+                logits.append(expert(z))
         for stream in streams:
-            here.wait_stream(stream)
-        logits = torch.stack(answers, dim=1).mean(dim=1)
-        return torch.autograd.grad(nn.functional.cross_entropy(logits, y, reduction="sum"), z)[0]
+            current.wait_stream(stream)
+        mean = torch.stack(logits, dim=1).mean(dim=1)
+        return torch.autograd.grad(nn.functional.cross_entropy(mean, y, reduction="sum"), z)[0]
 
     return step
 
 
-def _trained_looking(width: int, channels: int) -> nn.Module:
+def with_random_statistics(width: int, channels: int) -> nn.Module:
     model = resnet18(10, width, [0.5] * channels, [0.25] * channels)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

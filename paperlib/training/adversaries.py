@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
@@ -79,6 +79,7 @@ class SampledAttack:
         return replace(self, eps=self.eps * scale, step_size=self.step_size * scale, values=0)
 
 
+@runtime_checkable
 class AttackDistribution(Protocol):
     """A probability distribution over attacks."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from paperlib.models.soe import SubModelOutput
 from paperlib.shapes import GateLogits, Images, Labels, Logits
 
 
+@runtime_checkable
 class TrainingLoss(Protocol):
     """A scalar to minimise; ``passes`` is the number of forward passes of a batch that it takes."""
 

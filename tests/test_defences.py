@@ -74,8 +74,8 @@ class Rows(nn.Module):
 
 # -- SoE -------------------------------------------------------------------------------------------------------------
 
-# The logits of two classes and the confidence logit, for two images. The confidence r_i is higher for the first sub-model
-# on image 0 and for the second one on image 1.
+# The logits of two classes and the confidence logit, for two images. The confidence r_i is higher for the first
+# sub-model on image 0 and for the second one on image 1.
 FIRST, SECOND = [[0.5, 0.0, 3.0], [0.0, 0.5, -1.0]], [[4.0, 0.0, -1.0], [4.0, 0.0, 0.0]]
 
 

@@ -633,16 +633,29 @@ def test_a_run_interrupted_within_an_epoch_ends_bit_for_bit_the_same(few: Datase
     assert (without_times(history), history.passes) == (without_times(expected), expected.passes)
 
 
+class TwoParts(nn.Module):
+    """A network and a router that is not used for the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network, self.router = ToyNet(width=2), nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
 def test_an_interrupted_run_of_two_update_steps_ends_bit_for_bit_the_same(few: Dataset, tmp_path: Path) -> None:
-    uninterrupted, checkpoint = routed(), tmp_path / "state.safetensors"
-    alternating = {"update_steps": ALTERNATING, "config": replace(CONFIG, batch_size=60, epochs=2)}
+    uninterrupted, checkpoint = TwoParts(), tmp_path / "state.safetensors"
+    initial = copy.deepcopy(uninterrupted)
+    update_steps = [UpdateStep(PHASE2, trainable="pathways"), UpdateStep(PHASE2, RouterLoss(), "router")]
+    alternating = {"update_steps": update_steps, "config": replace(CONFIG, epochs=2)}
     expected = run(uninterrupted, few, **alternating)
     with pytest.raises(Interrupted), logged(stop_after(1)):
-        run(routed(), few, **alternating, checkpoint=checkpoint)
+        run(initial, few, **alternating, checkpoint=checkpoint)
     saved, _ = read_tensors(checkpoint)
     last_parameter = sum(1 for _ in uninterrupted.parameters()) - 1  # of the second optimiser
     assert {"momentum/0", f"momentum/{last_parameter}"} <= set(saved)
-    model = routed(seed=9)  # the weights come from the file only
+    model = TwoParts()  # its weights come from the file only
     history = run(model, few, **alternating, checkpoint=checkpoint)
     assert same_state(model, uninterrupted)
     assert without_times(history) == without_times(expected)

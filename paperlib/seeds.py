@@ -1,4 +1,4 @@
-"""Seeds from names and numbers, and random draws that are the same on every device."""
+"""Seeds from names and numbers, and random numbers that are the same on every device."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from torch import Tensor
 
 
 def hash_seed(*parts: int | str) -> int:
-    """A 63-bit seed from a few numbers or words: neighbouring seeds and epochs share no stream."""
+    """A 63-bit seed from numbers and words; different arguments give unrelated streams of random numbers."""
     text = json.dumps(parts).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
 def cpu_generator(seed: int) -> torch.Generator:
-    """A generator on the CPU, whatever device its draws are for: other devices draw other numbers from a seed."""
+    """A generator on the CPU, for numbers on any device: other devices draw other numbers from the same seed."""
     return torch.Generator("cpu").manual_seed(seed)
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator | None, like: Tensor) -> Tensor:
-    """Numbers uniform in [0, 1), of ``like``'s type and on its device.
+    """Random numbers uniform in [0, 1), with the dtype and on the device of ``like``.
 
-    They are drawn where the generator lives (on the CPU from torch's global one if None) and moved, so that a seed
-    means the same on every device.
+    They are drawn on the device of the generator (if it is None, on the CPU, from torch's global generator) and then
+    moved, so that a seed gives the same numbers on every device. The functions below do the same.
     """
     return torch.rand(tuple(shape), generator=generator, device=_source(generator), dtype=like.dtype).to(like.device)
 
 
 def normal(shape: Sequence[int], generator: torch.Generator | None, like: Tensor) -> Tensor:
-    """The same of numbers from the standard normal distribution."""
+    """Random numbers from the standard normal distribution, with the dtype and on the device of ``like``."""
     return torch.randn(tuple(shape), generator=generator, device=_source(generator), dtype=like.dtype).to(like.device)
 
 
 def integers(high: int, shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """The same of whole numbers (int64) from 0 to ``high`` - 1, on ``device``."""
+    """Random integers (int64) from 0 to ``high`` - 1, on ``device``."""
     return torch.randint(high, tuple(shape), generator=generator, device=_source(generator)).to(device)
 
 
 def permutation(n: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """The same of the numbers (int64) from 0 to ``n`` - 1 in random order."""
+    """The integers (int64) from 0 to ``n`` - 1 in random order, on ``device``."""
     return torch.randperm(n, generator=generator, device=_source(generator)).to(device)
 
 

@@ -1,4 +1,4 @@
-"""Shared fixtures. Everything is seeded, and one thread does the arithmetic, so sums round the same way each time."""
+"""Shared fixtures. All tests are seeded and use one thread, so that sums round in the same way each time."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from paperlib import Dataset, Profile, load_dataset, load_profile
 from paperlib.config.schema import parse_profile
 
 torch.set_num_threads(1)
-os.environ["PAPERLIB_PROGRESS"] = "lines"  # nbval brings ipykernel, so bars would be drawn
-# The same examples each time, and no alarm because the machine was busy.
+os.environ["PAPERLIB_PROGRESS"] = "lines"  # ipykernel is installed with nbval, so bars would be drawn
+# The same examples in each run, and no failure because the machine is busy.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
@@ -30,21 +30,21 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For fixtures that outlive a test: nothing is read from, or written to, what this clone has computed."""
+    """A folder for fixtures of the whole session, so that they neither read nor write the results of this clone."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PAPERLIB_HOME", str(tmp_path_factory.mktemp("home")))
         yield
 
 
 @pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test computes into a folder of its own, so none depends on another or on this clone's results."""
+def home_of_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder for each test, so that no test depends on another one or on the results of this clone."""
     monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    """Figures of one test do not pile up for the next; matplotlib warns from the twentieth on."""
+def closed_figures() -> Iterator[None]:
+    """Close all figures after each test, because matplotlib warns when there are more than twenty."""
     yield
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         pyplot.close("all")
@@ -52,7 +52,7 @@ def closed() -> Iterator[None]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh folder for all that is computed or published; the work is done on the CPU."""
+    """A new folder for everything that is computed or published; computations run on the CPU."""
     live_in(tmp_path, monkeypatch)
     return tmp_path
 
@@ -77,7 +77,7 @@ def linear() -> Linear:
 
 @pytest.fixture(scope="session")
 def toy(digits: Dataset) -> ToyNet:
-    """A small network that has learnt the smoke digits. Treat as read-only."""
+    """A small network trained on the smoke digits. Tests must not change it."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = ToyNet()

@@ -1,4 +1,4 @@
-"""Small networks and a small profile that tests share, and what worker processes of tests run."""
+"""Small networks and profiles that tests share, and functions that tests run in worker processes."""
 
 from __future__ import annotations
 
@@ -59,12 +59,12 @@ class ToyNet(nn.Module):
 
 
 def micro_table() -> Json:
-    """The smoke profile with everything at its smallest: all of its stages take seconds."""
+    """The table of the smoke profile with the smallest sizes: all of its stages take seconds."""
     return shrunk("smoke") | {"name": "micro", "summary": "for tests"}
 
 
 def shrunk(profile: str) -> Json:
-    """A profile with everything at its smallest."""
+    """The table of a profile with the smallest sizes."""
     table = copy.deepcopy(to_table(load_profile(profile)))
     table["data"] |= {"train": 60, "validation": 20, "test": 40}
     table["model"] |= {"width": 2, "gate_width": 2}
@@ -106,10 +106,10 @@ def changed(table: Json, path: str, value: object) -> Json:
 
 
 def live_in(folder: Path, patched: pytest.MonkeyPatch) -> None:
-    """Compute and publish below ``folder``, on the CPU, where the same work gives the same bits."""
+    """Compute and publish in ``folder``, on the CPU, where repeated computations are equal bit for bit."""
     patched.setenv("PAPERLIB_HOME", str(folder / "home"))
     patched.setenv("PAPERLIB_PUBLISHED", str(folder / "published"))
-    patched.setenv("PAPERLIB_PROGRESS", "lines")  # nbval brings ipykernel, so a bar would be drawn
+    patched.setenv("PAPERLIB_PROGRESS", "lines")  # ipykernel is installed with nbval, so a bar would be drawn
     patched.setenv("CUDA_VISIBLE_DEVICES", "")  # for worker processes
     patched.setattr(torch.cuda, "is_available", lambda: False)
 
@@ -120,7 +120,7 @@ def same_state(first: nn.Module, second: nn.Module) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-# -- what a computation reads of its configuration --------------------------------------------------------------------
+# -- the fields of a configuration that a computation reads -----------------------------------------------------------
 
 
 def recorded(value: Any, reads: set[str], path: str = "") -> Any:
@@ -155,21 +155,21 @@ def fields_of(value: Any, path: str = "") -> Iterator[tuple[str, bool]]:
             yield from fields_of(inner, f"{path}{field.name}.")
 
 
-# -- run in other processes ------------------------------------------------------------------------------------------
+# -- functions for worker processes ----------------------------------------------------------------------------------
 
 
 def die(name: str) -> None:
-    """What a worker does that the system kills."""
+    """End the process as if the system had killed it."""
     os._exit(9)
 
 
 def fail(name: str) -> None:
-    """What a worker does whose network breaks."""
+    """Fail as the training of a network that turns NaN."""
     raise NotFiniteError(f"{name}: the loss is nan")
 
 
 def fail_plain(name: str) -> None:
-    """What a worker does one of whose networks breaks."""
+    """Compute a stage of the study; ``train:plain`` fails as if its network had turned NaN."""
     from paperlib.pipeline import compute
 
     if name == "train:plain":
@@ -179,31 +179,31 @@ def fail_plain(name: str) -> None:
 
 
 def linger(name: str) -> None:
-    """Hold a lock for as long as this process lives, and leave a sign that it is held."""
-    sign = Path(os.environ["PAPERLIB_HOME"], name.replace(":", "-"))
-    with FileLock(sign.with_suffix(".lock")):
-        sign.touch()
+    """Hold a lock until this process ends, and create a file that shows that it is held."""
+    marker = Path(os.environ["PAPERLIB_HOME"], name.replace(":", "-"))
+    with FileLock(marker.with_suffix(".lock")):
+        marker.touch()
         time.sleep(120)
 
 
 def compute_once(root: Path, log: Path, ready: Sequence[Path]) -> None:
-    """Compute an artefact under its lock unless it is there, and leave a line for each computation."""
+    """Compute an artefact under its lock unless it exists, and write a line to ``log`` for each computation."""
     mine, other = ready
     mine.touch()
-    while not other.exists():  # both processes are up before either begins
+    while not other.exists():  # wait until both processes have started
         time.sleep(0.01)
     store = Store(root)
     with store.lock("shared", "key"):
         if store.read("shared", "key") is None:
             with log.open("a", encoding="utf-8") as file:
                 file.write("computed\n")
-            time.sleep(0.2)  # long enough for the other to arrive
+            time.sleep(0.2)  # long enough for the other process to try the lock
             store.write("shared", "key", {"by": os.getpid()}, {"x": torch.zeros(3)})
 
 
 @contextmanager
 def logged(handle: Callable[[str], object]) -> Iterator[None]:
-    """Call ``handle`` with each line that the library logs meanwhile, in place of printing it."""
+    """Call ``handle`` with each line that the library logs, instead of printing it."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

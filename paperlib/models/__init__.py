@@ -1,4 +1,4 @@
-"""The networks of the series: experts, gate, mixture, other defences. All take [0, 1] pixels and return logits."""
+"""The networks: experts, gate, mixture, other defences. All take pixels in [0, 1] and return logits."""
 
 from paperlib.models.advmoe import ADVMoE
 from paperlib.models.backbones import Backbone, backbone

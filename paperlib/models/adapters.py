@@ -8,22 +8,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperlib.shapes import Images, Logits
+
 
 def call_on_copy(model: Callable[[Tensor], Any], x: Tensor) -> tuple[Any, bool]:
-    """What a model returns for a copy of the images ``x``, and whether it edited that copy in place."""
-    handed = x.clone()  # no leaf, which may not be edited in place
-    version = handed._version
-    result = model(handed)
-    # An edit through .data leaves the version as it is.
-    return result, handed._version != version or not torch.equal(handed.detach(), x.detach())
+    """The output of a model on a copy of the images ``x``, and whether the model edited that copy in place."""
+    copied = x.clone()  # not a leaf, because a leaf that requires gradients may not be edited in place
+    version = copied._version
+    output = model(copied)
+    # An edit through .data does not change the version, so the values are compared too.
+    return output, copied._version != version or not torch.equal(copied.detach(), x.detach())
 
 
 class Adapted(nn.Module):
-    """A model that is handed copies of the images, converted to ``dtype`` if one is given.
+    """Calls a model on copies of the images, so that a model that edits its input in place can be attacked.
 
-    Its logits are converted to the dtype of the images.
+    With a ``dtype``, the copies are converted to it, and the logits are converted back to the dtype of the images.
 
-    Other attributes are those of the model, and its methods are handed copies too, so a mixture stays one.
+    Other attributes are those of the model. Its methods get copies too, so a wrapped mixture still has the methods of a
+    mixture.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None = None) -> None:
@@ -35,8 +38,8 @@ class Adapted(nn.Module):
         logits = self._call(self.model, x)
         return logits.to(x.dtype) if isinstance(logits, Tensor) and logits.is_floating_point() else logits
 
-    def _call(self, function: Callable[..., Any], *given: Any) -> Any:
-        return function(*(self._copy(value) if isinstance(value, Tensor) else value for value in given))
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*(self._copy(value) if isinstance(value, Tensor) else value for value in arguments))
 
     def _copy(self, value: Tensor) -> Tensor:
         convert = self.dtype is not None and value.is_floating_point() and value.dtype != self.dtype
@@ -48,20 +51,20 @@ class Adapted(nn.Module):
         except AttributeError:
             if name.startswith("__"):  # copy and pickle look for these
                 raise
-            found = getattr(super().__getattr__("model"), name)
-        if isinstance(found, nn.Module) or not callable(found):
-            return found
-        return lambda *given: self._call(found, *given)
+            attribute = getattr(super().__getattr__("model"), name)
+        if isinstance(attribute, nn.Module) or not callable(attribute):
+            return attribute
+        return lambda *arguments: self._call(attribute, *arguments)
 
 
 class ZeroGradient(nn.Module):
-    """A model whose logits have no gradient, with a gradient of zero, so that it can still be audited."""
+    """Adds an input gradient of zero to a model whose logits have none, so that the model can still be audited."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.training = getattr(model, "training", False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Images) -> Logits:
         logits: Tensor = self.model(x)
         return logits + 0 * x.flatten(1).sum(dim=1, keepdim=True)

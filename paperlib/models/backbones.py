@@ -1,20 +1,21 @@
-"""The bigger backbones a defence must beat: single networks from torchvision's parts, made for small images."""
+"""Backbones larger than ResNet-18: single networks for small images, built from torchvision's parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from paperlib.models.resnet import Normalize, ResNet, resnet18
+from paperlib.shapes import Images, Logits
 
 Scaled = Callable[[int], int]
-# Channels between two poolings of VGG-16 (Simonyan and Zisserman 2015, configuration D).
+# Channels of the convolutions before each pooling of VGG-16 (Simonyan and Zisserman 2015, configuration D).
 _VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 class Backbone(nn.Module):
-    """A feature extractor behind normalisation, with average pooling and one linear layer on top."""
+    """Normalisation, a feature extractor, global average pooling and one linear layer."""
 
     def __init__(
         self, body: nn.Module, channels: int, classes: int, mean: Sequence[float], std: Sequence[float]
@@ -24,23 +25,25 @@ class Backbone(nn.Module):
         self.body = body
         self.head = nn.Linear(channels, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Images) -> Logits:
         """Pixels (N, C, H, W) in [0, 1] to logits (N, classes)."""
         return self.head(self.body(self.normalize(x)).mean(dim=(2, 3)))
 
 
 def backbone(name: str, classes: int, width: int, side: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """A network of the comparison, as wide beside its original as ``width`` is beside ResNet-18's 64 channels.
+    """An untrained backbone; its channels are those of the original network times ``width / 64``.
 
     All have a 3x3 stride-1 stem. ``wrn28-10`` has the shape of WideResNet-28-10 (Zagoruyko and Komodakis 2016: stem of
-    16, three stages of four blocks, 160 to 640 channels) with torchvision's blocks, whose activation comes last.
+    16 channels, three stages of four blocks, 160 to 640 channels), but with torchvision's blocks, in which the
+    activation follows the convolution.
 
     Args:
         name: ``resnet18``, ``resnet50``, ``vgg16`` (with batch norm), ``densenet121`` or ``wrn28-10``.
-        side: pixels a side; VGG pools only while its maps have more than one pixel.
+        width: channels of ResNet-18's first stage, 64 in the original.
+        side: height and width of the images in pixels; VGG pools only while its maps have more than one pixel.
 
     Raises:
-        ValueError: another name.
+        ValueError: unknown name.
     """
 
     def scaled(channels: int) -> int:
@@ -63,15 +66,14 @@ def backbone(name: str, classes: int, width: int, side: int, mean: Sequence[floa
 def _vgg16(inputs: int, scaled: Scaled, side: int) -> nn.Sequential:
     from torchvision.models.vgg import make_layers
 
-    plan: list[str | int] = []
+    configuration: list[str | int] = []
     for channels in _VGG16:
-        plan += [scaled(c) for c in channels]
+        configuration += [scaled(c) for c in channels]
         if side > 1:
-            plan.append("M")
+            configuration.append("M")  # max pooling
             side //= 2
-    layers = make_layers(plan, batch_norm=True)
-    first = layers[0]
-    layers[0] = nn.Conv2d(inputs, first.out_channels, 3, padding=1)
+    layers = make_layers(configuration, batch_norm=True)
+    layers[0] = nn.Conv2d(inputs, layers[0].out_channels, 3, padding=1)
     for module in layers:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -86,5 +88,5 @@ def _densenet121(inputs: int, scaled: Scaled) -> nn.Sequential:
     body.conv0 = nn.Conv2d(inputs, scaled(64), 3, padding=1, bias=False)
     nn.init.kaiming_normal_(body.conv0.weight)
     body.pool0 = nn.Identity()
-    body.relu5 = nn.ReLU(inplace=True)  # torchvision applies the last activation outside
+    body.relu5 = nn.ReLU(inplace=True)  # torchvision applies the last activation outside of `features`
     return body

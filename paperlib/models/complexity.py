@@ -1,4 +1,4 @@
-"""How large a network is, and what a forward pass of it costs."""
+"""The number of parameters of a network, and the cost of its forward pass."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 
 
 def parameters(model: nn.Module) -> int:
-    """How many numbers the model learns."""
+    """The number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def operations(model: nn.Module, shape: Sequence[int]) -> int:
-    """Multiplications and additions of convolutions and matrix products for one image of ``shape`` (C, H, W)."""
+    """Multiplications plus additions in convolutions and matrix products, for one image of ``shape`` (C, H, W)."""
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(model.parameters()).device
-    with FlopCounterMode(display=False) as counted, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.full((1, *shape), 0.5, device=device))
-    return int(counted.get_total_flops())
+    return int(counter.get_total_flops())

@@ -1,4 +1,4 @@
-"""The modes of a network and of torch for the time of a computation; each is put back afterwards."""
+"""Context managers that set a mode of a network or of torch, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time of a computation; every module gets its own mode back, and no buffer changes.
+    """Put the model into evaluation mode; afterwards each module gets its former mode back. No buffer changes.
 
-    A frozen TorchScript module has no mode, and an exported one cannot change the mode it was exported in: both are
-    taken as they are.
+    A frozen TorchScript module has no mode, and a module made by torch.export cannot change its mode: both stay
+    unchanged.
     """
     modes = _modes(model)
     try:
         if any(mode for _, mode in modes):
-            with suppress(NotImplementedError):  # of a module made by torch.export
+            with suppress(NotImplementedError):  # raised by a module made by torch.export
                 model.eval()
         yield
     finally:
@@ -27,7 +27,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def has_modes(model: nn.Module) -> bool:
-    """Whether a model can change its mode: not so a frozen TorchScript module or one made by torch.export."""
+    """Whether a model can change its mode: a frozen TorchScript module or one made by torch.export cannot."""
     modes = _modes(model)
     if not modes:
         return False
@@ -51,7 +51,7 @@ def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
 
 @contextmanager
 def outside_inference_mode() -> Iterator[None]:
-    """Leave ``torch.inference_mode``, under which no gradient can be computed; ``torch.no_grad`` takes its place."""
+    """Replace ``torch.inference_mode``, under which no gradient can be computed, by ``torch.no_grad``."""
     if not torch.is_inference_mode_enabled():
         yield
         return
@@ -61,7 +61,7 @@ def outside_inference_mode() -> Iterator[None]:
 
 @contextmanager
 def float32_by_default() -> Iterator[None]:
-    """Make float32 torch's default dtype: code that names no dtype would compute in the caller's."""
+    """Make float32 torch's default dtype, so that code that names no dtype does not depend on the caller's."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:

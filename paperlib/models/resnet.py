@@ -1,4 +1,4 @@
-"""Residual networks for small images: torchvision's blocks behind the CIFAR stem, with normalisation inside."""
+"""Residual networks for small images: normalisation, the CIFAR stem, and torchvision's blocks."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from paperlib.shapes import Images, Logits
+
 
 class Normalize(nn.Module):
-    """Pixels of [0, 1] to zero mean and unit variance per channel, so that attacks never see normalised space."""
+    """Pixels in [0, 1] to zero mean and unit variance per channel.
+
+    As part of the network it lets attacks work on pixels in [0, 1].
+    """
 
     mean: Tensor
     std: Tensor
@@ -19,16 +24,16 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Images) -> Tensor:
         return (x - self.mean) / self.std
 
 
 class Shortcut(nn.Conv2d):
-    """The 1x1 convolution of a shortcut that changes size: `nn.Conv2d`, but safe on every CPU.
+    """The strided 1x1 convolution of a shortcut: `nn.Conv2d` with a workaround for a defect on some CPUs.
 
-    The weight gradient of a strided 1x1 convolution of fewer than 8 channels in channels-last memory makes oneDNN
-    write beyond its buffers on CPUs without AVX-512 (torch 2.15, found on AVX2). There the pixels are dropped first,
-    and the convolution has stride 1: the same sum.
+    On CPUs without AVX-512, oneDNN writes beyond its buffers when it computes the weight gradient of a strided 1x1
+    convolution of fewer than 8 channels in channels-last memory (torch 2.15, seen with AVX2). There the input is
+    subsampled first and the convolution has stride 1, which gives the same result.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,9 +50,9 @@ class ResNet(nn.Module):
     channels; every stage but the first halves the resolution. ResNet-18 is ``blocks=(2, 2, 2, 2)`` with ``width=64``.
 
     Args:
-        stem: channels of the stem; as many as the first stage's if None.
-        bottleneck: three convolutions in a block with four times the channels between blocks (ResNet-50), instead of
-            the basic block's two.
+        stem: channels of the stem; those of the first stage if None.
+        bottleneck: blocks of three convolutions, with four times the channels between blocks (ResNet-50), instead of
+            blocks of two.
     """
 
     def __init__(
@@ -75,16 +80,16 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def features(self, x: Tensor) -> Tensor:
-        """Average-pooled features (N, width * 2**(stages - 1))."""
+    def features(self, x: Images) -> Tensor:
+        """Average-pooled features (N, width * 2**(stages - 1)), four times as many with ``bottleneck``."""
         return self.stages(self.stem(self.normalize(x))).mean(dim=(2, 3))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Images) -> Logits:
         return self.head(self.features(x))
 
 
 def resnet18(classes: int, width: int, mean: Sequence[float], std: Sequence[float]) -> ResNet:
-    """An expert of the paper; its width is 64 there."""
+    """The paper's expert network; its ``width`` there is 64."""
     return ResNet(classes, width, (2, 2, 2, 2), mean, std)
 
 
@@ -95,12 +100,12 @@ def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[n
 
 
 def _stage(inputs: int, width: int, depth: int, stride: int, *, bottleneck: bool) -> nn.Sequential:
-    # Imported late: torchvision takes as long to load as torch itself, and replaying records needs no network.
+    # Imported here, because torchvision takes as long to load as torch, and published records need no network.
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
     block = Bottleneck if bottleneck else BasicBlock
     outputs = width * block.expansion
-    change = stride != 1 or inputs != outputs
-    shortcut = nn.Sequential(*_conv_bn(inputs, outputs, kernel=1, stride=stride)) if change else None
+    changes_size = stride != 1 or inputs != outputs
+    shortcut = nn.Sequential(*_conv_bn(inputs, outputs, kernel=1, stride=stride)) if changes_size else None
     first = block(inputs, width, stride, shortcut)
     return nn.Sequential(first, *(block(outputs, width) for _ in range(depth - 1)))

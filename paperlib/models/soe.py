@@ -1,6 +1,6 @@
-"""Synergy of experts: each network says how sure it is, and the surest one answers (Cui et al., NeurIPS 2022).
+"""SoE (synergy of experts): the logits are those of the sub-model with the highest confidence.
 
-Re-implemented from the description of the method; nothing is taken from its code.
+Cui et al., NeurIPS 2022. Re-implemented from the description of the method; nothing is taken from its code.
 """
 
 from __future__ import annotations
@@ -12,49 +12,51 @@ import torch
 from torch import Tensor, nn
 
 from paperlib.models.mixture import Experts, MixtureOutput, mixed_probabilities, top1_route
+from paperlib.shapes import ExpertLogits, Images, Logits
 
 
 @dataclass(frozen=True)
-class Confidence:
-    """What the sub-models of a collaboration say."""
+class SubModelOutput:
+    """The outputs of all sub-models on a batch."""
 
-    logits: Tensor  # (N, experts, classes)
-    heads: Tensor  # (N, experts): a_i, each sub-model's own confidence score before the sigmoid
+    logits: ExpertLogits  # (N, experts, classes): f_i
+    confidence_logits: Tensor  # (N, experts): a_i, the additional output of each sub-model
 
-    def predicted(self) -> Tensor:
-        """r_i = max_c softmax(f_i)_c * sigmoid(a_i): how sure each sub-model says it is, in [0, 1] (N, experts)."""
-        return torch.softmax(self.logits, dim=2).amax(dim=2) * torch.sigmoid(self.heads)
+    def confidence(self) -> Tensor:
+        """The confidence r_i of each sub-model in its own prediction, in [0, 1] (N, experts)."""
+        # r_i = max_c softmax(f_i)_c * sigmoid(a_i)
+        return torch.softmax(self.logits, dim=2).amax(dim=2) * torch.sigmoid(self.confidence_logits)
 
 
 class SoE(nn.Module):
-    """A collaboration of networks: pixels (N, C, H, W) in [0, 1] to the logits (N, classes) of the surest.
+    """Sub-models as one classifier: pixels (N, C, H, W) in [0, 1] to the logits (N, classes) of the most confident.
 
     Args:
-        experts: networks from pixels to (N, classes + 1); the last output is the confidence score a_i, a linear
-            function of the same pooled features as the logits.
+        experts: the sub-models, networks from pixels to (N, classes + 1). The last output is the confidence logit a_i,
+            a linear function of the same pooled features as the logits.
     """
 
     def __init__(self, experts: Iterable[nn.Module]) -> None:
         super().__init__()
         self.experts = Experts(experts)
 
-    def confidence(self, x: Tensor) -> Confidence:
-        """What every sub-model answers, and how sure it says it is."""
-        answers = self.experts(x)
-        return Confidence(answers[..., :-1], answers[..., -1])
+    def forward_sub_models(self, x: Images) -> SubModelOutput:
+        """The logits and the confidence logit of each sub-model."""
+        outputs = self.experts(x)
+        return SubModelOutput(outputs[..., :-1], outputs[..., -1])
 
-    def forward_with_experts(self, x: Tensor) -> MixtureOutput:
-        """The answer with every sub-model's logits; the weights (N, experts) are one-hot."""
-        said = self.confidence(x)
-        return top1_route(said.logits, said.predicted())
+    def forward_with_experts(self, x: Images) -> MixtureOutput:
+        """The logits, and those of each sub-model; the weights (N, experts) are one-hot."""
+        output = self.forward_sub_models(x)
+        return top1_route(output.logits, output.confidence())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Images) -> Logits:
         return self.forward_with_experts(x).logits
 
-    def forward_with_surrogate(self, x: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """The answer, and its differentiable stand-in: log sum_i softmax_i(r / T) softmax(f_i); both (N, classes)."""
-        said = self.confidence(x)
-        sure = said.predicted()
-        return top1_route(said.logits, sure).logits, mixed_probabilities(
-            said.logits, torch.log_softmax(sure / temperature, dim=1)
-        )
+    def forward_with_surrogate(self, x: Images, temperature: float = 1.0) -> tuple[Logits, Logits]:
+        """The logits, and a differentiable surrogate for them, in which all sub-models are mixed."""
+        output = self.forward_sub_models(x)
+        confidence = output.confidence()
+        # log sum_i softmax_i(r / T) softmax(f_i)
+        surrogate = mixed_probabilities(output.logits, torch.log_softmax(confidence / temperature, dim=1))
+        return top1_route(output.logits, confidence).logits, surrogate

@@ -1,1 +1,1 @@
-"""Every system of the comparison: as data (a recipe), and as a network."""
+"""All systems of the comparison: their recipes (data), and the networks built from them."""

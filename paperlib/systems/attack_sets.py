@@ -1,4 +1,4 @@
-"""The attack distributions of a profile, from which the recipes draw."""
+"""The attack distributions of a profile, which the recipes use."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PGD_AT_STEPS = 10  # the usual number of iterations of PGD adversarial training 
 
 @dataclass(frozen=True)
 class AttackSets:
-    """The threats of a profile."""
+    """The attack distributions of a profile."""
 
     fgsm: RandomFGSM
     pgd: RandomPGD
-    at: RandomPGD  # fixed PGD-10, as in PGD adversarial training
-    phase2: OneOf
+    pgd_at: RandomPGD  # PGD with 10 iterations, as in PGD adversarial training
+    phase2: OneOf  # clean, FGSM or PGD
 
 
 def attack_sets(profile: Profile) -> AttackSets:
@@ -28,5 +28,5 @@ def attack_sets(profile: Profile) -> AttackSets:
 
 
 def both_phases(profile: Profile) -> TrainConfig:
-    # As many epochs as an expert sees in both phases, so that DWF is not compared with a network trained for less.
+    """Training with the epochs of both phases, so that DWF is not compared with networks trained for fewer epochs."""
     return replace(profile.phase1, epochs=profile.phase1.epochs + profile.phase2.epochs)

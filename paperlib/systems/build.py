@@ -1,4 +1,4 @@
-"""From a recipe to a network: its architecture in absolute sizes, where its weights are, and the module itself."""
+"""From a recipe to a network: the architecture in absolute sizes, the stages that hold the weights, the module."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from paperlib.systems.registry import recipes
 
 @dataclass(frozen=True)
 class Architecture:
-    """All that decides what a network computes, but its weights and the data; sizes are absolute.
+    """All that determines the function of a network, except its weights and the data; sizes are absolute.
 
-    A field that plays no part in a network keeps its default, so two networks with equal fields are the same network.
+    Fields that a network does not use keep their defaults, so networks with equal fields are the same.
     """
 
     kind: str  # "single", "mixture", "soe", "advmoe" or "own"
-    member: str = ""  # the backbone, "small", or of "own" the name among the extension's NETWORKS
+    member: str = ""  # the backbone, or "small"; for kind "own" the key in the extension's NETWORKS
     experts: int = 1
     width: int = 0  # channels of a backbone's first stage
     small_width: int = 0  # channels of a "small" network or of ADVMoE's router
@@ -33,23 +33,23 @@ class Architecture:
     gate_width: int = 0  # channels of a learned gate
     blocks: int = 0  # residual blocks in each stage of small networks, routers and learned gates
     mixing: str = ""  # of a mixture: "probabilities" or "logits"
-    top1: bool = False  # of a mixture: the expert with the largest weight answers alone
-    code: str = ""  # of a system from an extension: which version of the file defines it
+    top1: bool = False  # of a mixture: only the expert with the largest weight is used
+    code: str = ""  # of a system from an extension: the version of the file that defines it
 
 
 @dataclass(frozen=True)
 class System:
-    """A trained system as the stages refer to it: a network, and the training stages that hold its weights."""
+    """A trained system, as the stages refer to it: an architecture, and the training stages that hold its weights."""
 
     name: str
     architecture: Architecture
     weights: tuple[str, ...]  # training stages
-    per_expert: bool = False  # one stage for each expert in turn, instead of one for the whole network
+    per_expert: bool = False  # one stage for each expert, in order, instead of one for all of the network
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What a network must know of the data."""
+    """The facts about a data set that a network depends on."""
 
     classes: int
     shape: tuple[int, ...]  # (C, H, W) of one image
@@ -82,7 +82,7 @@ def architecture_of(recipe: Recipe, size: ModelConfig) -> Architecture:
 
 
 def system_of(recipe: Recipe, profile: Profile) -> System:
-    """The system a recipe describes, with the training stages that hold its weights."""
+    """The system of a recipe, with the training stages that hold its weights."""
     architecture = architecture_of(recipe, profile.model)
     if recipe.weights_of:
         source = system_of(recipes(profile)[recipe.weights_of], profile)
@@ -97,14 +97,14 @@ def build_network(
     facts: DataFacts,
     extension: Extension = Extension(),  # noqa: B008 - frozen
 ) -> nn.Module:
-    """The untrained network, drawn from torch's global generator.
+    """The untrained network; torch's global generator draws its weights.
 
     Args:
         extension: the user's file that defines networks of kind "own".
 
     Raises:
-        ProfileError: the extension's function fails or returns no module, or the file is of another version than the
-            one that defined the architecture.
+        ProfileError: the extension's function fails or returns no module, or the file has changed since the
+            architecture was made.
     """
     a, mean, std = architecture, facts.mean, facts.std
     classes, side = facts.classes, facts.shape[-1]
@@ -118,7 +118,7 @@ def build_network(
     if a.kind == "single":
         return member(classes)
     if a.kind == "own":
-        return _own_network(a, facts, extension)
+        return _extension_network(a, facts, extension)
     if a.kind == "soe":
         return SoE(member(classes + 1) for _ in range(a.experts))
     if a.kind == "advmoe":
@@ -132,27 +132,28 @@ def build_network(
     return Mixture(experts, gate, a.mixing, top1=a.top1)
 
 
-def _own_network(architecture: Architecture, facts: DataFacts, extension: Extension) -> nn.Module:
+def _extension_network(architecture: Architecture, facts: DataFacts, extension: Extension) -> nn.Module:
     name = architecture.member
     if architecture.code != extension.digest:
         raise ProfileError(f"{extension.name}: has changed since this study was opened; open the study again")
-    built = extension.call(extension.networks[name], facts.classes, facts.shape, facts.mean, facts.std)
-    if not isinstance(built, nn.Module):
-        raise ProfileError(f"{name}: expected a torch.nn.Module, got {built!r}")
-    return built
+    network = extension.call(extension.networks[name], facts.classes, facts.shape, facts.mean, facts.std)
+    if not isinstance(network, nn.Module):
+        raise ProfileError(f"{name}: expected a torch.nn.Module, got {network!r}")
+    return network
 
 
 def load_experts(model: nn.Module, trained: Sequence[Mapping[str, Tensor]]) -> None:
-    """Give the experts of a mixture or of SoE the weights of trained networks, in order; none leaves them as drawn.
+    """Load the weights of trained networks into the experts of a mixture or of SoE, in order; with none, do nothing.
 
-    SoE's sub-models have one output more, their confidence: it starts at zero, undecided.
+    The sub-models of SoE have one output more, the confidence logit. Its weights start at zero, so that the logit is 0
+    and its sigmoid is 0.5.
     """
     if not trained:
         return
-    for own, weights in zip(model.get_submodule("experts").children(), trained, strict=True):
-        found = dict(weights)
-        for name, wanted in own.state_dict().items():
-            if found[name].shape != wanted.shape:
-                padding = wanted.new_zeros(len(wanted) - len(found[name]), *wanted.shape[1:])
-                found[name] = torch.cat([found[name].to(wanted.device), padding])
-        own.load_state_dict(found)
+    for expert, weights in zip(model.get_submodule("experts").children(), trained, strict=True):
+        state = dict(weights)
+        for name, initial in expert.state_dict().items():
+            if state[name].shape != initial.shape:
+                padding = initial.new_zeros(len(initial) - len(state[name]), *initial.shape[1:])
+                state[name] = torch.cat([state[name].to(initial.device), padding])
+        expert.load_state_dict(state)

@@ -8,21 +8,20 @@ from paperlib.systems.recipe import Recipe
 from paperlib.training.adversaries import AttackDistribution, NoAttack
 from paperlib.training.update import UpdateStep
 
-# The paper's nine: one benign expert, four trained on FGSM, four on PGD.
+# The nine experts of the paper: one benign, four trained on FGSM, four on PGD.
 EXPERTS = tuple(f"expert-{i}" for i in range(9))
-
-
 EXPERT_KINDS = ("benign", *("FGSM",) * 4, *("PGD",) * 4)
 
 
 def expert_systems(profile: Profile) -> list[Recipe]:
-    """Phase 1: nine experts on three diets."""
+    """Phase 1: nine experts, trained on clean images, FGSM or PGD."""
     sets = attack_sets(profile)
     kinds = dict(zip(EXPERTS, EXPERT_KINDS, strict=True))
     return [expert_recipe(name, kind, sets, profile.phase1, "expert") for name, kind in kinds.items()]
 
 
 def expert_recipe(system: str, kind: str, sets: AttackSets, training: TrainConfig, family: str) -> Recipe:
+    """The recipe of an expert of ``kind`` "benign", "FGSM" or "PGD"."""
     by_kind: dict[str, AttackDistribution] = {"benign": NoAttack(), "FGSM": sets.fgsm, "PGD": sets.pgd}
     select = "clean" if kind == "benign" else "pgd"
     description = f"{kind} expert, phase 1"

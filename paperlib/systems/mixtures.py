@@ -1,4 +1,4 @@
-"""DWF, and the same nine experts used in other ways."""
+"""DWF, and other mixtures with a uniform or a learned gate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paperlib.training.update import UpdateStep
 
 
 def mixture_systems(profile: Profile) -> list[Recipe]:
-    """DWF, and the same nine experts used otherwise."""
+    """DWF, and the variants that serve as its baselines: other gates, other training, other experts."""
     sets, nine = attack_sets(profile), Network("mixture", experts=len(EXPERTS), gate="learned")
     uniform = replace(nine, gate="uniform", mixing="probabilities")
     dwf = Recipe(

@@ -1,4 +1,4 @@
-"""A recipe: what a system is built of, what it starts from, and what it learns from."""
+"""A recipe: the network of a system, its initial weights and its training."""
 
 from __future__ import annotations
 
@@ -10,43 +10,45 @@ from paperlib.training.update import UpdateStep
 
 @dataclass(frozen=True)
 class Network:
-    """What a system is built of; sizes are multiples of the profile's."""
+    """The architecture of a system; sizes are multiples of the sizes in the profile."""
 
-    kind: str = "single"  # "single", "mixture", "soe" or "advmoe"; "own" is built by a function of the extension
-    member: str = "resnet18"  # a backbone, or "small", the shape of SoE's sub-models and ADVMoE's router; of "own", its
-    # name among the extension's NETWORKS
+    kind: str = "single"  # "single", "mixture", "soe", "advmoe", or "own": a network from the user's extension
+    # The backbone of the network or of each expert; or "small", a network of the shape of ADVMoE's router. For kind
+    # "own": the key in the extension's NETWORKS.
+    member: str = "resnet18"
     width: float = 1
     experts: int = 1
-    gate: str = ""  # of a mixture: "learned", "uniform" or "resnet18", a full network of its own as in MoRE
+    gate: str = ""  # of a mixture: "learned", "uniform", or "resnet18", a network as large as an expert (MoRE)
     gate_width: float = 1
-    mixing: str = ""  # of a mixture; the profile's if empty
-    top1: bool = False  # of a mixture: the expert with the largest weight answers alone
+    mixing: str = ""  # of a mixture: "probabilities" or "logits"; as in the profile if empty
+    top1: bool = False  # of a mixture: only the expert with the largest weight is used
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a system comes to be. Without ``update_steps`` nothing is learned."""
+    """The network, initial weights and training of a system. Without ``update_steps`` nothing is trained."""
 
     system: str
     description: str  # one line for tables and logs
-    family: str  # where tables list it: "single", "expert", "member", "mixture", "defence" or "ablation"
+    family: str  # its group in tables: "single", "expert", "member", "mixture", "defence" or "ablation"
     network: Network = Network()
-    starts_from: tuple[str, ...] = ()  # systems whose weights its experts begin with
-    weights_of: str = ""  # the system all of whose weights it has
+    starts_from: tuple[str, ...] = ()  # one system per expert, whose weights initialise the expert
+    weights_of: str = ""  # the system whose trained weights it uses unchanged
     update_steps: tuple[UpdateStep, ...] = ()
     training: TrainConfig | None = None
-    select: str = "pgd"  # validation accuracy that picks the checkpoint
-    as_published: bool = False  # in the setting of its own paper and not in DWF's
-    # The system whose initial weights, batches and attacks it shares, so that only the recipes differ; itself if empty.
+    select: str = "pgd"  # "clean" or "pgd": the validation accuracy by which the checkpoint is selected
+    as_published: bool = False  # in the setting of its own paper instead of DWF's
+    # Systems of one seed group share initial weights, batches and attacks, so that only their recipes differ; the name
+    # of the system if empty.
     seed_group: str = ""
-    code: str = ""  # which version of the extension it stems from; filled in, no need to give it
+    code: str = ""  # the version of the extension that defines it; filled in by `recipes`
 
     @property
     def has_weights(self) -> bool:
-        """Whether it has weights of its own, kept under ``train:SYSTEM``: learned, or as the user's network came."""
+        """Whether the stage ``train:SYSTEM`` holds its weights: trained there, or brought by the user's network."""
         return bool(self.update_steps) or self.network.kind == "own"
 
     @property
     def hard_routing(self) -> bool:
-        """Whether an expert is picked by an argmax that no gradient passes, so that it needs further attacks."""
+        """Whether one expert is picked by an argmax without gradient, so that further attacks are needed."""
         return self.network.kind in ("soe", "advmoe") or self.network.top1

@@ -1,4 +1,4 @@
-"""Single networks: undefended ones, and adversarially trained ones."""
+"""Single networks, with and without adversarial training."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from paperlib.training.adversaries import NoAttack, RandomFGSM, RandomPGD
 from paperlib.training.losses import TradesLoss
 from paperlib.training.update import UpdateStep
 
-AVERAGED = tuple(f"pgd-at-{i}" for i in range(9))  # nine of one kind, to average
-
+AVERAGED = tuple(f"pgd-at-{i}" for i in range(9))  # the members of the ensemble of nine PGD-AT networks
 
 BACKBONES = {
     "resnet50": "ResNet-50",
@@ -21,12 +20,11 @@ BACKBONES = {
     "wrn28-10": "WideResNet-28-10",
 }
 
-
-STRONGEST = "wrn28-10"  # the backbone the field's own leader boards are built on; trained by PGD-AT too
+STRONGEST = "wrn28-10"  # the usual backbone of robustness leader boards; also trained by PGD-AT
 
 
 def single_systems(profile: Profile) -> list[Recipe]:
-    """Single networks: undefended, and adversarially trained in the usual ways."""
+    """Single networks: undefended backbones, PGD-AT, TRADES and FGSM training."""
     sets, both = attack_sets(profile), both_phases(profile)
     plain = Recipe(
         "plain",
@@ -40,22 +38,25 @@ def single_systems(profile: Profile) -> list[Recipe]:
         "pgd-at",
         f"ResNet-18, PGD-{PGD_AT_STEPS} adversarial training",
         "single",
-        update_steps=(UpdateStep(sets.at),),
+        update_steps=(UpdateStep(sets.pgd_at),),
         training=both,
     )
-    kl = replace(sets.at, random_start=False, noise=0.001, objective="divergence")
-    # Wong et al. 2020: one step of 1.25 eps from a random start
+    trades_attack = replace(sets.pgd_at, random_start=False, noise=0.001, objective="divergence")
+    # FGSM with a random start (Wong et al. 2020): one step of 1.25 eps
     eps = sets.pgd.eps
-    fast = RandomPGD(eps, 1.25 * eps, (1,))
-    listed = [plain]
+    fgsm_rs = RandomPGD(eps, 1.25 * eps, (1,))
+    undefended = [plain]
     for name, title in BACKBONES.items():
         network = Network(member=name)
-        listed.append(replace(plain, system=f"plain-{name}", description=f"{title}, no defence", network=network))
+        undefended.append(replace(plain, system=f"plain-{name}", description=f"{title}, no defence", network=network))
     return [
-        *listed,
+        *undefended,
         at,
         replace(
-            at, system="trades", description="ResNet-18, TRADES (beta 6)", update_steps=(UpdateStep(kl, TradesLoss()),)
+            at,
+            system="trades",
+            description="ResNet-18, TRADES (beta 6)",
+            update_steps=(UpdateStep(trades_attack, TradesLoss()),),
         ),
         replace(
             at,
@@ -64,7 +65,7 @@ def single_systems(profile: Profile) -> list[Recipe]:
             update_steps=(UpdateStep(RandomFGSM((eps,))),),
         ),
         replace(
-            at, system="fgsm-rs", description="ResNet-18, FGSM with a random start", update_steps=(UpdateStep(fast),)
+            at, system="fgsm-rs", description="ResNet-18, FGSM with a random start", update_steps=(UpdateStep(fgsm_rs),)
         ),
         replace(
             at,
@@ -72,10 +73,10 @@ def single_systems(profile: Profile) -> list[Recipe]:
             description=f"{BACKBONES[STRONGEST]}, PGD-{PGD_AT_STEPS} adversarial training",
             network=Network(member=STRONGEST),
         ),
-        # Parameters grow with the square of the width: three times as wide is nine times as large.
+        # The number of parameters grows with the square of the width: three times as wide, nine times as large.
         replace(at, system="pgd-at-wide", description="PGD-AT ResNet-18 as large as DWF", network=Network(width=3)),
         *(
-            # For as long as an expert in phase 1, so that the nine cost less than DWF, not more.
+            # As many epochs as an expert in phase 1, so that the training of all nine costs less than that of DWF.
             replace(
                 at, system=name, description="PGD-AT ResNet-18, one of nine", family="member", training=profile.phase1
             )

@@ -1,1 +1,1 @@
-"""Adversarial training: distributions of attacks, losses, one trainer for every recipe."""
+"""Adversarial training: attack distributions, losses, and one trainer for all recipes."""

@@ -1,47 +1,48 @@
-"""Distributions of attacks, from which adversarial training samples one attack for each batch.
+"""Attack distributions, from which adversarial training samples one attack for each batch.
 
-In the paper, FGSM experts draw eps for each batch, and PGD experts draw the number of iterations (arXiv 2512.20821,
-method outline). ``sample`` returns the attack of one batch as a value, so that logs and tests can show it.
+In the paper, eps is drawn for each batch of an FGSM expert, and the number of iterations for each batch of a PGD expert
+(arXiv 2512.20821, method outline).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paperlib.acceleration import Folded
 from paperlib.attacks import OBJECTIVES, pgd
 from paperlib.models.modes import eval_mode
 from paperlib.seeds import integers, normal
+from paperlib.shapes import Images, Labels
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class SampledAttack:
-    """The attack on one batch; zero steps leave it clean. eps and step size are in pixels of [0, 1]."""
+    """The attack on one batch; with zero steps the batch stays clean. eps and step size are for pixels in [0, 1]."""
 
     eps: float = 0.0
     step_size: float = 0.0
     steps: int = 0
     random_start: bool = False
-    noise: float = 0.0  # above 0: begin at the image plus normal noise of this standard deviation
+    noise: float = 0.0  # above 0: start at the image plus normal noise of this standard deviation
     objective: str = "cross-entropy"  # what the attack maximises, a key of `paperlib.attacks.OBJECTIVES`
     norm: str = "linf"
-    # Above 0: eps and step size are those for images of so many values, see `resized`.
+    # Above 0: eps and step size are stated for images of this many values, see `resized`.
     values: int = field(default=0, repr=False)
 
     @property
     def passes(self) -> int:
-        """How often the attack sends the batch through the model."""
+        """The number of forward passes of the batch that the attack takes."""
         return self.steps + (self.steps > 0 and OBJECTIVES[self.objective].targets is not None)
 
-    def perturb(self, model: nn.Module | Folded, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """The attacked images (N, C, H, W)."""
+    def perturb(self, model: nn.Module | Folded, x: Images, y: Labels, generator: torch.Generator) -> Images:
+        """The attacked images (N, C, H, W); ``x`` itself if there are no steps."""
         if self.steps == 0:
             return x
         if self.values:
@@ -70,27 +71,30 @@ class SampledAttack:
         )
 
     def resized(self, values: int) -> SampledAttack:
-        """The same L2 budget for images of ``values`` numbers (channels times height times width).
+        """The same L2 attack for images of ``values`` numbers (channels times height times width).
 
-        It stays the same share of the distance to the corner of an L-infinity ball, which is eps * sqrt(values).
+        eps and step size scale with sqrt(values), as the L2 distance to a corner of an L-infinity ball does.
         """
         scale = (values / self.values) ** 0.5
         return replace(self, eps=self.eps * scale, step_size=self.step_size * scale, values=0)
 
 
+@runtime_checkable
 class AttackDistribution(Protocol):
-    """A distribution of attacks."""
+    """A probability distribution over attacks."""
 
-    def sample(self, generator: torch.Generator) -> SampledAttack: ...
+    def sample(self, generator: torch.Generator) -> SampledAttack:
+        """The attack on one batch."""
+        ...
 
     def mean_steps(self) -> float:
-        """Expected iterations of the attack on a batch; each costs one pass through the network."""
+        """The expected number of iterations on a batch; each costs one forward pass."""
         ...
 
 
 @dataclass(frozen=True)
 class NoAttack:
-    """No attack: the benign expert trains on clean images."""
+    """Clean batches, as for the benign expert."""
 
     def sample(self, generator: torch.Generator) -> SampledAttack:
         return SampledAttack()
@@ -101,12 +105,12 @@ class NoAttack:
 
 @dataclass(frozen=True)
 class RandomFGSM:
-    """FGSM without a random start whose eps is drawn uniformly from a set: {0.01, ..., 0.09} in the paper."""
+    """FGSM without a random start; eps is drawn uniformly from a set, {0.01, ..., 0.09} in the paper."""
 
     eps: tuple[float, ...]
 
     def sample(self, generator: torch.Generator) -> SampledAttack:
-        eps = _choose(self.eps, generator)
+        eps = _draw(self.eps, generator)
         return SampledAttack(eps, eps, steps=1)
 
     def mean_steps(self) -> float:
@@ -115,9 +119,9 @@ class RandomFGSM:
 
 @dataclass(frozen=True)
 class RandomPGD:
-    """PGD whose number of iterations is drawn uniformly from a set: {10, 20, 30, 40, 50} in the paper.
+    """PGD; its number of iterations is drawn uniformly from a set, {10, 20, 30, 40, 50} in the paper.
 
-    The last three fields are those of `SampledAttack`; a set of one number of iterations makes it the usual, fixed PGD.
+    The last three fields are those of `SampledAttack`. A set of one number gives PGD with fixed iterations.
     """
 
     eps: float
@@ -129,7 +133,7 @@ class RandomPGD:
     norm: str = "linf"
 
     def sample(self, generator: torch.Generator) -> SampledAttack:
-        steps = _choose(self.steps, generator)
+        steps = _draw(self.steps, generator)
         return SampledAttack(self.eps, self.step_size, steps, self.random_start, self.noise, self.objective, self.norm)
 
     def mean_steps(self) -> float:
@@ -138,9 +142,9 @@ class RandomPGD:
 
 @dataclass(frozen=True)
 class ResizedL2:
-    """An L2 attack for images of ``values`` numbers whose eps and step size follow the size of the images it gets.
+    """An L2 attack stated for images of ``values`` numbers; eps and step size are scaled to the images attacked.
 
-    For data sets whose images are of a size that no recipe knows before they are read; see `SampledAttack.resized`.
+    For data sets whose image size is not known when the recipe is made; see `SampledAttack.resized`.
     """
 
     attack: RandomPGD
@@ -155,16 +159,16 @@ class ResizedL2:
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of several distributions for each batch, drawn uniformly: phase 2 as we read the paper."""
+    """One of several attack distributions, drawn uniformly for each batch: phase 2, as we read the paper."""
 
     attacks: tuple[AttackDistribution, ...]
 
     def sample(self, generator: torch.Generator) -> SampledAttack:
-        return _choose(self.attacks, generator).sample(generator)
+        return _draw(self.attacks, generator).sample(generator)
 
     def mean_steps(self) -> float:
-        return sum(threat.mean_steps() for threat in self.attacks) / len(self.attacks)
+        return sum(attack.mean_steps() for attack in self.attacks) / len(self.attacks)
 
 
-def _choose(options: Sequence[T], generator: torch.Generator) -> T:
+def _draw(options: Sequence[T], generator: torch.Generator) -> T:
     return options[int(integers(len(options), (), generator, generator.device))]

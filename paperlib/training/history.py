@@ -1,4 +1,4 @@
-"""The history of a training run, epoch by epoch."""
+"""The history of a training run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Epoch:
     clean: float
     fgsm: float
     pgd: float
-    collapsed: bool  # trained on single steps, and FGSM accuracy exceeds PGD accuracy by more than COLLAPSE_GAP
+    collapsed: bool  # single-step training, and FGSM accuracy exceeds PGD accuracy by more than COLLAPSE_GAP
     seconds: float
 
 
@@ -26,10 +26,10 @@ class History:
 
     epochs: list[Epoch] = field(default_factory=list)
     best: int = -1  # epoch with the best validation accuracy, whose weights are used
-    passes: int = 0  # passes of images through the model: attack iterations plus updates
+    passes: int = 0  # forward passes of single images, for attacks and losses
 
     def table(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """As plain values for JSON."""
         return {"epochs": [vars(e) for e in self.epochs], "best": self.best, "passes": self.passes}
 
     @classmethod
@@ -38,7 +38,7 @@ class History:
 
 
 def epoch_line(e: Epoch, epochs: int) -> str:
-    """An epoch as a line of the log."""
+    """The line of the log for an epoch, of ``epochs`` in total."""
     warning = f"  FGSM above PGD by {e.fgsm - e.pgd:.0%}: catastrophic overfitting?" if e.collapsed else ""
     return (
         f"epoch {e.epoch + 1:>3}/{epochs}  loss {e.loss:.3f}  validation clean {e.clean:.1%} "

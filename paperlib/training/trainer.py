@@ -84,7 +84,7 @@ def train(
     run = _Run(model, data, config, augmentation, states, seed, bf16, tf32, channels_last, label)
     for epoch in range(len(history.epochs), config.epochs):
         started = time.monotonic()
-        # A new folded copy in each epoch: its self-test says little about a network that was just initialised.
+        # A new folded copy in each epoch, because its self-test is weak on a network that was just initialised.
         folded = fold(model, data.train.images[:2])
         loss, steps, passes = run.epoch(epoch, folded)
         check_weights(model, label)

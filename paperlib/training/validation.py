@@ -1,4 +1,4 @@
-"""The accuracies on the validation split that choose the checkpoint."""
+"""The accuracies on the validation split, by which the checkpoint is selected."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ VALIDATION_BATCH = 250  # images attacked at once; nine full-width networks need
 
 @dataclass(frozen=True)
 class Validation:
-    """The attack on the validation split that picks the checkpoint; budgets in pixels of [0, 1]."""
+    """The attack on the validation split, by which the checkpoint is selected; budgets for pixels in [0, 1]."""
 
     eps: float
     step_size: float
     steps: int
-    select: str  # "clean" or "pgd": the accuracy that picks the checkpoint
+    select: str  # "clean" or "pgd": the accuracy by which the checkpoint is selected
 
 
 def validate(
@@ -34,7 +34,7 @@ def validate(
     """Clean, FGSM and PGD accuracy as fractions, and whether FGSM exceeds PGD by more than `COLLAPSE_GAP`."""
     generator = cpu_generator(seed)
     x, y = split.images, split.labels
-    one = attack(
+    fgsm_result = attack(
         model,
         x,
         y,
@@ -44,7 +44,7 @@ def validate(
         random_start=False,
         batch_size=VALIDATION_BATCH,
     )
-    many = attack(
+    pgd_result = attack(
         model,
         x,
         y,
@@ -54,6 +54,9 @@ def validate(
         generator=generator,
         batch_size=VALIDATION_BATCH,
     )
-    lost = torch.stack([(one.first_success == 0).sum(), one.fooled.sum(), many.fooled.sum()])
-    clean, fgsm, pgd = (1 - count / len(split) for count in lost.tolist())
+    # Step 0 is the clean image.
+    misclassified = torch.stack(
+        [(fgsm_result.first_success == 0).sum(), fgsm_result.fooled.sum(), pgd_result.fooled.sum()]
+    )
+    clean, fgsm, pgd = (1 - count / len(split) for count in misclassified.tolist())
     return clean, fgsm, pgd, fgsm - pgd > COLLAPSE_GAP

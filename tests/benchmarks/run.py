@@ -105,7 +105,7 @@ def trained(options: argparse.Namespace) -> Json:
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], Json]] = {
     "limits": bounds,
-    "ways": nine,
+    "algorithms": nine,
     "peers": peers,
     "training": trained,
 }

@@ -12,7 +12,7 @@ from paperlib.report.claims.rules import (
     Beats,
     Claim,
     Collapse,
-    Evidence,
+    Comparison,
     Grows,
     Survives,
 )
@@ -49,7 +49,7 @@ __all__ = [
     "Beats",
     "Claim",
     "Collapse",
-    "Evidence",
+    "Comparison",
     "Grows",
     "Survives",
     "Verdict",

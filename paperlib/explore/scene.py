@@ -145,7 +145,11 @@ class Live:
             targets = None if objective.targets is None else objective.targets(self._folded.network, x, y)
             attacked = pgd(self._folded, x, y, **settings, targets=targets)
         after = self._outputs(attacked)
-        between = [self._outputs(torch.cat(iterates[1:])).gate_weights] if iterates[1:] else []  # the first is x itself
+        between = []
+        if len(iterates) > 1:  # the first iterate is x itself
+            with torch.no_grad():
+                network: Any = self._folded.network
+                between = [network.forward_with_experts(torch.cat(iterates[1:])).gate_weights]
         path = torch.cat([before.gate_weights, *between, after.gate_weights])
         return Scene(selection, int(y), x[0], attacked[0], before, after, path)
 

@@ -36,8 +36,9 @@ def main() -> None:
         assert explorer.controls["steps"].value == 10
         for state in ("new", "known"):
             wall, processor = milliseconds(explorer)
-            text = f"wall time {median(wall):.1f} ms, at most {max(wall):.1f}; processor time {median(processor):.1f} ms"
-            print(f"{make.__name__}, {state} state: {text}, at most {max(processor):.1f}")
+            for clock, times in (("wall", wall), ("processor", processor)):
+                text = f"{clock} time {median(times):.1f} ms [{min(times):.1f}, {max(times):.1f}]"
+                print(f"{make.__name__}, {state} state: {text}")
 
 
 if __name__ == "__main__":

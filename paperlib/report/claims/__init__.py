@@ -17,9 +17,9 @@ from paperlib.report.claims.rules import (
     Survives,
 )
 from paperlib.report.claims.tables import (
+    comparisons_table,
     describe,
     differences_frame,
-    evidence_table,
     power_note,
     verdicts_by_profile,
     verdicts_table,
@@ -53,10 +53,10 @@ __all__ = [
     "Grows",
     "Survives",
     "Verdict",
+    "comparisons_table",
     "decide",
     "describe",
     "differences_frame",
-    "evidence_table",
     "power_note",
     "published_profiles",
     "published_runs",

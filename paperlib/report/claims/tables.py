@@ -62,7 +62,7 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("claim")
 
 
-def evidence_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+def comparisons_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """Every comparison behind the verdicts, with its seeds and n."""
     rows = [
         {

@@ -204,9 +204,9 @@ def test_differences_are_taken_in_each_column_of_a_claim() -> None:
 
 
 def test_a_comparison_is_the_difference_of_the_stacked_outcomes() -> None:
-    shares = np.random.default_rng(0).uniform(0.2, 0.8, (3, 2))
+    accuracies = np.random.default_rng(0).uniform(0.2, 0.8, (3, 2))
     studies: Any = [
-        Records(seed, {"dwf": shares(ours), "frozen": shares(other)}) for seed, (ours, other) in enumerate(shares)
+        Records(seed, {"dwf": shares(ours), "frozen": shares(other)}) for seed, (ours, other) in enumerate(accuracies)
     ]
     comparison = decide(dataclasses.replace(PAIR, others=("frozen",)), studies).comparisons[0]
     first, second = (torch.stack([s.correct[name]["pgd"] for s in studies]) for name in ("dwf", "frozen"))

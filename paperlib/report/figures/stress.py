@@ -25,7 +25,7 @@ LAYERS = {
     "longer PGD, other losses": ("other losses", "longer PGD"),
     "PGD": ("PGD",),
     "FGSM": ("FGSM",),
-    "clean": ("clean",),
+    "clean (misclassified without attack)": ("clean",),
 }
 # FGSM and PGD have pale shades of the colours of their experts; neighbours differ in lightness too, for print in grey.
 _SAFE = sns.color_palette("colorblind", 10)

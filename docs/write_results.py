@@ -40,10 +40,10 @@ def tables() -> Iterator[tuple[str, str]]:
     from paperlib.report import tables as report
 
     digits, lite = Study("digits", local=False).runs, Study("cifar10_lite", local=False)
-    everyone = outcomes.everyone
-    names = [outcomes.display_name(name) for name in everyone(digits[0])]
-    main_table = report.main_table(lite, everyone(lite)).drop(columns=["what it is", "n", "attacks", "seed"])
-    columns = ("clean", "PGD-50", outcomes.BASIC, outcomes.WORST_CASE)
+    main_table_systems = outcomes.main_table_systems
+    names = [outcomes.display_name(name) for name in main_table_systems(digits[0])]
+    main_table = report.main_table(lite, main_table_systems(lite)).drop(columns=["description", "n", "attacks", "seed"])
+    columns = ("clean", "PGD-50", outcomes.PGD_WORST_CASE, outcomes.WORST_CASE)
     checks = pd.DataFrame([{"check": p.name, "question": p.question, "threshold": p.threshold} for p in CHECKS])
     benchmark = benchmarks.benchmark("peers")
     if benchmark is None:
@@ -51,11 +51,11 @@ def tables() -> Iterator[tuple[str, str]]:
     frames = {
         "scales": report.scales([digits, [lite]]),
         "verdicts": claims.verdicts_by_profile(claims.published_runs()),
-        "seeds_table": report.seeds_table(digits, everyone),
+        "seeds_table": report.seeds_table(digits, main_table_systems),
         "shrinkage": report.shrinkage(digits, names),
-        "differences": report.worst_differences(digits, everyone, "dwf"),
+        "differences": report.worst_differences(digits, main_table_systems, "dwf"),
         "lite_table": main_table,
-        "lite_differences": report.worst_differences([lite], everyone, "dwf", columns),
+        "lite_differences": report.worst_differences([lite], main_table_systems, "dwf", columns),
         "checks": checks.set_index("check"),
         "controls": report.controls_verdicts(digits[0]).drop(columns=["n"]),
         "peers_summary": report.peers_summary(benchmark),

@@ -108,7 +108,7 @@ def benign_weight() -> float:
 
 def cost_of_answers() -> str:
     claim = next(claim for claim in claims.CLAIMS if claim.id == "cost")
-    return claims.decide(claim, DIGITS.studies).evidence[-1].shown.removesuffix("% at most")
+    return claims.decide(claim, DIGITS.studies).comparisons[-1].text.removesuffix("% at most")
 
 
 def eps(profile: str, section: str, name: str) -> str:

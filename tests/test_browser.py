@@ -1,7 +1,7 @@
 """The explorers in a real JupyterLab: notebooks opened in Chromium, run, and driven by keyboard and mouse.
 
 Needs Chromium or Chrome (Debian: ``apt-get install chromium``) and the playwright package. A screenshot of the gate
-explorer is left in the folder that the environment variable PAPERLIB_SCREENSHOTS names, if it does.
+explorer is written to the folder in the environment variable PAPERLIB_SCREENSHOTS, if it is set.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ OFFLINE = (
     "--disable-sync",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
-# Cells out of view are drawn too, and no pop-up with news covers a control.
+# Draw cells out of view too, and show no pop-up with news, which could cover a control.
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},
     "apputils-extension/notification": {"fetchNews": "false"},
@@ -60,7 +60,7 @@ ALL_RAN = """() => {
     return prompts.some(t => /\\d/.test(t)) && !prompts.some(t => t.includes('*'));
 }"""
 BYTES = "async e => [...new Uint8Array(await (await fetch(e.src)).arrayBuffer())]"
-PATIENCE = 20_000  # ms, for what takes a second on a machine that does nothing else
+TIMEOUT = 20_000  # ms; on an idle machine these steps take a second
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Lab:
 
 @dataclass
 class Opened:
-    """A notebook in the browser, and everything that went wrong behind its back."""
+    """A notebook in the browser, with the errors of page, console, kernel and network."""
 
     page: Any
     problems: list[str] = field(default_factory=list)
@@ -93,22 +93,22 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         port = free.getsockname()[1]
     options = [f"--port={port}", f"--ServerApp.root_dir={root}", "--ServerApp.port_retries=0", "--ip=127.0.0.1"]
     options += ["--no-browser", "--allow-root", "--LabApp.extension_manager=readonly"]
-    # Should this process be killed, the server and its kernels leave by themselves.
+    # If this process is killed, the server and its kernels end by themselves.
     options += ["--ServerApp.shutdown_no_activity_timeout=300", "--MappingKernelManager.cull_idle_timeout=300"]
-    here = {name: str(folder / name) for name in OWN_FOLDERS} | {"JUPYTER_TOKEN": "test"}
-    here |= {"PYTHONPATH": str(paths.ROOT), "PAPERLIB_HOME": str(folder / "home"), "PAPERLIB_LOCAL": "no"}
-    with log.open("w") as told:
+    environment = {name: str(folder / name) for name in OWN_FOLDERS} | {"JUPYTER_TOKEN": "test"}
+    environment |= {"PYTHONPATH": str(paths.ROOT), "PAPERLIB_HOME": str(folder / "home"), "PAPERLIB_LOCAL": "no"}
+    with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "jupyterlab", *options],
             stdin=subprocess.DEVNULL,
-            stdout=told,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | here,
+            env=os.environ | environment,
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        _answers(url, process, log)
+        _wait_for_server(url, process, log)
         yield Lab(url, root)
     finally:
         process.terminate()  # its kernels end with it
@@ -118,7 +118,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for_server(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 90
     while True:
         assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
@@ -128,7 +128,7 @@ def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(0.1)
 
 
-# Of this module alone: while playwright is open, asyncio.run fails in other tests.
+# For this module only: while playwright is open, asyncio.run fails in other tests.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     assert BROWSER is not None, "CI must have a browser: see .ci/run"
@@ -142,7 +142,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def run_notebook(lab: Lab, browser: Any) -> Iterator[Callable[[str], Opened]]:
-    """Opens a copy of a notebook of the series, runs all of it, and listens on every channel."""
+    """Opens a copy of a notebook, runs all of its cells, and records errors on every channel."""
     from playwright.sync_api import expect
 
     context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
@@ -152,15 +152,15 @@ def run_notebook(lab: Lab, browser: Any) -> Iterator[Callable[[str], Opened]]:
     def run(name: str) -> Opened:
         nb = nbformat.read(paths.notebooks_dir() / f"{name}.ipynb", as_version=4)
         for cell in nb.cells:
-            if cell.cell_type == "code":  # what ran before must not pass for what runs now
+            if cell.cell_type == "code":  # outputs of an earlier run must not count
                 cell.outputs, cell.execution_count = [], None
         nbformat.write(nb, lab.root / f"{name}.ipynb")
         opened.page.goto(f"{lab.url}/doc/tree/{name}.ipynb?token=test")
-        # The notebook's own sign says idle before there is a kernel; the status bar knows better.
-        expect(opened.page.locator("#jp-main-statusbar")).to_contain_text(IDLE, timeout=3 * PATIENCE)
+        # The notebook's indicator shows idle before there is a kernel, the status bar does not.
+        expect(opened.page.locator("#jp-main-statusbar")).to_contain_text(IDLE, timeout=3 * TIMEOUT)
         for item in ("Run", "Run All Cells"):
             opened.page.get_by_role("menuitem", name=item, exact=True).click()
-        opened.page.wait_for_function(ALL_RAN, timeout=9 * PATIENCE)
+        opened.page.wait_for_function(ALL_RAN, timeout=9 * TIMEOUT)
         return opened
 
     yield run
@@ -171,12 +171,12 @@ def _listen(opened: Opened, lab: Lab) -> None:
     page, problems = opened.page, opened.problems
     page.on("pageerror", lambda error: problems.append(f"page: {error}"))
     page.on("console", lambda line: line.type == "error" and problems.append(f"console: {line.text}"))
-    own = (lab.url, "data:", "blob:")
-    page.on("request", lambda asked: asked.url.startswith(own) or problems.append(f"outside: {asked.url}"))
+    local = (lab.url, "data:", "blob:")
+    page.on("request", lambda sent: sent.url.startswith(local) or problems.append(f"outside: {sent.url}"))
 
     def received(frame: bytes) -> None:
         kind, content = _message(frame)
-        if kind == "error":  # of a cell, or of an observer, which is seen nowhere else
+        if kind == "error":  # of a cell, or of an observer, which is displayed nowhere else
             problems.append(f"kernel: {content['ename']}: {content['evalue']}")
 
     page.on("websocket", lambda socket: "/channels" in socket.url and socket.on("framereceived", received))
@@ -189,8 +189,8 @@ def _message(frame: bytes) -> tuple[str, Any]:
     return json.loads(frame[offsets[1] : offsets[2]])["msg_type"], json.loads(frame[offsets[4] : offsets[5]])
 
 
-class Hands:
-    """What a person does with an explorer, and what they see."""
+class User:
+    """Uses an explorer with keyboard and mouse, and reads its sentence and picture."""
 
     def __init__(self, opened: Opened) -> None:
         self.page = opened.page
@@ -199,16 +199,16 @@ class Hands:
     def picture(self) -> bytes:
         return bytes(self.page.locator("img.explorer-picture").evaluate(BYTES))
 
-    def sees(self, text: str) -> None:
+    def expect_sentence(self, text: str) -> None:
         from playwright.sync_api import expect
 
-        expect(self.sentence).to_contain_text(text, timeout=PATIENCE)  # set last: the picture has changed too
+        expect(self.sentence).to_contain_text(text, timeout=TIMEOUT)  # set last, after the picture
 
     def handle(self, name: str) -> Any:
         return self.page.locator(f".explorer-{name} [role=slider]")
 
     def drag(self, name: str, share: float) -> None:
-        """Move a slider's handle with the mouse, to this share of its way."""
+        """Drag a slider's handle with the mouse to this share of its range."""
         self.handle(name).scroll_into_view_if_needed()
         handle = self.handle(name).bounding_box()
         track = self.page.locator(f".explorer-{name} .noUi-target").bounding_box()
@@ -221,16 +221,19 @@ class Hands:
 
 def test_the_gate_explorer_follows_keyboard_and_mouse(run_notebook: Callable[[str], Opened], tmp_path: Path) -> None:
     opened = run_notebook("08_gate")
-    hands = Hands(opened)
-    hands.sees("image 0, a 6, PGD, eps 0.15, 10 steps: the mixture said 6")
-    pictures = [hands.picture()]
+    user = User(opened)
+    user.expect_sentence("image 0, true class 6, PGD, eps 0.15, 10 steps: the mixture predicts 6")
+    pictures = [user.picture()]
     assert pictures[0].startswith(b"\x89PNG")
+    for name in ("image", "attack", "eps", "steps"):
+        label = opened.page.locator(f".explorer-{name} label")
+        assert label.inner_text().strip() == name and len(label.get_attribute("title")) > 5
 
-    # From the keyboard alone: Tab from control to control, left and right to change them.
-    hands.handle("image").focus()
-    for keys, seen in (
-        ("ArrowRight", "image 1, a "),
-        ("Tab Tab", "image 1, a "),  # between two sliders lies the value of the first
+    # With the keyboard only: Tab moves between controls, left and right change them.
+    user.handle("image").focus()
+    for keys, expected in (
+        ("ArrowRight", "image 1, true class "),
+        ("Tab Tab", "image 1, true class "),  # the value of the first slider has a Tab stop of its own
         ("ArrowRight", "PGD, expert 0, eps 0.15"),
         ("Tab Tab", "expert 0"),
         ("ArrowRight", "eps 0.175, 10 steps"),
@@ -238,50 +241,45 @@ def test_the_gate_explorer_follows_keyboard_and_mouse(run_notebook: Callable[[st
         ("ArrowLeft", "eps 0.175, 7 steps"),
     ):
         for key in keys.split():
-            hands.page.keyboard.press(key)
-        hands.sees(seen)
+            user.page.keyboard.press(key)
+        user.expect_sentence(expected)
         if "Tab" not in keys:
-            pictures.append(hands.picture())
+            pictures.append(user.picture())
 
-    hands.drag("eps", 1.0)
-    hands.sees("eps 0.3, 7 steps")
-    pictures.append(hands.picture())
-    hands.drag("attack", 0.0)
-    hands.sees("not attacked: the mixture says")
-    pictures.append(hands.picture())
+    user.drag("eps", 1.0)
+    user.expect_sentence("eps 0.3, 7 steps")
+    pictures.append(user.picture())
+    user.drag("attack", 0.0)
+    user.expect_sentence("not attacked: the mixture predicts")
+    pictures.append(user.picture())
     assert len(set(pictures)) == len(pictures)
-    hands.drag("attack", 2 / 13)
-    hands.sees("PGD, eps 0.3, 7 steps: the mixture said")
+    user.drag("attack", 2 / 13)
+    user.expect_sentence("PGD, eps 0.3, 7 steps: the mixture predicts")
     folder = Path(os.environ.get("PAPERLIB_SCREENSHOTS") or tmp_path)
-    hands.page.locator("img.explorer-picture").locator("xpath=..").screenshot(path=folder / "gate_explorer.png")
-    assert opened.problems == []
-
-
-def test_every_control_says_what_it_is(run_notebook: Callable[[str], Opened]) -> None:
-    opened = run_notebook("08_gate")
-    Hands(opened).sees("image 0")
-    for name in ("image", "attack", "eps", "steps"):
-        control = opened.page.locator(f".explorer-{name}")
-        label = control.locator("label")
-        assert label.inner_text().strip() == name and len(label.get_attribute("title")) > 5
-        control.locator("[role=slider]").focus()
+    user.page.locator("img.explorer-picture").locator("xpath=..").screenshot(path=folder / "gate_explorer.png")
     assert opened.problems == []
 
 
 @pytest.mark.parametrize(
     ("name", "first", "then"),
     [
-        ("01_data", "a 0, every pixel moved by 0.15 at random", "a 1, every pixel moved by 0.15 at random"),
-        ("03_experts", "image 0, a 6, PGD, eps 0.15, 10 steps", "image 1, a "),
+        (
+            "01_data",
+            "image 0, class 0, every pixel moved by 0.15 at random",
+            "image 1, class 1, every pixel moved by 0.15",
+        ),
+        ("03_experts", "image 0, true class 6, PGD, eps 0.15, 10 steps", "image 1, true class "),
     ],
 )
-def test_the_smaller_explorers_answer(name: str, first: str, then: str, run_notebook: Callable[[str], Opened]) -> None:
+def test_the_other_explorers_follow_the_keyboard(
+    name: str, first: str, then: str, run_notebook: Callable[[str], Opened]
+) -> None:
     opened = run_notebook(name)
-    hands = Hands(opened)
-    hands.sees(first)
-    before = hands.picture()
-    hands.handle("image").focus()
-    hands.page.keyboard.press("ArrowRight")
-    hands.sees(then)
-    assert hands.picture() != before
+    user = User(opened)
+    user.expect_sentence(first)
+    before = user.picture()
+    user.handle("image").focus()
+    user.page.keyboard.press("ArrowRight")
+    user.expect_sentence(then)
+    assert user.picture() != before
     assert opened.problems == []

@@ -72,7 +72,7 @@ def fold(
         dtype: dtype of the copy's computation; its logits are float32. Use bfloat16 for attacks in training only, not
             for reported numbers.
         stacked: run the experts of a mixture as one grouped network. By default this is done for small images on the
-            CPU, where it is faster (see tests/benchmarks/ways.py).
+            CPU, where it is faster (see tests/benchmarks/algorithms.py).
     """
     with eval_mode(model):
         try:

@@ -3,7 +3,7 @@
 Batch norm in evaluation mode is a fixed scale and shift per channel, so it is folded into the convolution before it.
 One grouped convolution may replace the same convolution of several networks. Where the CPU's kernels are slow, another
 algorithm computes the same result. The algorithm depends on shapes alone and not on measured times, so the same inputs
-always give the same bits. tests/benchmarks/ways.py measures the cost of each algorithm.
+always give the same bits. tests/benchmarks/algorithms.py measures the cost of each algorithm.
 """
 
 from __future__ import annotations

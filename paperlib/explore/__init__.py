@@ -1,14 +1,15 @@
-"""Exploring by hand: one image, one attack, nine experts; widgets in JupyterLab, the same pictures without them."""
+"""Interactive explorers of images, attacks and experts: widgets in JupyterLab, pictures without a kernel."""
 
-from paperlib.explore.scene import Live, Question, Recorded, Scene, experts_of, source_of
+from paperlib.explore.scene import Live, Recorded, Scene, SceneSource, Selection, experts_of, source_of
 from paperlib.explore.widgets import Explorer, eps_explorer, experts_explorer, gate_explorer
 
 __all__ = [
     "Explorer",
     "Live",
-    "Question",
     "Recorded",
     "Scene",
+    "SceneSource",
+    "Selection",
     "eps_explorer",
     "experts_explorer",
     "experts_of",

@@ -19,7 +19,7 @@ from paperlib.shapes import ExpertLogits, Images, Logits
 
 # A folded copy runs all pathways at once, each on as many images as the most frequent pathway; missing images are
 # filled with zeros. It does so up to this many forward passes per image, and else runs one pathway after the other (see
-# tests/benchmarks/ways.py).
+# tests/benchmarks/algorithms.py).
 BLANKS = 3
 
 

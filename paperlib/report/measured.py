@@ -1,4 +1,4 @@
-"""What a command has just measured, for its last lines: an accuracy with its interval for every evaluation."""
+"""The last lines of a command: the accuracy of every evaluation with its interval."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from paperlib.report.format import percent
 
 
 def measured(study: Study, names: Sequence[str], computed: Collection[str]) -> list[str]:
-    """A line for every accuracy that the records of the stages ``names`` hold, and one that counts the other stages.
+    """A line for every accuracy in the records of the stages ``names``, and one line that counts the other stages.
 
     Args:
         study: a study in which all of these stages have results.
-        computed: the stages that were computed just now; of others the line says when that was.
+        computed: the stages that were computed just now; for the others the line gives the time of computation.
     """
     rows, others = [], Counter[str]()
     for name in names:
         artefact = study.get(name)
-        found = list(_accuracies(name, artefact.record["result"]))
+        evaluations = list(_accuracies(name, artefact.record["result"]))
         source = "computed now" if name in computed else f"computed {artefact.record['provenance']['created']}"
-        rows += [(label, percent(r["accuracy"], r["interval"]), f"n = {r['n']}", source) for label, r in found]
-        if not found:
+        rows += [(label, percent(r["accuracy"], r["interval"]), f"n = {r['n']}", source) for label, r in evaluations]
+        if not evaluations:
             others[name.partition(":")[0]] += 1
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
     lines = ["accuracy in percent [95 % interval]:"] if rows else []

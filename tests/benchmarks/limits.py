@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from algorithms import Mean, gradient_step, with_random_statistics
 from arena import interleave, spread, timed
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from ways import Mean, gradient_step, with_random_statistics
 
 from paperlib.acceleration import fold
 from paperlib.acceleration.memory import keep_memory

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import algorithms
 import limits
 import torch
 import training
-import ways
 from arena import compete
 from contenders import CONTENDERS, PACKAGES, version
 from subjects import data_label, prepare, profile
@@ -85,7 +85,7 @@ def peers(options: argparse.Namespace) -> Json:
 def nine(options: argparse.Namespace) -> Json:
     """Nine experts and one network, computed by several methods."""
     return {
-        "rows": ways.run(rounds=options.rounds, compiled=options.compile, log=logger.info),
+        "rows": algorithms.run(rounds=options.rounds, compiled=options.compile, log=logger.info),
         "rounds": options.rounds,
     }
 
@@ -109,7 +109,7 @@ def trained(options: argparse.Namespace) -> Json:
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], Json]] = {
     "limits": bounds,
-    "ways": nine,
+    "algorithms": nine,
     "peers": peers,
     "training": trained,
 }

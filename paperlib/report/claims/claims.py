@@ -1,4 +1,4 @@
-"""The claims of the paper, and ours, each with its rule."""
+"""The claims of the paper and our own, each with its rule."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ from paperlib.report.outcomes import PGD_WORST_CASE
 from paperlib.systems.singles import BACKBONES, STRONGEST
 
 PLAIN = ("plain", *(f"plain-{name}" for name in BACKBONES))
-
-
 MOE_DEFENCES = ("soe", "soe-own", "soe-moe", "advmoe", "advmoe-own", "more", "more-own")
-
 
 CLAIMS: tuple[Claim, ...] = (
     Collapse("collapse", "Plain networks collapse under small perturbations", "v1 and v2", PLAIN),
@@ -30,7 +27,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Beats(
         "clean-accuracy-too",
-        "DWF is also the more accurate on clean images",
+        "DWF is also more accurate on clean images",
         "v1 (as summarised)",
         others=PLAIN[1:],
         columns=("clean",),
@@ -50,14 +47,14 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Grows(
         "cost",
-        "Training cost rises with the experts; an answer's grows linearly and stays far cheaper",
+        "Training cost rises with the number of experts; inference cost grows linearly and stays far lower",
         "v1 and v2",
         ("ablation-1", "ablation-3", "ablation-5", "ablation-base"),
     ),
-    Beats("pre-training", "Phase 1 pays: DWF beats joint training from scratch", "ours", others=("joint-scratch",)),
+    Beats("pre-training", "Phase 1 helps: DWF beats joint training from scratch", "ours", others=("joint-scratch",)),
     Beats(
         "gate-adds",
-        "The gate adds something over the uniform average and the best expert",
+        "The trained gate beats the uniform average and the best expert",
         "ours",
         system="frozen",
         others=("uniform", "best-expert"),

@@ -1,9 +1,9 @@
-"""What the paper claims, as data: each claim with the rule that decides it, and the verdict the records give.
+"""The rules that decide claims from records. They were written before the records existed.
 
-The rules were written before the numbers. A verdict is *supported*, *not supported*, *undecided* or *not run*.
+A verdict is *supported*, *not supported*, *undecided* or *not run*.
 
-A claim that needs all of its comparisons is an intersection-union test: each is held against its own interval, and
-their number calls for no correction. One comparison is enough against it, so those are corrected for their number.
+A claim that needs all of its comparisons is an intersection-union test: each comparison uses its own interval, without
+correction for their number. One comparison is enough to refute a claim, so refutations are corrected for their number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from paperlib.evaluation import (
 )
 from paperlib.pipeline.stages import autoattack_systems
 from paperlib.pipeline.study import Study
-from paperlib.report.format import points, share, signed
+from paperlib.report.format import percent_over_seeds, points, signed
 from paperlib.report.outcomes import (
     BEST_EXPERT,
     PGD_WORST_CASE,
@@ -38,34 +38,29 @@ from paperlib.report.tables.cost import growth
 from paperlib.systems.experts import EXPERTS
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_RUN = "supported", "not supported", "undecided", "not run"
-
-
-LEARNED = 0.25  # of the way from chance to every image right: what a network must reach to have something to lose
-
-
+# A network has learned if its clean accuracy lies above chance by this share of the distance from chance to 1.
+LEARNED = 0.25
 INTERVAL = f"{100 * (1 - LEVEL):g} % interval"
-
-
-# Two-sided, so that a claim of one comparison is decided by its interval, in either direction alike.
+# Two-sided, so that a claim of one comparison is decided by its interval, in both directions alike.
 CORRECTED = f"after correction for their number (Holm, two-sided, {100 * LEVEL:g} % in all)"
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """One number a verdict rests on, and how the rule reads it."""
+class Comparison:
+    """One number behind a verdict, and the reading that the rule gives to it."""
 
-    what: str
-    value: DifferenceOverSeeds | None  # None for a count that has no interval
+    label: str
+    value: DifferenceOverSeeds | None  # None for a count, which has no interval
     reading: str  # SUPPORTED, REFUTED or UNDECIDED
-    shown: str  # the number as text
+    text: str  # the number
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that can be tested. Subclasses hold the numbers a rule needs and know how to read them."""
+    """A statement that can be tested. Subclasses hold the settings of a rule and apply it."""
 
     id: str
-    says: str
+    statement: str
     source: str  # "v1", "v2", "v1 and v2" (abstracts of arXiv 2512.20821), or "ours"
 
     @property
@@ -73,30 +68,30 @@ class Claim:
         """The rule in words."""
         raise NotImplementedError
 
-    def named(self, study: Study) -> tuple[str, ...]:
-        """The systems its rule speaks of; a profile may leave some out."""
+    def required_systems(self, study: Study) -> tuple[str, ...]:
+        """The systems that the rule compares; a profile may leave some out."""
         raise NotImplementedError
 
     def stages(self, study: Study) -> list[str]:
-        """The records it needs, of the systems that the profile has."""
+        """The stages whose records the rule needs, of the systems that the profile has."""
         raise NotImplementedError
 
-    def read(self, studies: Sequence[Study]) -> list[Evidence]:
-        """The numbers of all seeds, each read by the rule; none if too few of its systems are there."""
+    def compare(self, studies: Sequence[Study]) -> list[Comparison]:
+        """The comparisons over all seeds, each with its reading; none if too few systems are available."""
         raise NotImplementedError
 
-    def there(self, study: Study) -> list[str]:
-        """Those of `named` that the profile has."""
-        return [name for name in self.named(study) if name == BEST_EXPERT or name in all_recipes(study)]
+    def available_systems(self, study: Study) -> list[str]:
+        """Those of `required_systems` that the profile has."""
+        return [name for name in self.required_systems(study) if name == BEST_EXPERT or name in all_recipes(study)]
 
 
 @dataclass(frozen=True)
 class Beats(Claim):
-    """The first system keeps more images than each of the others."""
+    """The first system has a higher accuracy than each of the others."""
 
     system: str = "dwf"
     others: tuple[str, ...] = ()
-    columns: tuple[str, ...] = (PGD_WORST_CASE,)  # "clean", "FGSM" or the worst of the basic attacks
+    columns: tuple[str, ...] = (PGD_WORST_CASE,)  # "clean", "FGSM" or the worst case of the basic attacks
 
     @property
     def rule(self) -> str:
@@ -105,37 +100,38 @@ class Beats(Claim):
             f"{INTERVAL} lies above zero, not supported if any lies below {CORRECTED}, else undecided"
         )
 
-    def named(self, study: Study) -> tuple[str, ...]:
+    def required_systems(self, study: Study) -> tuple[str, ...]:
         return (self.system, *self.others)
 
     def stages(self, study: Study) -> list[str]:
-        return main_table_stages(study, self.there(study))
+        return main_table_stages(study, self.available_systems(study))
 
-    def read(self, studies: Sequence[Study]) -> list[Evidence]:
-        found = []
-        system, *others = self.there(studies[0]) or [""]
+    def compare(self, studies: Sequence[Study]) -> list[Comparison]:
+        system, *others = self.available_systems(studies[0]) or [""]
         if system != self.system:
             return []
+        differences = {}
         for column in self.columns:
             ours = outcomes_over_seeds(studies, system, column)
             for other in others:
                 value = difference_over_seeds(ours, outcomes_over_seeds(studies, other, column))
-                found.append((f"{self.system} - {other}, {column}", value))
-        sides = directions([value for _, value in found])
+                differences[f"{self.system} - {other}, {column}"] = value
         return [
-            Evidence(
-                what,
+            Comparison(
+                label,
                 value,
-                SUPPORTED if value.low > 0 else REFUTED if side < 0 else UNDECIDED,
+                SUPPORTED if value.low > 0 else REFUTED if direction < 0 else UNDECIDED,
                 points(value.difference, value.low, value.high),
             )
-            for (what, value), side in zip(found, sides, strict=True)
+            for (label, value), direction in zip(
+                differences.items(), directions(list(differences.values())), strict=True
+            )
         ]
 
 
 @dataclass(frozen=True)
 class Collapse(Claim):
-    """Each system falls below chance under attack though it was right on clean images."""
+    """Each system has learned, and falls below chance under attack."""
 
     systems: tuple[str, ...] = ()
 
@@ -144,113 +140,121 @@ class Collapse(Claim):
         return (
             f"{PGD_WORST_CASE} of each of {', '.join(self.systems)}: supported if every {INTERVAL} lies below chance "
             f"(one over the number of classes) and that of clean accuracy above {100 * LEARNED:g} % of the way from "
-            "chance to 1, "
-            "because only a network that has learned has something to lose; not supported if any lies above chance "
+            "chance to 1, because only a network that has learned can collapse; not supported if any lies above chance "
             f"{CORRECTED}, else undecided"
         )
 
-    def named(self, study: Study) -> tuple[str, ...]:
+    def required_systems(self, study: Study) -> tuple[str, ...]:
         return self.systems
 
     def stages(self, study: Study) -> list[str]:
-        return ["data", *main_table_stages(study, self.there(study))]
+        return ["data", *main_table_stages(study, self.available_systems(study))]
 
-    def read(self, studies: Sequence[Study]) -> list[Evidence]:
+    def compare(self, studies: Sequence[Study]) -> list[Comparison]:
         chance = 1 / len(studies[0].classes)
         learned = chance + LEARNED * (1 - chance)
-        systems = self.there(studies[0])
-        left, clean = (
+        systems = self.available_systems(studies[0])
+        attacked, clean = (
             [accuracy_over_seeds(outcomes_over_seeds(studies, system, column)) for system in systems]
             for column in (PGD_WORST_CASE, "clean")
         )
-        found = []
-        for system, after, before, side in zip(systems, left, clean, directions(left, chance), strict=True):
-            falls = after.high < chance and before.low > learned
-            reading = SUPPORTED if falls else REFUTED if side > 0 else UNDECIDED
-            shown = f"{share(after)} left of {share(before)}"
-            found.append(Evidence(f"{system}, {PGD_WORST_CASE} of clean", after, reading, shown))
-        return found
+        comparisons = []
+        for system, after, before, direction in zip(
+            systems, attacked, clean, directions(attacked, chance), strict=True
+        ):
+            collapses = after.high < chance and before.low > learned
+            reading = SUPPORTED if collapses else REFUTED if direction > 0 else UNDECIDED
+            text = f"{percent_over_seeds(after)}, clean {percent_over_seeds(before)}"
+            comparisons.append(Comparison(f"{system}, {PGD_WORST_CASE}", after, reading, text))
+        return comparisons
 
 
 @dataclass(frozen=True)
 class Grows(Claim):
-    """Training cost rises with the number of experts, an answer's linearly, and an answer stays far cheaper."""
+    """Training cost rises with the number of experts; inference cost grows linearly and stays far lower."""
 
-    systems: tuple[str, ...] = ()  # with more and more experts
+    systems: tuple[str, ...] = ()  # in the order of their number of experts
 
     @property
     def rule(self) -> str:
         return (
-            f"counted for {', '.join(self.systems)}: supported if training passes rise with each, the operations each "
-            "further expert adds to an answer lie within 10 % of each other, and answering the training set once costs "
-            "less than 1 % of training; not supported if any of the three fails"
+            f"counted for {', '.join(self.systems)}: supported if training passes rise with each, the operations that "
+            "each further expert adds to inference lie within 10 % of each other, and inference on the training set "
+            "costs less than 1 % of training; not supported if one of the three fails"
         )
 
-    def named(self, study: Study) -> tuple[str, ...]:
+    def required_systems(self, study: Study) -> tuple[str, ...]:
         return self.systems
 
     def stages(self, study: Study) -> list[str]:
         recipes = all_recipes(study)
-        return [f"train:{name}" for system in self.there(study) for name in (*recipes[system].starts_from, system)]
-
-    def read(self, studies: Sequence[Study]) -> list[Evidence]:
-        if len(self.there(studies[0])) < len(self.systems):  # a line needs all of its points
-            return []
-        rows = [growth(study, self.systems) for study in studies]
-        rises = all((row["training cost"].diff().dropna() > 0).all() for row in rows)
-        # Steps from one mixture to the next: the gate, the same in all, drops out.
-        each = pd.concat([row["inference cost"].diff() / row["experts"].diff() for row in rows]).dropna()
-        linear = bool(each.min() > 0 and each.max() <= 1.1 * each.min())
-        once = max(float((row["inference cost"] / row["training cost"]).max()) for row in rows)
-        costs = ", ".join(f"{cost:.0f}" for cost in rows[0]["training cost"])
-        spread = f"{each.min():.2f} to {each.max():.2f} answers of a ResNet-18 for each further expert"
         return [
-            Evidence("training cost, clean epochs of one ResNet-18", None, SUPPORTED if rises else REFUTED, costs),
-            Evidence("answer", None, SUPPORTED if linear else REFUTED, spread),
-            Evidence("answers over training", None, SUPPORTED if once < 0.01 else REFUTED, f"{once:.2%} at most"),
+            f"train:{name}"
+            for system in self.available_systems(study)
+            for name in (*recipes[system].starts_from, system)
+        ]
+
+    def compare(self, studies: Sequence[Study]) -> list[Comparison]:
+        if len(self.available_systems(studies[0])) < len(self.systems):  # the comparison needs all mixtures
+            return []
+        tables = [growth(study, self.systems) for study in studies]
+        rises = all((table["training cost"].diff().dropna() > 0).all() for table in tables)
+        # Differences from one mixture to the next: the gate, which is the same in all, cancels.
+        per_expert = pd.concat([t["inference cost"].diff() / t["experts"].diff() for t in tables]).dropna()
+        linear = bool(per_expert.min() > 0 and per_expert.max() <= 1.1 * per_expert.min())
+        share = max(float((table["inference cost"] / table["training cost"]).max()) for table in tables)
+        costs = ", ".join(f"{cost:.0f}" for cost in tables[0]["training cost"])
+        spread = f"{per_expert.min():.2f} to {per_expert.max():.2f} ResNet-18 forward passes for each further expert"
+        return [
+            Comparison("training cost, clean epochs of one ResNet-18", None, SUPPORTED if rises else REFUTED, costs),
+            Comparison("inference cost", None, SUPPORTED if linear else REFUTED, spread),
+            Comparison("inference over training", None, SUPPORTED if share < 0.01 else REFUTED, f"{share:.2%} at most"),
         ]
 
 
 @dataclass(frozen=True)
 class Survives(Claim):
-    """What PGD decides between the first system and each of the others, everything together decides as well."""
+    """Where PGD separates the first system from another, the worst case over all attacks separates them as well."""
 
     system: str = "dwf"
 
     @property
     def rule(self) -> str:
         return (
-            f"of the systems that face AutoAttack, those that PGD separates from {self.system} {CORRECTED}: supported "
-            f"if the {WORST_CASE} separates every one in the same direction ({INTERVAL} off zero), not supported if "
-            "any in the other after the same correction, else undecided"
+            f"of the systems attacked by AutoAttack, those that PGD separates from {self.system} {CORRECTED}: "
+            f"supported if the {WORST_CASE} separates each in the same direction ({INTERVAL} without zero), not "
+            "supported if it separates one in the other direction after the same correction, else undecided"
         )
 
-    def named(self, study: Study) -> tuple[str, ...]:
-        faced = autoattack_systems(study.profile)
-        return (self.system, *(name for name in faced if name != self.system))
+    def required_systems(self, study: Study) -> tuple[str, ...]:
+        return (self.system, *(name for name in autoattack_systems(study.profile) if name != self.system))
 
     def stages(self, study: Study) -> list[str]:
         experts = [f"train:{name}" for name in EXPERTS]
-        if study.missing(experts):  # which of them is the best is not known yet
+        if study.missing(experts):  # the best one is not known yet
             return experts
-        return stress_stages(study, self.named(study))
+        return stress_stages(study, self.required_systems(study))
 
-    def read(self, studies: Sequence[Study]) -> list[Evidence]:
+    def compare(self, studies: Sequence[Study]) -> list[Comparison]:
         pgd = column_of(headline(studies[0].profile.evaluation))
-        others = self.named(studies[0])[1:]
+        others = self.required_systems(studies[0])[1:]
 
         def differences(column: str, others: Sequence[str]) -> list[DifferenceOverSeeds]:
             ours = outcomes_over_seeds(studies, self.system, column)
             return [difference_over_seeds(ours, outcomes_over_seeds(studies, other, column)) for other in others]
 
-        first = differences(pgd, others)
-        # What PGD separates by luck has no ranking to lose, so here too the number of comparisons counts.
-        apart = [(o, was, side) for o, was, side in zip(others, first, directions(first), strict=True) if side]
-        worst = differences(WORST_CASE, [other for other, _, _ in apart])
-        found = []
-        for (other, was, side), now, then in zip(apart, worst, directions(worst), strict=True):
-            same = now.low > 0 if side > 0 else now.high < 0
-            reading = SUPPORTED if same else REFUTED if then == -side else UNDECIDED
-            shown = f"{points(now.difference, now.low, now.high)} ({pgd} {signed(was.difference)})"
-            found.append(Evidence(f"{self.system} - {other}, {WORST_CASE}", now, reading, shown))
-        return found
+        under_pgd = differences(pgd, others)
+        # A pair that PGD separates by chance has no ranking to lose, so this too is corrected for the number of pairs.
+        separated = [
+            (other, value, direction)
+            for other, value, direction in zip(others, under_pgd, directions(under_pgd), strict=True)
+            if direction
+        ]
+        worst = differences(WORST_CASE, [other for other, _, _ in separated])
+        comparisons = []
+        for (other, before, direction), after, now in zip(separated, worst, directions(worst), strict=True):
+            same = after.low > 0 if direction > 0 else after.high < 0
+            reading = SUPPORTED if same else REFUTED if now == -direction else UNDECIDED
+            text = f"{points(after.difference, after.low, after.high)} ({pgd} {signed(before.difference)})"
+            comparisons.append(Comparison(f"{self.system} - {other}, {WORST_CASE}", after, reading, text))
+        return comparisons

@@ -6,7 +6,7 @@ from paperlib.report.figures.benchmarks import growth_figure, peers_figure
 from paperlib.report.figures.cost import growth
 from paperlib.report.figures.experts import expert_colours, expert_curves, expert_heatmap
 from paperlib.report.figures.gate import gate_by_attack, gate_by_class, gate_cases, routes
-from paperlib.report.figures.images import answers, class_counts, image_grid, random_signs, show_image
+from paperlib.report.figures.images import class_counts, image_grid, predictions, random_signs, show_image
 from paperlib.report.figures.main_figure import forest, main_figure
 from paperlib.report.figures.stress import control_matrix, every_attack, layers
 from paperlib.report.figures.training import curves
@@ -14,7 +14,6 @@ from paperlib.report.figures.training import curves
 __all__ = [
     "accuracy_by_eps",
     "accuracy_by_steps",
-    "answers",
     "architecture",
     "class_counts",
     "control_matrix",
@@ -34,6 +33,7 @@ __all__ = [
     "lines_with_intervals",
     "main_figure",
     "peers_figure",
+    "predictions",
     "random_signs",
     "routes",
     "show_image",

@@ -1,4 +1,4 @@
-"""Every figure of the series, each drawn from records by one function that returns a matplotlib figure."""
+"""Accuracy over eps and over iterations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from paperlib.report.style import WIDTH, colour_of, heading, label_of, marker_of
 
 
 def n_text(frame: pd.DataFrame) -> str:
-    """Such as ``, n = 360``: the images behind each number, where a frame tells."""
+    """Such as ``, n = 360`` or ``, n = 200 to 360``; empty if the frame has no ``n``."""
     counts = sorted({int(n) for n in frame["n"].dropna()}) if "n" in frame else []
     return "" if not counts else f", n = {counts[0]}" + (f" to {counts[-1]}" if counts[1:] else "")
 
 
 def accuracy_by_eps(frame: pd.DataFrame, title: str) -> Figure:
-    """Accuracy against eps, a panel per attack, a line per system, with 95 % intervals."""
+    """Accuracy against eps, a panel for each attack, a line for each system, with 95 % intervals."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.3), sharey=True)
     for ax, attack in zip(axes, ("fgsm", "pgd"), strict=True):
         part = frame[frame["attack"].isin([attack, "clean"])]
@@ -34,12 +34,12 @@ def accuracy_by_eps(frame: pd.DataFrame, title: str) -> Figure:
 
 
 def accuracy_by_steps(frame: pd.DataFrame, title: str) -> Figure:
-    """Accuracy against the number of iterations, a line per system."""
+    """Accuracy against the number of iterations, a line for each system."""
     figure, ax = plt.subplots(figsize=(WIDTH, 3.3))
     lines_with_intervals(ax, frame, "steps")
     ax.set(
         title=title + n_text(frame),
-        xlabel="PGD iterations (an image is lost at the first that fools the system)",
+        xlabel="PGD iterations (an image counts as misclassified from the first successful one on)",
         ylabel="accuracy [95 % interval]",
     )
     shared_legend(figure, ax)
@@ -47,7 +47,7 @@ def accuracy_by_steps(frame: pd.DataFrame, title: str) -> Figure:
 
 
 def lines_with_intervals(ax: Axes, frame: pd.DataFrame, x: str) -> None:
-    """A line per system with its Wilson band."""
+    """A line for each system with its Wilson intervals as a band."""
     for system, part in frame.groupby("system", sort=False):
         part = part.sort_values(x)
         name = str(system)
@@ -69,7 +69,7 @@ def lines_with_intervals(ax: Axes, frame: pd.DataFrame, x: str) -> None:
 
 
 def trace(records: Sequence[dict[str, Any]]) -> Figure:
-    """Loss and accuracy over the iterations of the headline attack, a line per system."""
+    """Loss and accuracy over the iterations of the headline attack, a line for each system."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.1))
     for record in records:
         name = record["system"]
@@ -78,9 +78,9 @@ def trace(records: Sequence[dict[str, Any]]) -> Figure:
         style |= {"marker": marker_of(name), "markevery": every, "ms": 6, "mec": "white", "mew": 0.6}
         axes[0].plot(record["loss"], **style)
         axes[1].plot(record["accuracy_at_iterate"], **style)
-    axes[0].set(title="What the attack climbs", xlabel="iteration", ylabel="mean cross-entropy (nats)")
-    told = "What is left" + n_text(pd.DataFrame({"n": [record["n"] for record in records]}))
-    axes[1].set(title=told, xlabel="iteration", ylabel="accuracy at this iterate", ylim=(-0.02, 1.02))
+    axes[0].set(title="Attack objective", xlabel="iteration", ylabel="mean cross-entropy (nats)")
+    title = "Accuracy" + n_text(pd.DataFrame({"n": [record["n"] for record in records]}))
+    axes[1].set(title=title, xlabel="iteration", ylabel="accuracy at this iterate", ylim=(-0.02, 1.02))
     percent_axis(axes[1].yaxis)
     shared_legend(figure, axes[0])
     return figure

@@ -1,4 +1,4 @@
-"""The mixture, drawn."""
+"""The architecture of the mixture."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paperlib.systems.experts import EXPERT_KINDS
 
 
 def architecture() -> Figure:
-    """The mixture as the companion builds it: one image, nine experts, a gate, one answer."""
+    """The mixture as implemented here: an image, nine experts, a gate, and the mixed prediction."""
     figure, ax = plt.subplots(figsize=(WIDTH, 3.9))
     ax.set(xlim=(0, 100), ylim=(-2, 60))
     ax.axis("off")
@@ -37,10 +37,10 @@ def architecture() -> Figure:
     arrow((15, 32), (28.4, 3.5))
     box(69, 28, 12, 14, "mix\n$\\sum_i w_i\\, p_i$", "white", fontsize=9)
     arrow((54.6, 3.5), (74, 27.2), connectionstyle="arc3,rad=0.18")
-    ax.text(69.5, 9.5, "weights $w_0 \\ldots w_8$,\nnever zero", fontsize=8, color="0.3")
-    box(88, 28, 11, 14, "answer\n$\\log p(y|x)$", "white")
+    ax.text(69.5, 9.5, "weights $w_0 \\ldots w_8$,\nall positive", fontsize=8, color="0.3")
+    box(88, 28, 11, 14, "output\n$\\log p(y|x)$", "white")
     arrow((81.6, 35), (87.4, 35))
-    ax.text(41.5, 59.6, "phase 1: trained one by one", ha="center", fontsize=8, color="0.3", style="italic")
+    ax.text(41.5, 59.6, "phase 1: each expert trained alone", ha="center", fontsize=8, color="0.3", style="italic")
     ax.text(
         87,
         50,

@@ -1,4 +1,4 @@
-"""The nine experts, one by one."""
+"""Figures of the nine experts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from paperlib.report.figures.accuracy import n_text
-from paperlib.report.style import INK, KINDS, PALE, WIDTH, percent_axis, tint
+from paperlib.report.style import INK, KINDS, PALE, WIDTH, Colour, percent_axis, tint
 from paperlib.systems.experts import EXPERT_KINDS
 
 EXPERT_NUMBERS = "expert: 0 benign, 1 to 4 FGSM, 5 to 8 PGD"
@@ -24,21 +24,24 @@ def expert_heatmap(frame: pd.DataFrame, names: dict[str, str]) -> Figure:
     sns.heatmap(
         100 * table, annot=True, fmt=".0f", vmin=0, vmax=100, cmap="cividis", ax=ax, cbar=False, lw=0.8, linecolor="w"
     )
-    ax.set(xlabel="", ylabel="expert", title=f"Accuracy in % of the experts, one by one{n_text(frame)}")
+    ax.set(xlabel="", ylabel="expert", title=f"Accuracy in % of each expert alone{n_text(frame)}")
     ax.set_yticklabels([names[name] for name in table.index], rotation=0)
     for label, system in zip(ax.get_yticklabels(), table.index, strict=True):
-        label.set_color(dark(KINDS[kinds[system]]))
+        label.set_color(darker(KINDS[kinds[system]]))
     return figure
 
 
-def dark(colour: tuple[float, float, float]) -> tuple[float, float, float]:
-    """A colour dark enough for letters."""
-    red, green, blue = (0.6 * part for part in colour)
+def darker(colour: Colour, share: float = 0.6) -> Colour:
+    """A share of a colour's brightness: dark enough for letters."""
+    red, green, blue = (share * part for part in colour)
     return red, green, blue
 
 
 def expert_curves(frame: pd.DataFrame) -> Figure:
-    """Validation accuracy by epoch, a panel per expert kind: clean, FGSM and PGD; the mean over a faint line each."""
+    """Validation accuracy by epoch under no attack, FGSM and PGD, a panel for each kind of expert.
+
+    A pale line for each expert, and a thick one for their mean.
+    """
     figure, axes = plt.subplots(1, 3, figsize=(WIDTH, 3.0), sharey=True)
     styles = {"clean": (":", "clean"), "fgsm": ("--", "FGSM"), "pgd": ("-", "PGD")}
     for ax, kind in zip(axes, KINDS, strict=True):
@@ -49,22 +52,18 @@ def expert_curves(frame: pd.DataFrame) -> Figure:
                 for _, part in of_kind.groupby("system"):
                     ax.plot(part["epoch"] + 1, part[measure], line, color=KINDS[kind], lw=0.8, alpha=0.45)
             mean = of_kind.groupby("epoch")[measure].mean()
-            ax.plot(mean.index + 1, mean, line, color=dark(KINDS[kind]), lw=2)
+            ax.plot(mean.index + 1, mean, line, color=darker(KINDS[kind]), lw=2)
         ax.set(title=f"{len(members)} {kind} expert{'s'[: len(members) - 1]}", xlabel="epoch", ylim=(-0.02, 1.02))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         percent_axis(ax.yaxis)
     axes[0].set_ylabel("validation accuracy")
     handles = [Line2D([], [], color=INK, ls=line, lw=2, label=f"under {name}") for line, name in styles.values()]
     handles[0].set_label("on clean images")
-    handles.append(Line2D([], [], color=PALE, lw=0.8, label="one expert; thick: their mean"))
+    handles.append(Line2D([], [], color=PALE, lw=0.8, label="one expert (thick: mean)"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8.5)
     return figure
 
 
-def expert_colours() -> list[tuple[float, float, float]]:
-    """Nine shades: the colour of the expert's kind, lighter within it."""
-    found = []
-    for i, kind in enumerate(EXPERT_KINDS):
-        white = 0.16 * EXPERT_KINDS[:i].count(kind)
-        found.append(tint(KINDS[kind], white))
-    return found
+def expert_colours() -> list[Colour]:
+    """Nine colours: that of the expert's kind, paler for each further expert of the kind."""
+    return [tint(KINDS[kind], 0.16 * EXPERT_KINDS[:i].count(kind)) for i, kind in enumerate(EXPERT_KINDS)]

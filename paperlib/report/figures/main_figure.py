@@ -16,7 +16,7 @@ from paperlib.report.style import INK, PALE, SMALL, WIDTH, colour_of, heading, l
 
 
 def main_figure(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figure:
-    """The main table as bars with Wilson intervals, a panel per attack; dots are other seeds where given."""
+    """The main table as bars with Wilson intervals, a panel for each attack; circles are the rows of ``seeds``."""
     systems = list(dict.fromkeys(frame["system"]))
     columns = [name for name in dict.fromkeys(frame["column"]) if not name.endswith("soft") and name != PGD_WORST_CASE]
     columns.sort(key=lambda name: name.startswith(WORST_CASE))  # the headline last
@@ -25,8 +25,8 @@ def main_figure(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figur
     colours = [colour_of(system) for system in systems]
     absent = False
     for ax, name in zip(axes[0], columns, strict=True):
-        found = frame[frame["column"] == name]
-        part = found.set_index("system").reindex(systems)
+        rows = frame[frame["column"] == name]
+        part = rows.set_index("system").reindex(systems)
         errors = np.stack([part["accuracy"] - part["low"], part["high"] - part["accuracy"]])
         ax.barh(positions, part["accuracy"], color=colours, height=0.7)
         bars = ax.errorbar(part["accuracy"], positions, xerr=errors, fmt="none", ecolor=INK, lw=1, capsize=2)
@@ -39,24 +39,27 @@ def main_figure(frame: pd.DataFrame, seeds: pd.DataFrame | None = None) -> Figur
                 values = seeds[(seeds["column"] == name) & (seeds["system"] == system)]["accuracy"]
                 places = np.full(len(values), position)
                 drawn += ax.plot(values, places, "o", ms=3.5, mfc="white", mec=INK, mew=0.8)
-        for artist in drawn:  # whole at 0 and 100 %, without the layout making room
+        for artist in drawn:  # drawn in full at 0 and 100 %, ignored by the layout
             artist.set(clip_on=False, in_layout=False)
-        told = name.replace(", ", "\n") if ", n = " in name else name + n_text(found).replace(", ", "\n")
+        title = name.replace(", ", "\n") if ", n = " in name else name + n_text(rows).replace(", ", "\n")
         ax.set(xlim=(0, 1), yticks=positions, yticklabels=[label_of(system) for system in systems])
-        ax.set_title(told, fontsize=9)
+        ax.set_title(title, fontsize=9)
         ax.set_xticks([0, 0.5, 1], ["0", "50", "100"])
         for label, side in zip(ax.get_xticklabels(), ("left", "center", "right"), strict=True):
             label.set_horizontalalignment(side)
         ax.grid(visible=False, axis="y")
         ax.set_ylim(len(systems) - 0.4, -0.6)
-    told = "accuracy in %, with Wilson 95 % intervals"
-    told += "; circles: each seed" if seeds is not None else ""
-    figure.supxlabel(told + ("; \N{EN DASH}: not run" if absent else ""), fontsize=9)
+    note = "accuracy in %, with Wilson 95 % intervals"
+    note += "; circles: each seed" if seeds is not None else ""
+    figure.supxlabel(note + ("; \N{EN DASH}: not run" if absent else ""), fontsize=9)
     return figure
 
 
 def forest(frame: pd.DataFrame, labels: dict[str, str], title: str, xlabel: str) -> Figure:
-    """Differences with their intervals, one line each, by claim where named; those that exclude zero are filled."""
+    """Differences with their intervals, one line each, grouped by ``claim`` if the frame has it.
+
+    Intervals that exclude zero are dark, and their points filled.
+    """
     lines: list[tuple[str, dict[Any, Any]]] = []
     claim = None
     for name, row in zip(frame.index, frame.to_dict("records"), strict=True):
@@ -67,10 +70,12 @@ def forest(frame: pd.DataFrame, labels: dict[str, str], title: str, xlabel: str)
     figure, ax = plt.subplots(figsize=(WIDTH, (0.27 if claim is None else 0.22) * len(lines) + 1.2))
     for i, (_, row) in enumerate(lines):
         if row:
-            clear = row["low"] > 0 or row["high"] < 0
-            colour = INK if clear else PALE
+            excludes_zero = row["low"] > 0 or row["high"] < 0
+            colour = INK if excludes_zero else PALE
             ax.plot([100 * row["low"], 100 * row["high"]], [i, i], color=colour, lw=2, solid_capstyle="butt")
-            ax.plot(100 * row["difference"], i, "o", ms=6, color=colour, mfc=colour if clear else "white", mew=1.4)
+            ax.plot(
+                100 * row["difference"], i, "o", ms=6, color=colour, mfc=colour if excludes_zero else "white", mew=1.4
+            )
         elif i:
             ax.axhline(i - 0.5, color="0.85", lw=0.8)
     ax.axvline(0, color=INK, lw=0.9, ls="--")

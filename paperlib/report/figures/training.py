@@ -14,7 +14,7 @@ from paperlib.report.style import INK, WIDTH, colour_of, label_of, marker_of, pe
 
 
 def curves(frame: pd.DataFrame, systems: Sequence[str]) -> Figure:
-    """Loss and validation PGD accuracy by epoch, a line per system; the kept epoch is ringed."""
+    """Loss and validation accuracy by epoch, a line for each system, with a ring at the selected epoch."""
     figure, axes = plt.subplots(1, 2, figsize=(WIDTH, 3.1))
     for system in systems:
         part = frame[frame["system"] == system]
@@ -23,8 +23,8 @@ def curves(frame: pd.DataFrame, systems: Sequence[str]) -> Figure:
         axes[0].plot(part["epoch"] + 1, part["loss"], label=label_of(system), lw=1.8, **style)
         axes[1].plot(part["epoch"] + 1, part["pgd"], lw=1.8, **style)
         axes[1].plot(part["epoch"] + 1, part["clean"], ls=":", lw=1.4, **style)
-        kept = part[part["epoch"] == part["best"]]
-        axes[1].plot(kept["epoch"] + 1, kept["pgd"], "o", ms=12, mfc="none", mec=colour, mew=1.4)
+        selected = part[part["epoch"] == part["best"]]
+        axes[1].plot(selected["epoch"] + 1, selected["pgd"], "o", ms=12, mfc="none", mec=colour, mew=1.4)
     axes[0].set(title="Training loss", xlabel="epoch of phase 2", ylabel="cross-entropy (nats)")
     axes[1].set(title="Validation accuracy", xlabel="epoch of phase 2", ylabel="accuracy", ylim=(-0.02, 1.04))
     percent_axis(axes[1].yaxis)
@@ -32,6 +32,6 @@ def curves(frame: pd.DataFrame, systems: Sequence[str]) -> Figure:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     handles = axes[0].get_legend_handles_labels()[0]
     handles += [Line2D([], [], color=INK, ls=":", lw=1.4, label="clean"), Line2D([], [], color=INK, label="under PGD")]
-    handles.append(Line2D([], [], ls="none", marker="o", ms=9, mfc="none", mec=INK, label="kept epoch"))
+    handles.append(Line2D([], [], ls="none", marker="o", ms=9, mfc="none", mec=INK, label="selected epoch"))
     figure.legend(handles=handles, loc="outside lower center", ncols=5, fontsize=8.5, columnspacing=1.2)
     return figure

@@ -1,13 +1,13 @@
-"""Tables of the series, each made from records. Every number keeps its n and its interval."""
+"""Tables of the series, each made from records. Every accuracy has its n and its interval."""
 
 from paperlib.report.tables.ablations import ablations
 from paperlib.report.tables.benchmarks import (
+    algorithms_table,
     growth_table,
     peers_summary,
     peers_table,
     step_table,
     training_table,
-    ways_table,
 )
 from paperlib.report.tables.comparison import (
     differences,
@@ -36,7 +36,7 @@ from paperlib.report.tables.stress import (
     controls_verdicts,
     every_attack,
     family_of,
-    gains,
+    losses_by_family,
     shrinkage,
 )
 from paperlib.report.tables.sweeps import by_steps, with_intervals
@@ -45,6 +45,7 @@ from paperlib.report.tables.training import histories
 __all__ = [
     "Reported",
     "ablations",
+    "algorithms_table",
     "arithmetic",
     "audit_of",
     "audits",
@@ -59,7 +60,6 @@ __all__ = [
     "expert_names",
     "expert_table",
     "family_of",
-    "gains",
     "gate_health",
     "gate_rows",
     "growth",
@@ -67,6 +67,7 @@ __all__ = [
     "headline_name",
     "histories",
     "literature",
+    "losses_by_family",
     "main_frame",
     "main_table",
     "markdown",
@@ -86,7 +87,6 @@ __all__ = [
     "shrinkage",
     "step_table",
     "training_table",
-    "ways_table",
     "with_intervals",
     "with_points",
     "worst_differences",

@@ -14,7 +14,7 @@ from paperlib.report.format import percent, points
 
 
 def peers_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Every contender on every subject: seconds, how many times as long as ours, robust accuracy with interval."""
+    """Every library on every network: seconds, time relative to ours, robust accuracy with its interval."""
     rows = [
         {
             "data": row["data"],
@@ -25,7 +25,7 @@ def peers_table(record: dict[str, Any]) -> pd.DataFrame:
             "times as long": ratio(row["ratio"]),
             "robust accuracy": percent(row["correct"] / row["n"], row["interval"]),
             "n": row["n"],
-            "unlike textbook": row["differing_images"],
+            "differs from textbook": row["differing_images"],
         }
         for row in record["rows"]
     ]
@@ -33,19 +33,19 @@ def peers_table(record: dict[str, Any]) -> pd.DataFrame:
 
 
 def peers_summary(record: dict[str, Any]) -> pd.DataFrame:
-    """One row per network attacked: how many times as long as ours each library takes, and what is left standing."""
+    """One row for each network: its robust accuracy, and the time of each library relative to ours."""
     rows: dict[str, dict[str, Any]] = {}
     for row in record["rows"]:
-        line = rows.setdefault(f"{row['system']} on {row['data']}, eps {row['eps']}", {})
+        cells = rows.setdefault(f"{row['system']} on {row['data']}, eps {row['eps']}", {})
         if row["contender"] == "paperlib":
-            line |= {"robust accuracy": percent(row["correct"] / row["n"], row["interval"]), "n": row["n"]}
+            cells |= {"robust accuracy": percent(row["correct"] / row["n"], row["interval"]), "n": row["n"]}
         elif row["contender"] != "textbook":
-            line[NAMES[row["contender"]]] = ratio(row["ratio"])
-    return pd.DataFrame(rows).T.rename_axis("attacked")
+            cells[NAMES[row["contender"]]] = ratio(row["ratio"])
+    return pd.DataFrame(rows).T.rename_axis("network")
 
 
 def step_table(record: dict[str, Any]) -> pd.DataFrame:
-    """A PGD step beside a bare pass of the same network, and how much of the machine's matrix peak it uses."""
+    """A PGD step against a bare pass of the same network, and its share of the machine's peak for matrix products."""
     rows = [
         {
             "network": f"{r['experts']} x ResNet-18, width {r['width']}",
@@ -70,30 +70,30 @@ def growth_table(record: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("cost against")
 
 
-def ways_table(record: dict[str, Any]) -> pd.DataFrame:
-    """How many times faster than the plain network each way of running it is; losers and failures included."""
+def algorithms_table(record: dict[str, Any]) -> pd.DataFrame:
+    """The speed of each algorithm relative to the plain network; slower and failed algorithms are included."""
     rows = [
         {
             "networks": r["networks"],
             "size": f"width {r['width']}, {r['images']} of {r['side']}x{r['side']}",
-            "way": r["way"],
+            "algorithm": r["algorithm"],
             "times faster": ratio(r["ratio"]) if "ratio" in r else f"failed: {r['failed'][:60]}",
         }
         for r in record["rows"]
     ]
     order = list(dict.fromkeys(r["size"] for r in rows))
-    frame = pd.DataFrame(rows).pivot(index=["networks", "way"], columns="size", values="times faster")
+    frame = pd.DataFrame(rows).pivot(index=["networks", "algorithm"], columns="size", values="times faster")
     return frame[order].fillna("")
 
 
 def training_table(record: dict[str, Any]) -> pd.DataFrame:
-    """Training with the engine against the plain loop and bfloat16, seed by seed, compared image by image."""
+    """Training with the engine, the plain loop and bfloat16, for each seed, compared on the same images."""
     rows = []
     frame = {(r["system"], r["seed"], r["variant"]): r for r in record["rows"]}
     for (system, seed, variant), row in frame.items():
         plain = frame[system, seed, "plain loop"]
-        p = paired_difference(*(torch.tensor([c == "1" for c in r["correct_images"]]) for r in (row, plain)))
-        between = points(p.difference, p.low, p.high)
+        pair = paired_difference(*(torch.tensor([c == "1" for c in r["correct_images"]]) for r in (row, plain)))
+        difference = points(pair.difference, pair.low, pair.high)
         rows.append(
             {
                 "system": system,
@@ -103,7 +103,7 @@ def training_table(record: dict[str, Any]) -> pd.DataFrame:
                 "times faster": f"{plain['seconds'] / row['seconds']:.2f}",
                 f"accuracy under {row['attack']}": percent(row["accuracy"], row["interval"]),
                 "n": row["n"],
-                "points against plain loop": "" if row is plain else between,
+                "points against plain loop": "" if row is plain else difference,
             }
         )
     return pd.DataFrame(rows).set_index(["system", "seed", "variant"])

@@ -1,4 +1,4 @@
-"""Tables that compare systems on the same images, for one seed and over seeds."""
+"""Comparisons of systems on the same images, for one seed and over seeds."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ def runs_frame(studies: Sequence[Study], systems: Systems = compared_systems) ->
 
 
 def seeds_table(studies: Sequence[Study], systems: Systems = compared_systems) -> pd.DataFrame:
-    """Mean over seeds with the lowest and highest seed, per system and attack, in percent; and what it costs.
+    """For each system and attack the mean over seeds with the lowest and highest seed, in percent; and the cost.
 
-    The best expert may be another one with each seed; it is listed under one name.
+    The best expert may be another one in each seed; it has one row.
     """
-    together = runs_frame(studies, systems)
-    groups = together.groupby(["system", "column"], sort=False)["accuracy"]
+    frame = runs_frame(studies, systems)
+    groups = frame.groupby(["system", "column"], sort=False)["accuracy"]
     text = groups.apply(lambda a: f"{a.mean():.1%} ({a.min():.1%} to {a.max():.1%})".replace("%", ""))
-    columns, rows = (list(dict.fromkeys(together[name])) for name in ("column", "system"))
+    columns, rows = (list(dict.fromkeys(frame[name])) for name in ("column", "system"))
     columns.sort(key=lambda name: name.startswith(WORST_CASE))  # the headline last
     table = text.unstack("column")[columns].reindex(rows).fillna("")
     costs = pd.DataFrame({display_name(name): cost(studies[0], name) for name in systems(studies[0])}).T
-    whole = costs[["parameters", "training cost"]].map(lambda value: value if value == "" else int(value))
-    return table.join(whole).join(costs["inference cost"].map("{:.1f}".format))
+    counts = costs[["parameters", "training cost"]].map(lambda value: value if value == "" else int(value))
+    return table.join(counts).join(costs["inference cost"].map("{:.1f}".format))
 
 
-def differences(studies: Sequence[Study], systems: Systems, against: str, shown: str = PGD_WORST_CASE) -> pd.DataFrame:
-    """``against`` minus every other system over all seeds, with intervals that know of images and of runs."""
+def differences(studies: Sequence[Study], systems: Systems, against: str, column: str = PGD_WORST_CASE) -> pd.DataFrame:
+    """``against`` minus every other system over all seeds; the intervals cover image sampling and training seeds."""
     rows = []
-    ours = outcomes_over_seeds(studies, against, shown)
+    ours = outcomes_over_seeds(studies, against, column)
     for system in dict.fromkeys(display_name(name) for name in systems(studies[0])):
         if system == against:
             continue
-        value = difference_over_seeds(ours, outcomes_over_seeds(studies, system, shown))
+        value = difference_over_seeds(ours, outcomes_over_seeds(studies, system, column))
         row = {"system": system, "difference": value.difference, "low": value.low, "high": value.high}
         rows.append(row | {"seeds": value.seeds, "n": value.n})
     return pd.DataFrame(rows).set_index("system")
@@ -61,16 +61,16 @@ def differences(studies: Sequence[Study], systems: Systems, against: str, shown:
 def worst_differences(
     studies: Sequence[Study], systems: Systems, against: str, attacks: Sequence[str] = (WORST_CASE, PGD_WORST_CASE)
 ) -> pd.DataFrame:
-    """``against`` minus every other system, a column per attack: by default both worst cases, of all and of basic."""
+    """``against`` minus every other system, a column for each attack, by default for both worst cases."""
     columns = {}
-    for shown in attacks:
-        frame = differences(studies, systems, against, shown)
-        columns[f"{shown}, n = {frame['n'].iloc[0]}"] = with_points(frame)["points"]
+    for attack in attacks:
+        frame = differences(studies, systems, against, attack)
+        columns[f"{attack}, n = {frame['n'].iloc[0]}"] = with_points(frame)["points"]
     return pd.DataFrame(columns)
 
 
 def with_points(table: pd.DataFrame) -> pd.DataFrame:
-    """A frame with ``difference``, ``low`` and ``high`` as one column of text, ``points``, or empty."""
+    """The frame with one column of text, ``points``, for ``difference``, ``low`` and ``high``; NaN becomes empty."""
     texts = [
         points(d, low, high) if d == d else ""
         for d, low, high in zip(table["difference"], table["low"], table["high"], strict=True)
@@ -92,8 +92,8 @@ def paired_table(study: Study, against: str = "dwf", systems: Systems = compared
             {
                 "comparison": f"{against} - {system}",
                 "points": points(pair.difference, pair.low, pair.high),
-                f"only {against} right": pair.only_first,
-                "only the other": pair.only_second,
+                f"only {against} correct": pair.only_first,
+                "only the other correct": pair.only_second,
                 "n": pair.n,
                 "McNemar p": f"{pair.p_value:.2g}",
                 "seed": study.seed,
@@ -103,9 +103,9 @@ def paired_table(study: Study, against: str = "dwf", systems: Systems = compared
 
 
 def paired_seeds(studies: Sequence[Study], against: str = "dwf", systems: Systems = compared_systems) -> pd.DataFrame:
-    """`paired_table`'s differences with their intervals, a column per seed, all on the same images.
+    """The differences of `paired_table` with their intervals, a column for each seed, all on the same images.
 
-    The last column is the mean over seeds; its interval knows of the images and of the training runs.
+    The last column is the mean over seeds; its interval covers image sampling and training seeds.
     """
     columns = {}
     for study in studies:
@@ -114,6 +114,6 @@ def paired_seeds(studies: Sequence[Study], against: str = "dwf", systems: System
             {f"{against} - {best_expert(study)}": f"{against} - {BEST_EXPERT}"}
         )
     attack = column_of(headline(studies[0].profile.evaluation))
-    together = with_points(differences(studies, systems, against, attack))["points"]
-    columns["all seeds"] = together.rename(lambda name: f"{against} - {name}")
+    over_seeds = with_points(differences(studies, systems, against, attack))["points"]
+    columns["all seeds"] = over_seeds.rename(lambda name: f"{against} - {name}")
     return pd.DataFrame(columns)

@@ -1,8 +1,8 @@
-"""Expectations that were written before the numbers."""
+"""Expectations that were written before the records existed."""
 
 from __future__ import annotations
 
 
 def expect(statement: str, holds: bool) -> None:
-    """Print whether an expectation, written before the numbers, holds: a reader must see it when it does not."""
+    """Print an expectation and whether the records meet it."""
     print(f"{'as expected' if holds else 'NOT AS EXPECTED'}: {statement}")

@@ -12,16 +12,16 @@ from paperlib.systems.experts import EXPERT_KINDS, EXPERTS
 
 
 def expert_table(study: Study) -> pd.DataFrame:
-    """Every expert alone: clean, FGSM, and the headline attack after 5, 10, ... iterations; one row per cell."""
+    """Accuracy of every expert alone: clean, FGSM, and the headline attack after 5, 10, ... iterations."""
     frame = results(study, EXPERTS).query("attack != 'pgd'")
     frame["column"] = [ATTACK_LABELS[kind] for kind in frame["attack"]]
-    longer = by_steps(study, EXPERTS)
-    longer["column"] = [f"PGD-{k}" for k in longer["steps"]]
-    together = pd.concat([frame, longer[longer["steps"] >= 5]], ignore_index=True)
-    together["kind"] = [EXPERT_KINDS[EXPERTS.index(name)] for name in together["system"]]
-    return together[["system", "kind", "column", "accuracy", "n"]]
+    pgd = by_steps(study, EXPERTS)
+    pgd["column"] = [f"PGD-{k}" for k in pgd["steps"]]
+    table = pd.concat([frame, pgd[pgd["steps"] >= 5]], ignore_index=True)
+    table["kind"] = [EXPERT_KINDS[EXPERTS.index(name)] for name in table["system"]]
+    return table[["system", "kind", "column", "accuracy", "n"]]
 
 
 def expert_names() -> dict[str, str]:
-    """Such as ``expert-1`` to ``1 FGSM``."""
+    """The row labels of the experts, such as ``1 FGSM`` for ``expert-1``."""
     return {name: f"{i} {kind}" for i, (name, kind) in enumerate(zip(EXPERTS, EXPERT_KINDS, strict=True))}

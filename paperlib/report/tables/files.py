@@ -21,7 +21,7 @@ def save_table(frame: pd.DataFrame, name: str, profile: str) -> list[Path]:
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """A GitHub table of a frame, its index first."""
+    """A frame as a GitHub table, its index first."""
     frame = frame.reset_index()
     lines = [list(frame.columns), ["---"] * len(frame.columns), *frame.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -10,7 +10,7 @@ from paperlib.pipeline.study import Study
 
 
 def routes(study: Study, systems: Sequence[str]) -> pd.DataFrame:
-    """Mean gate weight, or share of images, of each expert on clean and attacked images; one row each."""
+    """Mean gate weight of each expert on clean and attacked images, with hard routing its share of the images."""
     rows = []
     for system in systems:
         for row in study.record(f"gate:{system}")["rows"]:
@@ -21,7 +21,7 @@ def routes(study: Study, systems: Sequence[str]) -> pd.DataFrame:
 
 
 def gate_rows(study: Study, system: str) -> pd.DataFrame:
-    """Mean gate weight by attack, eps and expert: one row each, with the iterations of its PGD."""
+    """Mean gate weight by attack, eps and expert, with the number of PGD iterations."""
     result = study.record(f"gate:{system}")
     rows = [
         {"attack": row["kind"], "eps": row["eps"], "expert": i, "weight": weight, "steps": result["pgd_steps"]}
@@ -32,7 +32,10 @@ def gate_rows(study: Study, system: str) -> pd.DataFrame:
 
 
 def gate_health(study: Study, system: str) -> pd.DataFrame:
-    """One row per attack: how decided the gate is, and how much it looks at the image."""
+    """One row for each attack: the gate's mean entropy, its variation over images, and its most weighted expert.
+
+    Entropy in nats; the variation is the largest standard deviation of an expert's weight.
+    """
     artefact = study.get(f"gate:{system}")
     rows = []
     for row in artefact.record["result"]["rows"]:
@@ -43,9 +46,9 @@ def gate_health(study: Study, system: str) -> pd.DataFrame:
                 "eps": row["eps"],
                 "entropy": round(row["entropy"], 3),
                 "benign expert": round(row["mean_weights"][0], 3),
-                "varies by": round(float(spread), 3),
-                "favourite": max(range(len(row["mean_weights"])), key=row["mean_weights"].__getitem__),
-                "leads on": f"{row['favourite_share']:.1%}",
+                "std over images": round(float(spread), 3),
+                "top expert": max(range(len(row["mean_weights"])), key=row["mean_weights"].__getitem__),
+                "top on": f"{row['favourite_share']:.1%}",
                 "n": artefact.record["result"]["n"],
             }
         )

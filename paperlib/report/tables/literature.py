@@ -1,4 +1,4 @@
-"""Numbers of the literature on CIFAR-10, with protocol and source: to stand beside ours, never among them."""
+"""Numbers of the literature on CIFAR-10, with protocol and source; they are never mixed with ours."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Reported:
-    """What others report; accuracies in percent, L-infinity 8/255 unless the protocol says otherwise."""
+    """A result that others report: accuracies in percent, L-infinity 8/255 unless the protocol names another eps."""
 
-    beside: str  # our system it may be read beside
+    compare_with: str  # our system that comes closest
     method: str
     network: str
     clean: float
     robust: float
     protocol: str  # the attack, and which checkpoint
     source: str
-    read: str  # how we know: "log", "table" of a public repository, or "third party", not checked by us
+    origin: str  # "log" or "table" of a public repository, or "third party", not checked by us
 
 
 REPORTED = (
@@ -138,7 +138,7 @@ REPORTED = (
     ),
     Reported(
         "advmoe-own",
-        "ADVMoE, mended to stay finite",
+        "ADVMoE, changed to stay finite",
         "ResNet-18, 2 pathways",
         85.67,
         61.14,
@@ -150,6 +150,6 @@ REPORTED = (
 
 
 def literature(*systems: str) -> pd.DataFrame:
-    """What others report beside the named systems, or beside any."""
-    rows = [asdict(row) for row in REPORTED if row.beside in systems or not systems]
-    return pd.DataFrame(rows, columns=[f.name for f in fields(Reported)]).set_index(["beside", "method"])
+    """The results to compare with ``systems``, by default all."""
+    rows = [asdict(row) for row in REPORTED if row.compare_with in systems or not systems]
+    return pd.DataFrame(rows, columns=[f.name for f in fields(Reported)]).set_index(["compare_with", "method"])

@@ -1,4 +1,4 @@
-"""Records as tables: tidy frames first, then the tables a reader sees. Every number keeps its n and its interval."""
+"""Accuracies of all systems under all attacks, as tidy frames and as the main table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from paperlib.config.budgets import budget_text
 from paperlib.evaluation import CLEAN, basic_attacks, headline, sweep, wilson
 from paperlib.pipeline.study import Study
-from paperlib.report.format import counted
+from paperlib.report.format import accuracy_text
 from paperlib.report.outcomes import (
     PGD_WORST_CASE,
     WORST_CASE,
@@ -29,7 +29,10 @@ from paperlib.report.tables.cost import cost
 
 
 def results(study: Study, systems: Sequence[str], *, swept: bool = False) -> pd.DataFrame:
-    """One row per system and attack: eps, n, correct, accuracy, interval, seed, and where the number is from."""
+    """One row for each system and attack: eps, n, correct, accuracy, interval, seed, and the source of the record.
+
+    With ``swept``, the attacks of the sweep over eps instead of the basic attacks.
+    """
     config = study.profile.evaluation
     specs = [CLEAN, *sweep(config)] if swept else basic_attacks(config)
     rows = []
@@ -59,50 +62,50 @@ def results(study: Study, systems: Sequence[str], *, swept: bool = False) -> pd.
 def main_table(study: Study, systems: Sequence[str] | None = None) -> pd.DataFrame:
     """Every system under every basic attack, AutoAttack and the worst case of all, with intervals, size and cost.
 
-    The slow attacks see fewer images; their number stands in the name of the column.
+    The slow attacks are run on fewer images; the name of their column gives the number.
     """
     rows = []
     for system in compared_systems(study) if systems is None else systems:
-        row: dict[str, Any] = {"system": system, "what it is": all_recipes(study)[system].description}
-        for spec, right in basic_outcomes(study, system).items():
-            row[column_of(spec)] = counted(right)
-        every = all_outcomes(study, system)
+        row: dict[str, Any] = {"system": system, "description": all_recipes(study)[system].description}
+        for spec, correct in basic_outcomes(study, system).items():
+            row[column_of(spec)] = accuracy_text(correct)
         slow, worst = autoattack_outcome(study, system), worst_case(study, system)
         row |= {
-            PGD_WORST_CASE: counted(basic_worst_case(study, system)),
+            PGD_WORST_CASE: accuracy_text(basic_worst_case(study, system)),
             "n": len(next(iter(basic_outcomes(study, system).values()))),
         }
-        row |= {f"AutoAttack, n = {len(worst)}": "" if slow is None else counted(slow)}
-        row |= {f"{WORST_CASE}, n = {len(worst)}": counted(worst)}
-        rows.append(row | {"attacks": len(every), "seed": study.seed, **cost(study, system)})
+        row |= {f"AutoAttack, n = {len(worst)}": "" if slow is None else accuracy_text(slow)}
+        row |= {f"{WORST_CASE}, n = {len(worst)}": accuracy_text(worst)}
+        rows.append(row | {"attacks": len(all_outcomes(study, system)), "seed": study.seed, **cost(study, system)})
     frame = pd.DataFrame(rows).set_index("system")
     soft = [name for name in frame.columns if name.endswith("soft")]
     order = [name for name in frame.columns if name not in soft]
-    if soft:  # through an argmax: only systems that pick an expert have one
+    if soft:  # only systems with hard routing have a surrogate
         order.insert(order.index(PGD_WORST_CASE), soft[0])
     return frame[order].fillna("")
 
 
 def main_frame(study: Study, systems: Sequence[str]) -> pd.DataFrame:
-    """`results` of the battery with a ``column`` that names the attack, AutoAttack and both worst cases among them.
+    """`results` with a ``column`` that names the attack, and with rows for AutoAttack and both worst cases.
 
-    The best expert goes under that name.
+    The best expert is named ``best-expert``.
     """
     frame = results(study, systems)
     frame["column"] = [attack_column(kind, steps) for kind, steps in zip(frame["attack"], frame["steps"], strict=True)]
     frame["system"] = [display_name(name) for name in frame["system"]]
-    further = []
+    rows = []
     for system in systems:
         slow = {"AutoAttack": autoattack_outcome(study, system), WORST_CASE: worst_case(study, system)}
-        for name, right in {PGD_WORST_CASE: basic_worst_case(study, system), **slow}.items():
-            if right is None:
+        for attack, outcomes in {PGD_WORST_CASE: basic_worst_case(study, system), **slow}.items():
+            if outcomes is None:
                 continue
-            low, high = wilson(int(right.sum()), len(right))
-            shown = f"{name}, n = {len(right)}" if name in slow else name
-            row = {"system": display_name(system), "attack": name, "column": shown, "n": len(right)}
-            row |= {"correct": int(right.sum()), "accuracy": float(right.float().mean()), "low": low, "high": high}
-            further.append(row | {"seed": study.seed})
-    return pd.concat([frame, pd.DataFrame(further)], ignore_index=True)
+            correct, n = int(outcomes.sum()), len(outcomes)
+            low, high = wilson(correct, n)
+            column = f"{attack}, n = {n}" if attack in slow else attack
+            row = {"system": display_name(system), "attack": attack, "column": column, "n": n, "correct": correct}
+            row |= {"accuracy": float(outcomes.float().mean()), "low": low, "high": high, "seed": study.seed}
+            rows.append(row)
+    return pd.concat([frame, pd.DataFrame(rows)], ignore_index=True)
 
 
 def headline_name(study: Study) -> str:

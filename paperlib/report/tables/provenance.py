@@ -1,4 +1,4 @@
-"""Where the numbers of a notebook come from."""
+"""The origin of the numbers of a notebook."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from paperlib.pipeline.study import Study
 
 
 def provenance_table(*studies: Study) -> pd.DataFrame:
-    """Every artefact these studies have handed out: where from, when, with what; one row each."""
+    """One row for each artefact that these studies have used, with its source, time, seed, data, machine and key."""
     rows = []
     for name, artefact in sorted((item for study in studies for item in study.used.items()), key=lambda item: item[0]):
         facts = artefact.record["provenance"]
@@ -30,7 +30,7 @@ def provenance_table(*studies: Study) -> pd.DataFrame:
 
 
 def provenance_line(*studies: Study) -> str:
-    """The same in three lines, for the end of a notebook."""
+    """A summary of `provenance_table` in three lines, for the end of a notebook."""
     table = provenance_table(*studies)
     if table.empty:
         return "no records used"

@@ -1,4 +1,4 @@
-"""What a profile is made of, for a reader: images, networks, seeds on record, test images and budget."""
+"""The scale of a profile: images, networks, recorded seeds, test images and eps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paperlib.pipeline.study import Study
 
 
 def scales(studies: Sequence[Sequence[Study]]) -> pd.DataFrame:
-    """One column for each profile, from the studies of its seeds: facts of its records and of its configuration."""
+    """One column for each profile, from the studies of its seeds, of records and configuration."""
     return pd.DataFrame({f"`{runs[0].profile.name}`": _scale(runs) for runs in studies}).rename_axis("")
 
 

@@ -13,20 +13,20 @@ from paperlib.report.outcomes import attack_column
 
 
 def by_steps(study: Study, systems: Sequence[str]) -> pd.DataFrame:
-    """Accuracy after each number of iterations of the headline attack's first start, with intervals."""
+    """Accuracy after each number of iterations of the headline attack (first start), with intervals."""
     spec = headline(study.profile.evaluation)
     steps = study.profile.evaluation.steps_sweep
     rows = []
     for system in systems:
         first = study.outcome(system, spec).arrays["first_success"]
-        for k, right in zip(steps, accuracy_by_step(first, steps), strict=True):
-            low, high = wilson(right, len(first))
-            rows.append({"system": system, "steps": k, "accuracy": right / len(first), "low": low, "high": high})
+        for k, correct in zip(steps, accuracy_by_step(first, steps), strict=True):
+            low, high = wilson(correct, len(first))
+            rows.append({"system": system, "steps": k, "accuracy": correct / len(first), "low": low, "high": high})
     return pd.DataFrame(rows).assign(n=len(first), seed=study.seed)
 
 
 def with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
-    """`results` as text: one line per attack and eps, one column per system, each cell with its Wilson interval."""
+    """`results` as text: a row for each attack and eps, a column for each system, accuracies with Wilson intervals."""
     cells = [
         percent(a, (low, high)) for a, low, high in zip(frame["accuracy"], frame["low"], frame["high"], strict=True)
     ]

@@ -10,7 +10,7 @@ from paperlib.pipeline.study import Study
 
 
 def histories(study: Study, systems: Sequence[str]) -> pd.DataFrame:
-    """One row per system and epoch: loss and validation accuracies."""
+    """One row for each system and epoch: loss and validation accuracies, and the number of the best epoch."""
     frames = []
     for system in systems:
         history = study.record(f"train:{system}")["history"]

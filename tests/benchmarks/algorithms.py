@@ -39,11 +39,18 @@ def run(*, rounds: int, compiled: bool, log: Callable[[str], None]) -> list[Json
             seconds = interleave({name: timed(step) for name, step in methods.items()}, rounds)
             for name, times in seconds.items():
                 ratio = spread([a / b for a, b in zip(seconds["as it is"], times, strict=True)])
-                row = {"networks": networks, "width": width, "side": side, "images": images, "way": name}
+                row = {"networks": networks, "width": width, "side": side, "images": images, "algorithm": name}
                 rows.append({**row, "seconds": times, "ratio": ratio})
                 log(f"{networks}, width {width}, {side}x{side}, {images} images, {name}: {ratio[0]:.2f}x")
             rows += [
-                {"networks": networks, "width": width, "side": side, "images": images, "way": name, "failed": reason}
+                {
+                    "networks": networks,
+                    "width": width,
+                    "side": side,
+                    "images": images,
+                    "algorithm": name,
+                    "failed": reason,
+                }
                 for name, reason in failed.items()
             ]
     return rows + (_pathways(rounds, log) if device.type == "cpu" else [])
@@ -67,7 +74,7 @@ def _pathways(rounds: int, log: Callable[[str], None]) -> list[Json]:
         seconds = interleave({name: timed(step) for name, step in methods.items()}, rounds)
         ratio = spread([a / b for a, b in zip(seconds["by path"], seconds["beside"], strict=True)])
         row = {"networks": f"ADVMoE, {taken} of {PATHWAYS} pathways taken", "width": 8, "side": 8, "images": len(x)}
-        rows.append({**row, "way": "folded, side by side", "seconds": seconds["beside"], "ratio": ratio})
+        rows.append({**row, "algorithm": "folded, side by side", "seconds": seconds["beside"], "ratio": ratio})
         log(f"{row['networks']}, {len(x)} images, side by side: {ratio[0]:.2f}x")
     return rows
 

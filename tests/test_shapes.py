@@ -58,7 +58,8 @@ for objective in mixture_objectives(mixture, x, 0).values():
     targets = y if objective.targets is None else objective.targets(mixture, x, y)
     logits, values = objective.function(mixture, x.clone().requires_grad_(), targets)
     assert logits.shape == (4, 5) and values.shape == (4,)
-for loss, model in ((CrossEntropyLoss(), mixture), (TradesLoss(), mixture), (SoELoss(), systems[2]), (RouterLoss(), systems[3])):
+losses = [(CrossEntropyLoss(), mixture), (TradesLoss(), mixture), (SoELoss(), systems[2]), (RouterLoss(), systems[3])]
+for loss, model in losses:
     assert loss(model, x, x, y).shape == ()
 print("checked")
 """

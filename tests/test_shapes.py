@@ -26,8 +26,12 @@ CHECKED = (
     "training.losses",
 )
 IMPORT = f"""
+import sys, types
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
-with install_import_hook({[f"paperlib.{name}" for name in CHECKED]}, "beartype.beartype"):
+sys.modules["checker"] = types.ModuleType("checker")
+sys.modules["checker"].check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as for mypy
+with install_import_hook({[f"paperlib.{name}" for name in CHECKED]}, "checker.check"):
     import torch
     from paperlib.attacks import attack, autoattack, fgsm, mixture_objectives, pgd, random_noise
     from paperlib.data import Split

@@ -23,6 +23,7 @@ from paperlib.config.schema import Profile
 from paperlib.data import CIFAR10_CLASSES, Dataset, Split, augment, load_dataset, make_dataset
 from paperlib.data import dataset as module
 from paperlib.data.idx_files import read_idx
+from paperlib.data.splits import balanced_order
 from paperlib.errors import DataError, InputError
 
 SPLITS = ("train", "validation", "test")
@@ -169,7 +170,7 @@ def test_make_dataset_refuses_what_is_no_image() -> None:
 @given(st.lists(st.integers(1, 60), min_size=2, max_size=10), st.integers(0, 5), st.data())
 def test_prefixes_of_unbalanced_classes_are_proportional(counts: list[int], seed: int, draw: st.DataObject) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
-    order = module._balanced_order(labels, np.random.default_rng(seed))
+    order = balanced_order(labels, np.random.default_rng(seed))
     assert sorted(order.tolist()) == list(range(len(labels)))
     n = draw.draw(st.integers(len(counts), len(labels)))
     sample = np.bincount(labels[order[:n]], minlength=len(counts))
@@ -249,7 +250,7 @@ def test_decoded_images_are_cached_by_content(name: str, tmp_path: Path, monkeyp
     cache = list((tmp_path / "home" / "data" / "cache").iterdir())
     assert [path.suffix for path in cache] == [".safetensors"]
     with monkeypatch.context() as patch:
-        patch.setattr("paperlib.data.class_folders._decode", None)  # a second decoding would fail
+        patch.setattr("paperlib.data.class_folders.decode_images", None)  # a second decoding would fail
         patch.setattr("paperlib.data.class_folders.list_archive", None)  # and so would unpacking
         moved = source.rename(tmp_path / f"moved-{name}")
         assert load_from(moved, patch).fingerprint == first.fingerprint

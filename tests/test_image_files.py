@@ -20,7 +20,7 @@ from toys import logged
 from paperlib.config.load import load_profile as load
 from paperlib.config.schema import Profile, parse_profile
 from paperlib.config.serialise import to_table
-from paperlib.data import Dataset, archives, class_folders, dataset, is_here, load_dataset
+from paperlib.data import Dataset, archives, dataset, decoding, is_here, load_dataset
 from paperlib.data.image_files import READ_SUFFIXES, UNREAD_SUFFIXES, decode_image
 from paperlib.errors import DataError
 
@@ -557,7 +557,7 @@ def test_a_decompression_bomb_is_refused(
 
 @pytest.mark.parametrize("name", ["folder", "a.tar", "a.zip"])
 def test_a_file_too_long_for_an_image_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (archives, class_folders):
+    for module in (archives, decoding):
         monkeypatch.setattr(module, "MAX_FILE_BYTES", 1 << 20)
     source = write(tmp_path / name, own() | {"bee/03.png": picture(1, "BMP", (600, 600))})
     with pytest.raises(DataError, match=r"bee/03\.png holds more than 1 MiB, too many for an image file"):
@@ -565,7 +565,7 @@ def test_a_file_too_long_for_an_image_is_refused(name: str, tmp_path: Path, monk
 
 
 def test_images_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(class_folders, "MAX_DECODED_BYTES", 24 * 3 * 64 - 1)
+    monkeypatch.setattr(decoding, "MAX_DECODED_BYTES", 24 * 3 * 64 - 1)
     with pytest.raises(DataError, match=r"24 such images take .* GB: resize all of them"):
         load_from(write(tmp_path / "a.zip", own()), monkeypatch)
 

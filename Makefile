@@ -4,7 +4,7 @@ PYTHON ?= python3
 PROFILE ?= digits
 ARGS ?=
 BIN := .venv/bin
-FAST := $(patsubst %,tests/test_%.py,FASTLIST)
+FAST := $(patsubst %,tests/test_%.py,profiles data image_files progress packaging)
 
 .PHONY: help reproduce lab check test style bench clean
 

@@ -179,7 +179,7 @@ def audit(options: argparse.Namespace) -> None:
             benign=benign_expert_of(recipe),
             selected_on=study.data.validation.images,
         )
-    print_line(report.table().drop(columns=["asks", "threshold"]).to_string())
+    print_line(report.table()[["row", "value", "verdict"]].to_string())
     print_line(report.sentence)
     if options.json:
         write_json(Path(options.json), report.json())

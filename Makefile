@@ -4,7 +4,8 @@ PYTHON ?= python3
 PROFILE ?= digits
 ARGS ?=
 BIN := .venv/bin
-FAST := $(patsubst %,tests/test_%.py,profiles data image_files progress packaging)
+# Files whose tests take less than a minute together.
+FAST := $(patsubst %,tests/test_%.py,data image_files packaging profiles progress)
 
 .PHONY: help reproduce lab check test style bench clean
 

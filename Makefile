@@ -1,39 +1,47 @@
-# Run `make` for the list of verbs. Everything runs from .venv, which the first verb sets up.
+# `make` lists the verbs. Everything runs in .venv, which the first verb sets up.
 SHELL := /bin/sh
 PYTHON ?= python3
 PROFILE ?= digits
 ARGS ?=
 BIN := .venv/bin
+# Files whose tests take less than a minute together.
+FAST := $(patsubst %,tests/test_%.py,data image_files packaging profiles progress)
 
-.PHONY: help reproduce lab test bench clean
+.PHONY: help reproduce lab check test style bench clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-reproduce: .venv/.ready ## run the series and rebuild its figures: PROFILE=digits, ARGS= further options
+reproduce: .venv/.ready ## train all systems, execute the notebooks, draw the figures: PROFILE=digits, ARGS= further options
 	$(BIN)/python -m paperlib reproduce --profile $(PROFILE) $(ARGS)
 
-# A kernel of the same name in the user's own folders must not win over the one of .venv.
+# The kernel of .venv takes precedence over one of the same name in the user's folders.
 lab: .venv/.ready ## open the notebooks in JupyterLab
 	PATH="$(CURDIR)/$(BIN):$$PATH" JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab notebooks/
 
-test: .venv/.ready ## check style and types, then run the tests: ARGS= further pytest options
+check: style ## check style, types and imports, then run the fast tests: about a minute
+	$(BIN)/python -m pytest --numprocesses 2 -m "not slow and not browser" $(FAST)
+
+test: style ## check style, types and imports, then run all tests: ARGS= further pytest options
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+style: .venv/.ready
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	$(BIN)/lint-imports
 
-# The attacks of other libraries, side by side with ours; see tests/benchmarks/run.py. Run nothing else meanwhile.
+# Compares the attacks with those of other libraries (tests/benchmarks/run.py). Run nothing else at the same time.
 bench: .venv-bench/.ready ## measure speed against other libraries: ARGS= sections and options, --help lists them
 	PYTHONPATH="$(CURDIR)" .venv-bench/bin/python tests/benchmarks/run.py $(ARGS)
 
-# What was computed (data/store) and what is published (data/published, figures) stays.
+# Computed results (data/store) and published records (data/published, figures) stay.
 clean: ## remove build outputs and tool caches
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find $(wildcard paperlib tests notebooks) \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
-# .creating marks a first installation that has not ended. pip can leave half a package behind when it is interrupted,
-# so the next run then starts afresh. The stamp comes last: no stamp, no finished installation.
+# .venv/.creating marks an unfinished first installation. An interrupted pip can leave an incomplete package, so the next
+# run then creates .venv again. The stamp .venv/.ready is written last.
 .venv/.ready: pyproject.toml requirements.lock
 	@if [ -e .venv/.creating ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -47,7 +55,7 @@ clean: ## remove build outputs and tool caches
 	@rm -f .venv/.creating
 	@touch $@
 
-# The peers' own environment: it sees all of .venv, and nothing they bring can disturb that.
+# A separate environment for the other libraries: it can import from .venv and does not change it.
 .venv-bench/.ready: .venv/.ready tests/benchmarks/requirements.txt
 	@echo "setting up .venv-bench: other libraries' attacks, on top of .venv"
 	@$(BIN)/python -m venv --clear .venv-bench

@@ -2,7 +2,7 @@
 
     from paperlib import load_profile, load_dataset, load_system
 
-Importing this package needs torch, torchvision, NumPy, pandas and safetensors, and no Jupyter.
+Importing this package needs the core dependencies (pyproject.toml) and no Jupyter.
 """
 
 import sys
@@ -16,11 +16,11 @@ try:
     from paperlib.data import Dataset, load_dataset
     from paperlib.pipeline.study import Study, load_system
 except ModuleNotFoundError as error:
-    if sys.argv[:1] != ["-m"]:  # Python's mark for `python -m` while it imports the package
+    if sys.argv[:1] != ["-m"]:  # the value of sys.argv[0] while `python -m` imports the package
         raise
     sys.exit(f"error: {error}; {ACTIVATE}")
 
-set_up()  # progress is visible; see paperlib.log for how to silence it
+set_up()  # paperlib.log describes how to silence progress
 
 __version__ = "0.1.0"
 __all__ = ["Dataset", "Profile", "Study", "load_dataset", "load_profile", "load_system"]

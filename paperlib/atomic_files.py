@@ -1,4 +1,4 @@
-"""Files written as a whole or not at all, and read back with a clear word when they are torn."""
+"""Files that are written completely or not at all, and read with a clear error if they are damaged."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from torch import Tensor
 from paperlib.errors import StoreError
 from paperlib.paths import home, location, shown
 
-ASIDE = ".old"  # how the name of a folder ends while another one takes its place
+ASIDE = ".old"  # suffix of the old folder while a new one replaces it
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file as a whole or not at all. Raises StoreError (disk full, not allowed)."""
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    """Write a safetensors file atomically. Raises StoreError, for example if the disk is full."""
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     with replacing(path) as temporary:
-        save_file(plain, temporary, metadata=dict(notes or {}))
-        temporary.chmod(0o644)  # safetensors makes files private; a store may be shared
+        save_file(on_cpu, temporary, metadata=dict(notes or {}))
+        temporary.chmod(0o644)  # safetensors creates private files, but other users may share the store
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and notes of a safetensors file. Raises StoreError naming a missing, torn or foreign file."""
+    """The tensors and notes of a safetensors file. Raises StoreError if it is missing, damaged or of another format."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -44,7 +44,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_json(path: Path, table: Any) -> None:
-    """Write JSON, sorted and indented, as a whole or not at all. Raises StoreError, for NaN and infinity too."""
+    """Write sorted, indented JSON atomically. Raises StoreError, also for NaN and infinity."""
     try:
         text = json.dumps(table, indent=1, sort_keys=True, allow_nan=False)
     except ValueError as error:
@@ -54,7 +54,7 @@ def write_json(path: Path, table: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises StoreError naming a missing or torn file."""
+    """The content of a JSON file. Raises StoreError if it is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -62,14 +62,14 @@ def read_json(path: Path) -> Any:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
+    """The SHA-256 of a file, in hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place if the block succeeds, and vanishes if not."""
+    """Yield a temporary path that replaces ``path`` if the block succeeds, and is removed otherwise."""
     temporary = temporary_for(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,13 +84,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path, beside: Path | None = None) -> Iterator[Path]:
-    """An empty folder that takes the place of the folder ``path`` if the block succeeds; if not, the old one stays.
+    """Yield an empty folder that replaces the folder ``path`` if the block succeeds; otherwise the old one stays.
 
-    Both wait in ``beside`` (by default the folder that holds ``path``). A process that is killed between the two
-    renames leaves the old folder there; `set_aside` finds it.
+    Temporary folders are in ``beside`` (by default the parent of ``path``). If the process is killed between the two
+    renames, the old folder is still there and `set_aside` returns it.
 
     Raises:
-        StoreError: it cannot be written, or not put in place.
+        StoreError: the folder cannot be written or renamed.
     """
     temporary = temporary_for((beside or path.parent) / path.name)
     aside = temporary.with_suffix(ASIDE)
@@ -106,37 +106,37 @@ def replacing_folder(path: Path, beside: Path | None = None) -> Iterator[Path]:
     finally:
         if aside.exists() and not path.exists():
             aside.rename(path)
-        for litter in (temporary, aside):
-            shutil.rmtree(litter, ignore_errors=True)
+        for folder in (temporary, aside):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_aside(path: Path, beside: Path) -> Path | None:
-    """The old folder that a process left when it was killed while it replaced ``path``, if there is one."""
-    left = [found for found in leftovers(path, beside) if found.suffix == ASIDE]
-    return left[0] if left and not path.exists() else None
+    """The old version of ``path``, if a process was killed while it replaced that folder, else None."""
+    old = [folder for folder in leftovers(path, beside) if folder.suffix == ASIDE]
+    return old[0] if old and not path.exists() else None
 
 
 def leftovers(path: Path, beside: Path) -> list[Path]:
-    """The temporary folders that processes left when they were killed while they replaced ``path``."""
+    """The temporary folders of processes that were killed while they replaced ``path``."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.(tmp|old)")
-    return sorted(found for found in beside.glob(".*") if pattern.fullmatch(found.name)) if beside.is_dir() else []
+    return sorted(folder for folder in beside.glob(".*") if pattern.fullmatch(folder.name)) if beside.is_dir() else []
 
 
 def clear_up(path: Path, beside: Path) -> None:
-    """Put the old folder of a killed process back, and remove what else it left. Call it under the lock of ``path``."""
+    """Undo an interrupted replacement of ``path`` and remove its temporary folders. The caller holds its lock."""
     if old := set_aside(path, beside):
         old.rename(path)
-    for found in leftovers(path, beside):
-        shutil.rmtree(found, ignore_errors=True)
+    for folder in leftovers(path, beside):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def temporary_for(path: Path) -> Path:
-    """A name beside ``path`` that no other call gives, in this process or another one, on this machine or another."""
+    """A path in the same folder whose name is unique over all processes and machines."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder, and those above it, unless it is there. Raises StoreError."""
+    """Create a folder and its parents if they do not exist. Raises StoreError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -144,9 +144,9 @@ def make_folder(path: Path) -> None:
 
 
 def check_home(*, write: bool) -> None:
-    """Require a `paths.home` that is there or can be created; with ``write``, one that takes files.
+    """Require that `paths.home` exists or can be created and, with ``write``, that files can be created in it.
 
-    Without ``write`` nothing is left behind. Raises StoreError.
+    Without ``write``, folders that this call creates are removed again. Raises StoreError.
     """
     folder = home()
     absent = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
@@ -163,5 +163,5 @@ def check_home(*, write: bool) -> None:
         ) from error
     finally:
         for path in () if write else absent:
-            with suppress(OSError):  # not created, or in use by now
+            with suppress(OSError):  # was not created, or is no longer empty
                 path.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb.
+    """Run one verb and return the exit status.
 
     Returns:
-        0 on success, 1 with one clear line on an error, 130 when interrupted, and 141 without a word where the reader
-        of the output has gone, as in ``| head -2``.
+        0 on success; 1 after an error, which is printed as one line; 130 after an interruption; 141 without a message
+        if the pipe of the output was closed, as by ``| head -2``.
     """
     try:
         try:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OutputClosed as closed:
         discard_output()
         if not closed.reader_gone:
-            _complain(f"error: standard output: cannot write ({closed.reason})")
+            _print_error(f"error: standard output: cannot write ({closed.reason})")
         return int(closed.code or 1)
 
 
@@ -50,33 +51,33 @@ def _run_verb(arguments: Sequence[str] | None) -> int:
         with one_version():
             options.verb(options)
     except ModuleNotFoundError as error:
-        _complain(f"error: {error}; {ACTIVATE}")
+        _print_error(f"error: {error}; {ACTIVATE}")
         return 1
     except (PaperlibError, OSError) as error:
-        _complain(f"error: {error}")
+        _print_error(f"error: {error}")
         return 1
     except KeyboardInterrupt:
-        flush_output()  # another thread interrupts this one when it cannot print
-        _complain("interrupted; what was finished is kept, run the same command to go on")
+        flush_output()  # another thread interrupts this one if it cannot print
+        _print_error("interrupted; finished results are kept, run the same command to continue")
         return 130
     return 0
 
 
-def _complain(line: str) -> None:
-    with suppress(OSError):  # nobody reads it
+def _print_error(line: str) -> None:
+    with suppress(OSError):  # standard error may be closed
         print(line, file=sys.stderr)
 
 
 def reproduce(options: argparse.Namespace) -> None:
-    """Compute every stage, execute the notebooks by papermill, draw the figures, bind the reading copy."""
+    """Compute all stages, execute the notebooks with papermill, draw the figures, write the HTML site."""
     check_home(write=True)
     from paperlib.series.reproduce import reproduce as run
 
-    run(options.profile, seeds=_seeds(options.seeds, (0,)), only=_listed(options.only), fresh=options.fresh)
+    run(options.profile, seeds=_seeds(options.seeds, (0,)), only=_split_list(options.only), fresh=options.fresh)
 
 
 def run(options: argparse.Namespace) -> None:
-    """The same computations without notebooks or Jupyter."""
+    """Compute stages without notebooks or Jupyter."""
     from paperlib.pipeline.compute import compute_runs
     from paperlib.pipeline.study import Study
     from paperlib.report.measured import measured
@@ -98,13 +99,13 @@ def run(options: argparse.Namespace) -> None:
         available = [name for name in names if study.find(name)]
         for line in measured(study, available, missing[study.seed]):
             print_line(line)
-        print_line(f"seed {study.seed}: {len(available)} of {len(names)} stages are there")
+        print_line(f"seed {study.seed}: {len(available)} of {len(names)} stages are computed")
 
     compute_runs(runs, names, report)
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """One system under one attack, on the command line's terms."""
+    """Evaluate one system under one attack with the settings of the command line."""
     from paperlib.attacks.autoattack import QUERIES
     from paperlib.config.budgets import budget_text
     from paperlib.evaluation import CLEAN, autoattack_spec, evaluate, fgsm_spec, pgd_spec, square_spec
@@ -117,7 +118,7 @@ def evaluate(options: argparse.Namespace) -> None:
     eps = _budget(options.eps, profile.evaluation.eps, "--eps")
     step = _budget(options.step_size, eps * profile.evaluation.step / profile.evaluation.eps, "--step-size")
     for option in ("steps", "restarts", "images"):
-        _count(getattr(options, option), f"--{option}")
+        _require_positive(getattr(options, option), f"--{option}")
     steps = options.steps or profile.evaluation.steps
     spec = {
         "clean": CLEAN,
@@ -133,20 +134,20 @@ def evaluate(options: argparse.Namespace) -> None:
     split = _first_test_images(study, images, "--images")
     seed = hash_seed(options.seed, "evaluate", spec.name)
     outcome = evaluate(model, split, spec, seed=seed, batch_size=profile.evaluation.batch_size, label=options.system)
-    row = outcome.record()
-    how = f"{spec.steps} steps of {budget_text(spec.step)}, {spec.restarts} restart(s)"
-    how = {"square": f"{spec.steps} queries", "autoattack": "standard version"}.get(spec.kind, how)
+    row, eps_text = outcome.record(), budget_text(spec.eps)
+    budget = f"{spec.steps} steps of {budget_text(spec.step)}, {spec.restarts} restart(s)"
+    budget = {"square": f"{spec.steps} queries", "autoattack": "standard version"}.get(spec.kind, budget)
     print_line(
-        f"{options.system} on {study.data.label}, {spec.kind} eps {budget_text(spec.eps)}, {how}, seed {options.seed}: "
+        f"{options.system} on {study.data.label}, {spec.kind} eps {eps_text}, {budget}, seed {options.seed}: "
         f"{percent(row['accuracy'], row['interval'])} ({row['correct']} of n = {row['n']})"
     )
 
 
 def audit(options: argparse.Namespace) -> None:
-    """Ask every check of the robustness audit of a system; a record of it is replayed unless settings are given."""
+    """Audit the robustness of a system; without settings, print the record of an audit if there is one."""
     from paperlib.atomic_files import write_json
     from paperlib.evaluation import Report
-    from paperlib.evaluation import audit as ask
+    from paperlib.evaluation import audit as run_audit
     from paperlib.pipeline.stages import audit_budget_of, benign_expert_of
     from paperlib.pipeline.study import Study, load_system
     from paperlib.systems.registry import recipe_for
@@ -154,26 +155,31 @@ def audit(options: argparse.Namespace) -> None:
     profile = load_profile(options.profile)
     check_home(write=False)
     study, eps = Study(options.profile, options.seed), _budget(options.eps, profile.evaluation.eps, "--eps")
-    _count(options.images, "--images")
+    _require_positive(options.images, "--images")
     if options.json:
-        make_folder(Path(options.json).absolute().parent)  # not after the work
+        make_folder(Path(options.json).absolute().parent)  # fail before the audit, not after it
     recipe, stage = recipe_for(options.system, profile), f"audit:{options.system}"
-    asked = options.eps or options.images or options.claimed is not None or options.fresh
-    found = study.find(stage) if stage in study.stages and not asked else None
-    if found is not None:
-        report = Report.from_json(found.record["result"])
-        print_line(f"the record of {found.record['provenance']['created']} ({found.source}); --fresh asks again")
+    has_settings = options.eps or options.images or options.claimed is not None or options.fresh
+    stored = study.find(stage) if stage in study.stages and not has_settings else None
+    if stored is not None:
+        report = Report.from_json(stored.record["result"])
+        print_line(f"the record of {stored.record['provenance']['created']} ({stored.source}); --fresh audits again")
     else:
         model = load_system(options.system, options.profile, options.seed)
         split = _first_test_images(study, options.images or profile.stress.images, "--images")
-        how = {"audit_budget": audit_budget_of(profile), "seed": options.seed, "label": options.system}
-        how |= {
-            "claimed": options.claimed,
-            "benign": benign_expert_of(recipe),
-            "selected_on": study.data.validation.images,
-        }
-        report = ask(model, split.images, split.labels, eps, **how)
-    print_line(report.table().drop(columns=["asks", "threshold"]).to_string())
+        report = run_audit(
+            model,
+            split.images,
+            split.labels,
+            eps,
+            audit_budget=audit_budget_of(profile),
+            seed=options.seed,
+            label=options.system,
+            claimed=options.claimed,
+            benign=benign_expert_of(recipe),
+            selected_on=study.data.validation.images,
+        )
+    print_line(report.table()[["row", "value", "verdict"]].to_string())
     print_line(report.sentence)
     if options.json:
         write_json(Path(options.json), report.json())
@@ -181,7 +187,7 @@ def audit(options: argparse.Namespace) -> None:
 
 
 def publish(options: argparse.Namespace) -> None:
-    """Copy this machine's records of the given seeds into data/published/PROFILE; other seeds there stay."""
+    """Copy the records of this machine and these seeds into data/published/PROFILE; other seeds there stay."""
     from paperlib.pipeline.publish import publish as write
 
     profile = load_profile(options.profile)
@@ -190,18 +196,25 @@ def publish(options: argparse.Namespace) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
-    """What is there, what is missing, what to do."""
+    """Check packages, device, disk, data and results, and advise what to do."""
     from paperlib.doctor import examine
 
     examine(load_profile(options.profile))
 
 
 def refresh(options: argparse.Namespace) -> None:
-    """Execute the committed notebooks in replay mode and store their outputs, normalised."""
+    """Execute the committed notebooks from published records and store their normalised outputs."""
     check_home(write=True)
     from paperlib.series.refresh import refresh as write
 
-    write(load_profile(options.profile).name, only=_listed(options.only))
+    write(load_profile(options.profile).name, only=_split_list(options.only))
+
+
+def schema(options: argparse.Namespace) -> None:
+    """Print the JSON schema of profiles, with which editors check and complete TOML files."""
+    from paperlib.config.schema import profile_schema
+
+    print_line(json.dumps(profile_schema(), indent=2))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -225,11 +238,11 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = verb("reproduce", reproduce, seeds=True)
     sub.add_argument("--only", default="", metavar="03,06", help="notebooks to execute, by number or name")
-    sub.add_argument("--fresh", action="store_true", help="forget what this machine has computed and start over")
+    sub.add_argument("--fresh", action="store_true", help="delete the results of this machine and compute all again")
     sub = verb("run", run, seeds=True)
     sub.add_argument("--stage", nargs="+", default=[], metavar="NAME", help="stages or patterns such as 'train:*'")
-    sub.add_argument("--fresh", action="store_true", help="compute again what is there")
-    sub.add_argument("--list", action="store_true", help="only say which stages are there")
+    sub.add_argument("--fresh", action="store_true", help="compute again, even if there are results")
+    sub.add_argument("--list", action="store_true", help="only list which stages are computed")
     sub = verb("evaluate", evaluate, seed=True)
     sub.add_argument("system")
     sub.add_argument("--attack", choices=("clean", "fgsm", "pgd", "square", "autoattack"), default="pgd")
@@ -244,24 +257,25 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--images", type=int, default=None, help="how many of the first test images; the profile's by default"
     )
-    sub.add_argument("--claimed", type=float, default=None, help="the accuracy claimed, as a fraction")
-    sub.add_argument("--json", default="", metavar="FILE", help="write the report there too")
-    sub.add_argument("--fresh", action="store_true", help="ask again though there is a record")
+    sub.add_argument("--claimed", type=float, default=None, help="the claimed robust accuracy, 0 to 1")
+    sub.add_argument("--json", default="", metavar="FILE", help="also write the report to this file")
+    sub.add_argument("--fresh", action="store_true", help="audit again, even if there is a record")
     sub = verb("publish", publish, seeds=True)
-    sub.add_argument("--replace", action="store_true", help="drop the other seeds that are published")
+    sub.add_argument("--replace", action="store_true", help="remove the other published seeds")
     verb("doctor", doctor)
     sub = verb("refresh", refresh)
     sub.add_argument("--only", default="", metavar="03,06")
+    verb("schema", schema)
     return parser
 
 
-def _listed(text: str) -> list[str]:
+def _split_list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _seeds(text: str, default: Sequence[int]) -> list[int]:
     try:
-        return list(dict.fromkeys(int(part) for part in _listed(text))) or list(default)
+        return list(dict.fromkeys(int(part) for part in _split_list(text))) or list(default)
     except ValueError as error:
         raise PaperlibError(f"--seeds {text}: expected whole numbers such as 0,1,2") from error
 
@@ -272,7 +286,7 @@ def _budget(text: str, default: Fraction, option: str) -> Fraction:
     return as_fraction(text, option) if text else default
 
 
-def _count(number: int | None, option: str) -> None:
+def _require_positive(number: int | None, option: str) -> None:
     if number is not None and number < 1:
         raise PaperlibError(f"{option}={number}: expected a whole number, 1 or more")
 

@@ -1,4 +1,4 @@
-"""``python -m paperlib doctor``: what is there, what is missing, what to do about it."""
+"""``python -m paperlib doctor``: checks packages, device, disk, data and results, and advises what to do."""
 
 from __future__ import annotations
 
@@ -17,34 +17,38 @@ from paperlib.pipeline.provenance import commit, device_name, versions
 from paperlib.pipeline.study import Study
 
 NOTEBOOK_TOOLS = ("jupyterlab", "papermill", "nbval", "seaborn", "ipywidgets", "nbconvert", "sklearn")
-ROOM_NEEDED = 2_000_000_000  # bytes: records are small, weights and the decoded data are not
+SPACE_NEEDED = 2_000_000_000  # bytes, mainly for weights and decoded images
 
 
 def examine(profile: Profile) -> None:
-    """Print one line for each finding; nothing is changed."""
+    """Print one line for each result of a check; nothing is changed."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    print_line(f"code      {commit()}; {found}")
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    print_line(f"code      {commit()}; {packages}")
     print_line(f"device    {device_name(device)}; {os.cpu_count()} cores")
     if device.type == "cpu" and profile.run.bf16:
         print_line(
             f"          profile {profile.name} is meant for a GPU; here it would take days. Try cifar10_lite or digits."
         )
     absent = [name for name in NOTEBOOK_TOOLS if importlib.util.find_spec(name) is None]
-    print_line(f"notebooks {'all tools there' if not absent else 'missing: ' + ', '.join(absent) + '; run: make lab'}")
+    print_line(
+        f"notebooks {'all tools installed' if not absent else 'missing: ' + ', '.join(absent) + '; run: make lab'}"
+    )
     _disk()
     _data(profile)
-    published = Study(profile).published  # its own, or that of the profile it builds on
+    published = Study(profile).published  # of the profile, or of its base
     seeds = published.seeds
     study = Study(profile, profile.run.seeds[0], replay=bool(seeds))
-    print_line(f"published {location(published.folder)}: {f'seeds {seeds}' if seeds else 'nothing for this profile'}")
+    print_line(f"published {location(published.folder)}: {f'seeds {seeds}' if seeds else 'no records of this profile'}")
     try:
         missing = study.missing(list(study.stages))
     except PaperlibError:
         return
-    done = len(study.stages) - len(missing)
-    todo = "" if not missing else f"; compute the rest: python -m paperlib run --profile {study.command_name}"
-    print_line(f"records   {done} of {len(study.stages)} stages there or published for seed {study.seed}{todo}")
+    available = len(study.stages) - len(missing)
+    advice = "" if not missing else f"; compute the rest: python -m paperlib run --profile {study.command_name}"
+    print_line(
+        f"records   {available} of {len(study.stages)} stages computed or published for seed {study.seed}{advice}"
+    )
 
 
 def _disk() -> None:
@@ -53,9 +57,9 @@ def _disk() -> None:
     except StoreError as error:
         print_line(f"disk      {error}")
         return
-    there = next(folder for folder in (home(), *home().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
-    print_line(f"disk      {free / 1e9:.0f} GB free" + ("" if free > ROOM_NEEDED else "; make room: 2 GB are needed"))
+    existing = next(folder for folder in (home(), *home().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    print_line(f"disk      {free / 1e9:.0f} GB free" + ("" if free > SPACE_NEEDED else "; 2 GB are needed"))
 
 
 def _data(profile: Profile) -> None:
@@ -65,5 +69,5 @@ def _data(profile: Profile) -> None:
         print_line(f"data      {error}")
         return
     sizes = f"{len(data.train)} / {len(data.validation)} / {len(data.test)}"
-    where = "scikit-learn" if profile.data.name == "digits" else location(data_source())
-    print_line(f"data      {data.label} from {where}: {sizes} train / validation / test, {data.fingerprint}")
+    origin = "scikit-learn" if profile.data.name == "digits" else location(data_source())
+    print_line(f"data      {data.label} from {origin}: {sizes} train / validation / test, {data.fingerprint}")

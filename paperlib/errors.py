@@ -1,46 +1,46 @@
-"""Errors a reader can act on: each names the thing, what was wrong, and what to do."""
+"""Error classes. Each message names the object, what is wrong with it, and what to do."""
 
 from __future__ import annotations
 
 import difflib
 
-# What to do where a package is missing.
+# Advice for a missing package
 ACTIVATE = "activate the environment with `. .venv/bin/activate`, or use `make`, which sets it up"
 
 
 class PaperlibError(Exception):
-    """Base of every error this library raises on purpose; the command line prints it without a traceback."""
+    """Base of all errors that this library raises deliberately; the command line prints them without a traceback."""
 
 
 class ProfileError(PaperlibError):
-    """An unknown profile or key, or a value outside its range."""
+    """An unknown profile or key, or a value that is not allowed."""
 
 
 class DataError(PaperlibError):
-    """Data that is missing, truncated, or not what its label says."""
+    """Data that are missing, damaged, or of another kind than expected."""
 
 
 class InputError(PaperlibError, ValueError):
-    """Images, labels or attack settings a model or an attack cannot take."""
+    """Images, labels or attack settings that a model or an attack does not accept."""
 
 
 class NotFiniteError(PaperlibError, ArithmeticError):
-    """A NaN or an infinity where a number was due; nothing computed from it is reported."""
+    """A NaN or an infinity in a computation; its results are not reported."""
 
 
 class StoreError(PaperlibError):
-    """An artefact that cannot be read back or written as it should be."""
+    """A file of results that cannot be read or written."""
 
 
 class MissingError(PaperlibError):
-    """A result that is not there yet; the message says which command makes it."""
+    """A result that is not computed yet; the message names the command that computes it."""
 
 
 class SeriesError(PaperlibError):
-    """A notebook that failed, hung, or did not deliver what it promised."""
+    """A notebook that failed, ran out of time, or lacks one of its promised outputs."""
 
 
-def hint(name: str, known: list[str]) -> str:
-    """The end of an error about an unknown name: the one probably meant, or all there are."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(known)}"
+def did_you_mean(name: str, allowed: list[str]) -> str:
+    """The end of an error about an unknown name: the most similar allowed name, or all of them."""
+    close = difflib.get_close_matches(name, allowed, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; allowed: {', '.join(allowed)}"

@@ -1,9 +1,8 @@
-"""Logging and visible progress.
+"""Logging and progress.
 
-Everything that the library reports while it works goes to the logger ``paperlib``, whose handler writes plain lines to
-standard output at once, so that logs and notebooks show them while the work goes on. To silence it:
-``logging.getLogger("paperlib").setLevel("WARNING")``. Long loops show a bar in an interactive kernel, and a line every
-few seconds elsewhere.
+The library logs to the logger ``paperlib``, whose handler writes each message to standard output immediately. To
+silence it: ``logging.getLogger("paperlib").setLevel("WARNING")``. Long loops show a bar in an interactive kernel, and a
+line every few seconds elsewhere.
 """
 
 from __future__ import annotations
@@ -24,22 +23,22 @@ logger = logging.getLogger("paperlib")
 
 
 class StandardOutput(logging.Handler):
-    """Writes each message as one line to standard output. Raises OutputClosed where it takes no more lines."""
+    """Writes each message as one line to standard output. Raises OutputClosed if that fails."""
 
     def emit(self, record: logging.LogRecord) -> None:
         write_line(self.format(record))
 
 
 def set_up(level: int = logging.INFO) -> None:
-    """Give the logger its handler, unless it has one, and a level."""
+    """Set the level of the logger, and add its handler if it has none."""
     if not logger.handlers:
         logger.addHandler(StandardOutput())
-        logger.propagate = False  # or a root handler would print each line once more
+        logger.propagate = False  # otherwise a handler of the root logger would print each line again
     logger.setLevel(level)
 
 
 class _Listener(QueueListener):
-    """A listener that stops even if a worker was terminated while it held the lock of the queue."""
+    """A listener that can be stopped even if a worker was terminated while it held the lock of the queue."""
 
     def stop(self) -> None:
         if self._thread is not None:
@@ -50,7 +49,7 @@ class _Listener(QueueListener):
 
 @contextmanager
 def queue_of_lines(context: Any) -> Iterator[Any]:
-    """A queue of the multiprocessing ``context``; what workers log into it is logged by this process."""
+    """A queue of the multiprocessing ``context``; this process logs the messages that workers put into it."""
     lines = context.Queue()
     listener = _Listener(lines, *logger.handlers)
     listener.start()
@@ -58,30 +57,30 @@ def queue_of_lines(context: Any) -> Iterator[Any]:
         yield lines
     finally:
         listener.stop()
-        lines.cancel_join_thread()  # for the same reason
+        lines.cancel_join_thread()  # do not wait for a worker that was terminated
 
 
 def log_to_queue(lines: Any, level: int) -> None:
-    """In a worker process: send everything that is logged to the process that started it."""
+    """In a worker process: send all log messages to the parent process."""
     logger.handlers[:] = [QueueHandler(lines)]
     logger.propagate = False
     logger.setLevel(level)
 
 
 def wants_bar() -> bool:
-    """True in a kernel that a person looks at; ``PAPERLIB_PROGRESS`` (``bar`` or ``lines``) overrides."""
-    choice = os.environ.get("PAPERLIB_PROGRESS", "")
-    return choice == "bar" or (choice != "lines" and "ipykernel" in sys.modules)
+    """True in an interactive kernel; ``PAPERLIB_PROGRESS`` (``bar`` or ``lines``) overrides this."""
+    setting = os.environ.get("PAPERLIB_PROGRESS", "")
+    return setting == "bar" or (setting != "lines" and "ipykernel" in sys.modules)
 
 
 @contextmanager
 def progress(
     total: int, label: str, *, every: float = 5.0, unit: str = "", visible: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """Show a bar, or a line each ``every`` seconds once the work has lasted that long.
+    """Show a bar, or log a line every ``every`` seconds.
 
-    Yields a function to call with the amount of work that is done, from 0 to ``total``; ``unit`` is written behind the
-    numbers. Nothing is shown unless ``visible``.
+    Yields a function to call with the amount of finished work, from 0 to ``total``. ``unit`` follows the numbers.
+    Nothing is shown unless ``visible``.
     """
     if not visible or not logger.isEnabledFor(logging.INFO):
         yield lambda done: None
@@ -107,7 +106,7 @@ def progress(
 
 
 def track(items: Iterable[T], total: int, label: str, *, every: float = 5.0) -> Iterator[T]:
-    """Yield ``items`` and show how many are done, as `progress` does."""
+    """Yield ``items`` and show how many are finished, as `progress` does."""
     with progress(total, label, every=every) as update:
         for done, item in enumerate(items, start=1):
             yield item

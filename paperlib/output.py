@@ -1,7 +1,7 @@
-"""Standard output that takes no more lines: its reader has gone (``| head -2``), or its disk is full.
+"""Writing to standard output, which may fail: a pipe was closed (``| head -2``), or the disk is full.
 
-Whatever prints does it within `writing_output`, so that the loss ends the program as an interruption does, with every
-``finally`` on the way, and never with a traceback.
+All output is written within `writing_output`. A failure then ends the program like an interruption: every ``finally``
+block runs, and no traceback is printed.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-_READER_GONE = 128 + 13  # the status of a program that the signal SIGPIPE ends
+_SIGPIPE_STATUS = 128 + 13  # the exit status of a program that SIGPIPE ends
 _main_interrupted = threading.Event()
 
 
 class OutputClosed(SystemExit):
-    """Standard output takes no more lines; ``code`` is the exit status: 141 where the reader has gone, else 1.
+    """Standard output cannot be written. ``code`` is the exit status: 141 if the pipe was closed, else 1.
 
-    A SystemExit, so that no handler of ordinary errors takes it for a failure of the work itself.
+    A subclass of SystemExit, so that ``except Exception`` does not catch it.
     """
 
     def __init__(self, error: OSError) -> None:
         self.reader_gone = error.errno == errno.EPIPE or (os.name == "nt" and error.errno == errno.EINVAL)
-        super().__init__(_READER_GONE if self.reader_gone else 1)
+        super().__init__(_SIGPIPE_STATUS if self.reader_gone else 1)
         self.reason = error.strerror or str(error)
 
 
 @contextmanager
 def writing_output() -> Iterator[None]:
-    """Turn the failure of a write to standard output into `OutputClosed`; nothing but such writes belongs inside.
+    """Turn a failed write to standard output into `OutputClosed`. The block contains only such writes.
 
-    In another thread than the main one, the main thread is interrupted as well: it may wait for that thread.
+    A thread other than the main one also interrupts the main thread, which may wait for it.
 
     Raises:
-        OutputClosed: standard output takes no more lines. In another thread a plain SystemExit of the same status,
-            the only exception that ends a thread without a traceback.
+        OutputClosed: the write failed. Threads other than the main one raise a plain SystemExit with the same status,
+            because no other exception ends a thread without a traceback.
     """
     try:
         yield
@@ -51,31 +51,31 @@ def writing_output() -> Iterator[None]:
 
 
 def write_line(line: str) -> None:
-    """Print one line at once. Raises OutputClosed."""
+    """Print one line and flush. Raises OutputClosed."""
     with writing_output():
         print(line, flush=True)
 
 
 def flush_output() -> None:
-    """Write what is still buffered. Raises OutputClosed."""
-    if sys.stdout is not None:  # None if the program was started with standard output closed
+    """Write buffered output. Raises OutputClosed."""
+    if sys.stdout is not None:  # None if standard output was closed at the start
         with writing_output():
             sys.stdout.flush()
 
 
 def discard_output() -> None:
-    """Send what is buffered, and all that follows, nowhere: the interpreter flushes once more when it ends."""
-    with suppress(OSError, ValueError):  # an output without a file descriptor has nothing to redirect
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    """Redirect buffered and later output to the null device, because the interpreter flushes again at exit."""
+    with suppress(OSError, ValueError):  # an output without a file descriptor cannot be redirected
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _interrupt_main_thread() -> None:
     main = threading.main_thread()
     if _main_interrupted.is_set():
         return
-    _main_interrupted.set()  # once: a second interruption would break off the orderly end
+    _main_interrupted.set()  # once: a second interruption would stop the clean-up
     if hasattr(signal, "pthread_kill") and main.ident is not None:
         signal.pthread_kill(main.ident, signal.SIGINT)
     else:

@@ -1,4 +1,4 @@
-"""Where everything lives: one place resolves paths, so no notebook ever depends on the folder it is run from."""
+"""All folders of the project, independent of the current folder."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def _setting(name: str, default: Path) -> Path:
-    """A path in the environment, ``~`` expanded, links followed; relative to the current folder; empty is not set."""
+    """The absolute path in an environment variable, with ``~`` and links resolved; ``default`` if unset or empty."""
     if not os.environ.get(name):
         return default
     try:
         return Path(os.environ[name]).expanduser().resolve()
-    except (OSError, RuntimeError) as error:  # ~nobody-of-this-name, links in a circle
+    except (OSError, RuntimeError) as error:  # ~ with an unknown user, or a circle of links
         raise PaperlibError(f"{name}={os.environ[name]}: not a usable path ({error}); name another folder") from error
 
 
 def home() -> Path:
-    """Folder that receives what is computed (store, figures, build): ``PAPERLIB_HOME``, else the repository."""
+    """The folder for all computed files (store, figures, build): ``PAPERLIB_HOME``, else the repository."""
     return _setting("PAPERLIB_HOME", ROOT)
 
 
 def store_dir() -> Path:
-    """Artefacts computed on this machine."""
+    """Results computed on this machine."""
     return home() / "data" / "store"
 
 
@@ -36,22 +36,22 @@ def figures_dir(profile: str) -> Path:
 
 
 def build_dir(profile: str) -> Path:
-    """Executed notebooks and the reading copy of one profile."""
+    """Executed notebooks and the HTML site of one profile."""
     return home() / "build" / _name(profile)
 
 
 def published_dir(profile: str) -> Path:
-    """Records committed for everybody: ``PAPERLIB_PUBLISHED``, else ``data/published``."""
+    """Published records of one profile, in ``PAPERLIB_PUBLISHED``, else in ``data/published``."""
     return _setting("PAPERLIB_PUBLISHED", ROOT / "data" / "published") / _name(profile)
 
 
 def data_source() -> Path:
-    """The user's data, a folder or an archive: ``PAPERLIB_DATA``, else ``data/raw``."""
+    """The user's data set, a folder or an archive: ``PAPERLIB_DATA``, else ``data/raw``."""
     return _setting("PAPERLIB_DATA", ROOT / "data" / "raw")
 
 
 def notebooks_dir() -> Path:
-    """The numbered series."""
+    """The folder of the numbered notebooks."""
     return ROOT / "notebooks"
 
 
@@ -60,7 +60,7 @@ def _name(profile: str) -> str:
 
 
 def shown(path: Path) -> str:
-    """``path`` as a reader should see it: relative to the repository or the current folder where possible."""
+    """``path`` for records and messages: relative to the repository or to the current folder, else the name only."""
     for base in (ROOT, Path.cwd()):
         if path.is_relative_to(base):
             return path.relative_to(base).as_posix() or "."
@@ -68,10 +68,9 @@ def shown(path: Path) -> str:
 
 
 def location(path: Path) -> str:
-    """Where a reader finds a file: relative to the current folder where it lies inside, else in full.
+    """``path`` for messages to the user: relative to the current folder if it is inside, else in full.
 
-    Below ``PAPERLIB_HOME``, the full path begins as the user wrote it there. Unlike `shown`, it never leaves the folder
-    out, so it is for messages to the user and not for records.
+    Below ``PAPERLIB_HOME``, the full path begins as the variable does. Records use `shown`, which hides full paths.
     """
     if path.is_relative_to(Path.cwd()):
         return path.relative_to(Path.cwd()).as_posix() or "."

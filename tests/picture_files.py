@@ -1,4 +1,4 @@
-"""Image files, folders and archives that tests write."""
+"""Writes image files, folders and archives for tests."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def picture(seed: int, kind: str = "PNG", size: tuple[int, int] = (32, 32), **op
 
 
 def png(samples: np.ndarray, depth: int, colour: int, **chunks: bytes) -> bytes:
-    """A PNG file of samples (H, W) or (H, W, C) in a depth that Pillow reads and does not write.
+    """A PNG file of samples (H, W) or (H, W, C) with a bit depth that Pillow reads but cannot write.
 
-    ``colour``: 0 for grey, 2 for RGB; ``chunks`` stand before the pixels.
+    ``colour``: 0 for grey, 2 for RGB; ``chunks`` are written before the pixels.
     """
 
     def chunk(name: bytes, content: bytes) -> bytes:
@@ -52,6 +52,7 @@ def png(samples: np.ndarray, depth: int, colour: int, **chunks: bytes) -> bytes:
 
 
 def write_folder(path: Path, files: Files) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
@@ -76,5 +77,6 @@ def write_zip(path: Path, files: Files) -> Path:
 
 
 def write(path: Path, files: Files) -> Path:
-    """A folder, or an archive by its suffix."""
+    """Write a folder, or an archive if the path has a suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     return {".zip": write_zip, "": write_folder}.get(path.suffix, write_tar)(path, files)

@@ -1,4 +1,4 @@
-"""The ways of installing agree with each other, and the library stays light to import."""
+"""pip, conda and the lock file agree, and the library imports no notebook or plotting package."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,20 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parent.parent
-VERBS = {"help", "reproduce", "lab", "test", "bench", "clean"}
+VERBS = {"help", "reproduce", "lab", "check", "test", "bench", "clean"}
 
 
 def project() -> dict[str, Any]:
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def direct() -> list[Requirement]:
+def requirements() -> list[Requirement]:
     extras = project()["optional-dependencies"]
     return [Requirement(line) for line in [*project()["dependencies"], *extras["notebooks"], *extras["test"]]]
 
 
 def identity(requirement: Requirement) -> tuple[object, ...]:
-    """What makes two requirements the same, however they are spelled."""
+    """Equal for requirements that mean the same."""
     return (
         canonicalize_name(requirement.name),
         frozenset(requirement.extras),
@@ -50,12 +51,12 @@ def lock() -> dict[str, Version]:
     return {canonicalize_name(name): Version(version) for name, version in pairs}
 
 
-def conda() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 
 
-def conda_pip_lines() -> list[str]:
-    (section,) = (entry["pip"] for entry in conda()["dependencies"] if isinstance(entry, dict))
+def environment_pip_lines() -> list[str]:
+    (section,) = (entry["pip"] for entry in environment()["dependencies"] if isinstance(entry, dict))
     return section
 
 
@@ -64,31 +65,45 @@ def makefile() -> str:
 
 
 def test_conda_and_pip_ask_for_the_same_packages() -> None:
-    listed = [Requirement(line) for line in conda_pip_lines() if not line.startswith("-")]
-    wanted, found = {identity(r) for r in direct()}, {identity(r) for r in listed}
-    assert wanted - found == set(), "in pyproject.toml but not in environment.yml"
-    assert found - wanted == set(), "in environment.yml but not in pyproject.toml"
-    assert len(listed) == len(found), "environment.yml names a package twice"
+    listed = [Requirement(line) for line in environment_pip_lines() if not line.startswith("-")]
+    pip, conda = {identity(r) for r in requirements()}, {identity(r) for r in listed}
+    assert pip - conda == set(), "in pyproject.toml but not in environment.yml"
+    assert conda - pip == set(), "in environment.yml but not in pyproject.toml"
+    assert len(listed) == len(conda), "environment.yml names a package twice"
 
 
 def test_conda_installs_this_checkout_at_the_locked_versions() -> None:
-    options = [line for line in conda_pip_lines() if line.startswith("-")]
+    options = [line for line in environment_pip_lines() if line.startswith("-")]
     assert options == ["-c requirements.lock", "-e ."]
 
 
-def test_conda_brings_a_python_the_project_supports() -> None:
-    (python,) = (entry for entry in conda()["dependencies"] if isinstance(entry, str) and entry.startswith("python="))
+def test_conda_installs_a_supported_python() -> None:
+    dependencies = environment()["dependencies"]
+    (python,) = (entry for entry in dependencies if isinstance(entry, str) and entry.startswith("python="))
     supported = Requirement("python" + project()["requires-python"]).specifier
     assert supported.contains(python.removeprefix("python="))
-    assert "pip" in conda()["dependencies"], "conda warns, and may pick another pip, when pip is not named"
+    assert "pip" in dependencies, "without it, conda warns and may use another pip"
 
 
-@pytest.mark.parametrize("requirement", direct(), ids=lambda r: r.name)
-def test_lock_satisfies(requirement: Requirement) -> None:
+def test_the_lock_satisfies_all_requirements() -> None:
     locked = lock()
-    name = canonicalize_name(requirement.name)
-    assert name in locked, f"requirements.lock has no line for {requirement.name}"
-    assert requirement.specifier.contains(locked[name]), f"requirements.lock has {locked[name]}, not {requirement}"
+    for requirement in requirements():
+        name = canonicalize_name(requirement.name)
+        assert name in locked, f"requirements.lock has no line for {requirement.name}"
+        assert requirement.specifier.contains(locked[name]), f"requirements.lock has {locked[name]}, not {requirement}"
+
+
+def test_the_lock_holds_all_packages_that_they_need() -> None:
+    locked, pending, seen = lock(), [canonicalize_name(r.name) for r in requirements()], set()
+    while pending:
+        name = pending.pop()
+        if name in seen or name in ("setuptools", "pip"):
+            continue
+        seen.add(name)
+        assert name in locked, f"requirements.lock has no line for {name}"
+        for needed in map(Requirement, metadata.requires(name) or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                pending.append(canonicalize_name(needed.name))
 
 
 def test_lock_holds_exact_versions_and_nothing_else() -> None:
@@ -120,7 +135,7 @@ def test_citation_names_the_paper() -> None:
     assert "arXiv:2512.20821" in [identifier["value"] for identifier in paper["identifiers"]]
 
 
-def test_version_is_said_once() -> None:
+def test_the_version_is_that_of_pyproject() -> None:
     import paperlib
 
     assert paperlib.__version__ == project()["version"]
@@ -128,15 +143,15 @@ def test_version_is_said_once() -> None:
 
 def test_makefile_has_its_verbs() -> None:
     rules = set(re.findall(r"^([a-z]+):", makefile(), flags=re.MULTILINE))
-    assert rules == VERBS
+    assert rules == VERBS | {"style"}
     (phony,) = re.findall(r"^\.PHONY:(.*)$", makefile(), flags=re.MULTILINE)
-    assert set(phony.split()) == VERBS
+    assert set(phony.split()) == rules
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_alone_lists_every_verb() -> None:
-    # Under `make test` the outer make's flags are in the environment; a plain call must not inherit them.
-    done = subprocess.run(
+    # Without the flags that an outer `make test` leaves in the environment.
+    process = subprocess.run(
         ["make", "--no-print-directory"],
         cwd=ROOT,
         env={"PATH": str(Path(shutil.which("make") or "").parent) + ":/usr/bin:/bin"},
@@ -144,19 +159,19 @@ def test_make_alone_lists_every_verb() -> None:
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    listed = set(re.findall(r"^  make ([a-z]+) +\S", done.stdout, flags=re.MULTILINE))
+    assert process.returncode == 0, process.stderr
+    listed = set(re.findall(r"^  make ([a-z]+) +\S", process.stdout, flags=re.MULTILINE))
     assert listed == VERBS
 
 
-def test_clean_spares_data_and_figures() -> None:
+def test_clean_keeps_data_and_figures() -> None:
     (recipe,) = re.findall(r"^clean:.*\n((?:\t.*\n)+)", makefile(), flags=re.MULTILINE)
     assert not re.search(r"\b(data|figures)\b", recipe)
 
 
 PROBE = """
 import json, sys
-import numpy, pandas, safetensors.torch, torch, torchvision
+import numpy, pandas, pydantic, safetensors.torch, torch, torchvision
 before = set(sys.modules)
 import paperlib
 print(json.dumps([paperlib.__file__, sorted({name.partition(".")[0] for name in set(sys.modules) - before})]))
@@ -183,11 +198,11 @@ HEAVY = {
 
 
 def test_import_pulls_in_no_notebook_or_plotting_package() -> None:
-    # What the core dependencies load by themselves is theirs: only what paperlib adds counts.
-    done = subprocess.run(
+    # PROBE imports the core dependencies first, so that only the imports of paperlib itself count.
+    process = subprocess.run(
         [sys.executable, "-c", PROBE], cwd=ROOT, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
     )
-    assert done.returncode == 0, done.stderr
-    origin, added = json.loads(done.stdout.splitlines()[-1])
+    assert process.returncode == 0, process.stderr
+    origin, added = json.loads(process.stdout.splitlines()[-1])
     assert Path(origin).resolve().is_relative_to(ROOT), "another copy of paperlib was imported"
     assert HEAVY.isdisjoint(added), sorted(HEAVY & set(added))

@@ -1,1 +1,1 @@
-"""Profiles: what is computed at which scale, read from TOML files and checked before anything starts."""
+"""Profiles: the settings of one scale, read from TOML files and checked before any computation."""

@@ -8,9 +8,10 @@ from paperlib.errors import InputError
 
 
 def budget_text(value: Fraction | float) -> str:
-    """An L-infinity budget as the field writes it: a short decimal where exact, else ``8/255`` where it is one.
+    """An L-infinity budget as text: a short decimal if that is exact, else k/255 if that is exact, else the fraction.
 
-    A fraction is never rounded: where neither form is exact, it is written out, as in ``1/510``.
+    Fractions are never rounded (``1/510`` stays ``1/510``). A float is read as the nearest fraction with a denominator
+    up to 100,000.
     """
     exact = value if isinstance(value, Fraction) else Fraction(value).limit_denominator(100_000)
     if (exact * 1000).denominator != 1 and (exact * 255).denominator == 1:
@@ -23,7 +24,7 @@ def as_budget(value: float | str | Fraction, name: str = "eps") -> float:
     """An L-infinity budget in pixels of [0, 1], from a float or from text such as ``"8/255"`` or ``"0.03"``.
 
     Raises:
-        InputError: not a number, negative, NaN, or above 1 (8 where 8/255 was meant).
+        InputError: not a number, negative, NaN, or above 1 (such as 8 in place of 8/255).
     """
     try:
         if isinstance(value, bool):
@@ -39,7 +40,10 @@ def as_budget(value: float | str | Fraction, name: str = "eps") -> float:
 
 
 def as_fraction(value: float | str | Fraction, name: str = "eps") -> Fraction:
-    """The same budget kept exact; a float is taken for the simple fraction it was written as. Raises InputError."""
+    """An L-infinity budget as an exact fraction; a float becomes the nearest one with a denominator up to 10^6.
+
+    Raises InputError as `as_budget` does.
+    """
     as_budget(value, name)
     return Fraction(value) if isinstance(value, str | Fraction) else Fraction(float(value)).limit_denominator(10**6)
 

@@ -1,4 +1,9 @@
-"""Reading profiles: TOML files by name or path, laid over the profile they build on."""
+"""Reads profiles: TOML files by name or path, merged with the profile that they build on (``base``).
+
+A profile with ``base = "digits"`` states only what it changes. A profile with a smaller test split (``data.test``) than
+its base evaluates at most that number of images, unless it sets the number itself. Files are UTF-8, with or without a
+byte-order mark.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +15,16 @@ from typing import Any
 
 from paperlib.config.plugins import load_extension
 from paperlib.config.schema import Profile, parse_profile
-from paperlib.errors import ProfileError, hint
+from paperlib.errors import ProfileError, did_you_mean
 
 FOLDER = Path(__file__).parent / "profiles"
 
 
-_loaded_as: dict[Profile, str] = {}  # what was asked of `load_profile`, for messages that advise a command
+_names: dict[Profile, str] = {}  # the argument of `load_profile`, for messages that advise a command
 
 
 def profile_names() -> list[str]:
-    """The profiles that ship with the library, smallest first as far as names tell."""
+    """The names of the profiles that ship with the library, in alphabetical order."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
@@ -37,41 +42,41 @@ def load_profile(name: str) -> Profile:
     if isinstance(study := table.get("study"), dict) and isinstance(study.get("extension"), str):
         load_extension(study["extension"], again=True)
     profile = parse_profile(table)
-    _loaded_as[profile] = name
+    _names[profile] = name
     return profile
 
 
 def command_name(profile: Profile | str) -> str:
-    """A profile as a command names it, quoted for a shell: its name, or the TOML file it was loaded from."""
-    return shlex.quote(profile if isinstance(profile, str) else _loaded_as.get(profile, profile.name))
+    """The argument of ``--profile``, quoted for a shell: a profile's name, or the TOML file it was loaded from."""
+    return shlex.quote(profile if isinstance(profile, str) else _names.get(profile, profile.name))
 
 
-def _read(path: Path, name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The table in ``path``, laid over that of its ``base``; ``above`` are the profiles that build on it."""
+def _read(path: Path, name: str, derived: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The table in ``path``, merged with that of its ``base``; ``derived`` are the profiles that build on it."""
     if not name.endswith(".toml") and not path.is_file():
-        raise ProfileError(f"unknown profile {name!r}{hint(name, profile_names())}")
+        raise ProfileError(f"unknown profile {name!r}{did_you_mean(name, profile_names())}")
     table = _parse_toml(path, name)
     study = table.get("study")
     if isinstance(study, dict) and isinstance(study.get("extension"), str) and study["extension"]:
-        study["extension"] = str(path.parent.resolve() / study["extension"])  # it travels to other processes
+        study["extension"] = str(path.parent.resolve() / study["extension"])  # other processes read it too
     base = table.pop("base", "")
     if base == "":
         return table
-    if not isinstance(base, str) or path.resolve() in above:
+    if not isinstance(base, str) or path.resolve() in derived:
         raise ProfileError(f"profile {path.name}: base = {base!r} must name another profile")
-    below = path.parent / base if base.endswith(".toml") else FOLDER / f"{base}.toml"
-    under = _read(below, base, (*above, path.resolve()))
-    merged = {**under, **table}
-    for key in under.keys() & table.keys():
-        if isinstance(under[key], dict) and isinstance(table[key], dict):
-            merged[key] = {**under[key], **table[key]}
+    base_path = path.parent / base if base.endswith(".toml") else FOLDER / f"{base}.toml"
+    base_table = _read(base_path, base, (*derived, path.resolve()))
+    merged = {**base_table, **table}
+    for key in base_table.keys() & table.keys():
+        if isinstance(base_table[key], dict) and isinstance(table[key], dict):
+            merged[key] = {**base_table[key], **table[key]}
     _limit_images(merged, table)
-    same = merged["data"] == under["data"] if "data" in under else False
-    return {**merged, "base": (under.get("base") or below.stem) if same else ""}
+    shares_data = merged["data"] == base_table["data"] if "data" in base_table else False
+    return {**merged, "base": (base_table.get("base") or base_path.stem) if shares_data else ""}
 
 
 def _parse_toml(path: Path, name: str) -> dict[str, Any]:
-    """The table in a TOML file: UTF-8, with or without a byte-order mark. Raises ProfileError by the name as given."""
+    """The table in a TOML file. Raises ProfileError, which begins with ``name``."""
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
@@ -93,17 +98,17 @@ def _parse_toml(path: Path, name: str) -> dict[str, Any]:
         raise ProfileError(f"profile {name}: not readable as TOML: {error}") from error
 
 
-def _limit_images(merged: dict[str, Any], own: dict[str, Any]) -> None:
-    """A profile that asks for a smaller test split than its base evaluates no more images than that split holds.
+def _limit_images(merged: dict[str, Any], table: dict[str, Any]) -> None:
+    """Reduce inherited numbers of images to the size of the test split; ``table`` is the profile without its base.
 
-    What the profile says itself about the number of images is left as it is.
+    Numbers that the profile sets itself stay.
     """
-    data, size = own.get("data"), merged.get("data", {}).get("test")
+    data, size = table.get("data"), merged.get("data", {}).get("test")
     if not isinstance(data, dict) or "test" not in data or not isinstance(size, int) or size < 1:
         return
     for section in ("evaluation", "stress"):
-        inherited, stated = merged.get(section), own.get(section)
-        if isinstance(inherited, dict) and not (isinstance(stated, dict) and "images" in stated):
-            images = inherited.get("images")
+        values, changes = merged.get(section), table.get(section)
+        if isinstance(values, dict) and not (isinstance(changes, dict) and "images" in changes):
+            images = values.get("images")
             if isinstance(images, int) and images > size:
-                merged[section] = {**inherited, "images": size}
+                merged[section] = {**values, "images": size}

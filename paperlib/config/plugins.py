@@ -1,15 +1,16 @@
-"""A Python file of the user's own, named by a profile, that adds systems, networks and data sets to the comparison.
+"""Extensions: a Python file of the user's that adds systems, networks and data sets (``study.extension``).
 
-| it may define       | what                                                                                         |
-|---------------------|----------------------------------------------------------------------------------------------|
-| `systems(profile)`  | a list of `paperlib.systems.recipe.Recipe`: further rows of every table                    |
-| `NETWORKS`          | functions by name: ``(classes, shape, mean, std)`` to a module, for `Network("own", name)`   |
-| `DATASETS`          | functions by name: a folder or archive (Path) to `paperlib.data.Source`, for ``data.name``   |
+| the file may define | contents                                                                                      |
+|---------------------|-----------------------------------------------------------------------------------------------|
+| `systems(profile)`  | returns a list of `paperlib.systems.recipe.Recipe`: further rows of every table               |
+| `NETWORKS`          | functions by name: ``(classes, shape, mean, std)`` to a module, for `Network("own", name)`    |
+| `DATASETS`          | functions by name: a folder or an archive (Path) to `paperlib.data.Source`, for ``data.name`` |
 
-A change of the file changes the keys of what it made, so nothing stale is ever read; what it imports is not watched.
+The keys of all results of the file include a hash of it, so a change of the file never reuses old results. Modules that
+it imports are not included.
 
-The file is read when a profile that names it is loaded, and not again: all that is computed with the profile, in this
-process and in those it starts, uses that version. A command line reads it once; see `one_version`.
+The file is read when a profile that names it is loaded. All computations with the profile, in this process and in the
+processes that it starts, use this version. A command reads the file once; see `one_version`.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ from typing import Any
 
 from paperlib.errors import PaperlibError, ProfileError
 
-# For the processes this one starts: the version of each file, by path, that they must find there.
+# The version of each file by path (JSON), which the processes that this one starts must find.
 VERSIONS = "PAPERLIB_EXTENSION_VERSIONS"
-MARK = "PAPERLIB_RUN"  # set by `paperlib.series.child` in the kernel of a notebook that a run executes
+MARK = "PAPERLIB_RUN"  # `paperlib.series.process` sets it for the kernel of a notebook that a run executes
 
-_modules: dict[str, types.ModuleType] = {}  # by content, so that its classes are the same ones at every look
-_extensions: dict[str, Extension] = {}  # by path: what this process uses
-_held = False  # True inside `one_version`
+_modules: dict[
+    str, types.ModuleType
+] = {}  # by hash of the content, so that the classes of one version stay the same objects
+_extensions: dict[str, Extension] = {}  # by path: the version that this process uses
+_fixed = False  # True inside `one_version`
 
 
 @dataclass(frozen=True)
 class Extension:
-    """What the file defines; the default is that there is none."""
+    """The definitions of an extension; by default there is no file."""
 
     name: str = ""
     digest: str = ""
@@ -47,61 +50,61 @@ class Extension:
     networks: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     datasets: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
-    def call(self, function: Callable[..., Any], *given: Any) -> Any:
-        """What a function of the file returns. Raises ProfileError by file and line where it fails by itself."""
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function of the file. Raises ProfileError with file and line for any error of the user's code."""
         try:
-            return function(*given)
+            return function(*arguments)
         except PaperlibError:
             raise
-        except Exception as error:  # whatever the user's code raises
+        except Exception as error:  # the user's code may raise anything
             raise ProfileError(f"{_place(error, self.name)}: {type(error).__name__}: {error}") from error
 
 
 def load_extension(path: str, *, again: bool = False) -> Extension:
-    """What the file at ``path`` adds; nothing if ``path`` is empty. The file is read once.
+    """The extension at ``path``, which is read once; without definitions if ``path`` is empty.
 
     Args:
-        again: look whether the file has changed and use its new version from now on. Ignored inside `one_version` and
-            in the worker and notebook processes of a run.
+        again: if the file has changed, use its new version from now on. Ignored inside `one_version` and in the worker
+            and notebook processes of a run.
 
     Raises:
-        ProfileError: it cannot be read or run, defines nothing that could be used, or has changed since the process
-            that started this one read it.
+        ProfileError: the file cannot be read or run, defines nothing of the table above, or has changed since the
+            parent process read it.
     """
     if not path:
         return Extension()
-    if path not in _extensions or (again and not _held and not _is_part_of_a_run()):
-        _extensions[path] = _load(Path(path), _announced().get(path, "") if _is_part_of_a_run() else "")
-        _announce()
+    if path not in _extensions or (again and not _fixed and not _in_child_process()):
+        _extensions[path] = _load(Path(path), _inherited_versions().get(path, "") if _in_child_process() else "")
+        _export_versions()
     return _extensions[path]
 
 
 @contextmanager
 def one_version() -> Iterator[None]:
     """While the block runs, each file is read at most once, however often a profile that names it is loaded."""
-    global _held
-    _extensions.clear()  # what was read for an earlier run may have changed
-    _held = True
+    global _fixed
+    _extensions.clear()  # the files may have changed since an earlier run read them
+    _fixed = True
     try:
         yield
     finally:
-        _held = False
+        _fixed = False
 
 
-def _is_part_of_a_run() -> bool:
-    """True in a worker process and in the kernel of an executed notebook."""
+def _in_child_process() -> bool:
+    """True in a worker process of a run and in the kernel of a notebook that a run executes."""
     return multiprocessing.parent_process() is not None or MARK in os.environ
 
 
-def _announced() -> dict[str, str]:
+def _inherited_versions() -> dict[str, str]:
     versions: dict[str, str] = json.loads(os.environ.get(VERSIONS) or "{}")
     return versions
 
 
-def _announce() -> None:
-    """Tell the processes that this one starts which versions they must find."""
+def _export_versions() -> None:
+    """Set the versions that the processes started by this one must find."""
     versions = {path: extension.digest for path, extension in _extensions.items()}
-    os.environ[VERSIONS] = json.dumps(_announced() | versions if _is_part_of_a_run() else versions)
+    os.environ[VERSIONS] = json.dumps(_inherited_versions() | versions if _in_child_process() else versions)
 
 
 def _load(file: Path, expected: str) -> Extension:
@@ -136,17 +139,17 @@ def _checked(name: str, digest: str, module: types.ModuleType) -> Extension:
 def _run(file: Path, source: bytes, name: str) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__file__ = str(file)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # the dataclass decorator looks up the module of its class
     try:
         exec(compile(source, file.name, "exec"), module.__dict__)
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # the user's code may raise anything
         del sys.modules[name]
         raise ProfileError(f"{_place(error, file.name)}: {type(error).__name__}: {error}") from error
     return module
 
 
 def _place(error: BaseException, name: str) -> str:
-    """The last line of the file itself on the way to the error."""
+    """The file ``name`` and the last of its lines in the traceback."""
     line = error.lineno if isinstance(error, SyntaxError) else None
     trace = error.__traceback__
     while trace is not None:

@@ -1,4 +1,4 @@
-"""Configurations as plain values, and the one JSON text of equal configurations."""
+"""Configurations as JSON-ready values, and a canonical JSON text for hashes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from paperlib.config.budgets import budget_text
 
 
 def to_table(config: Any) -> dict[str, Any]:
-    """A configuration as plain, JSON-ready values; fractions become text such as ``"8/255"``."""
+    """A configuration as JSON-ready values; fractions become text such as ``"8/255"``, tuples become lists."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
 def canonical(table: Any) -> str:
-    """JSON text that is the same for equal configurations: the input of every hash."""
+    """JSON text with sorted keys, the same for equal configurations: the input of every hash."""
     return json.dumps(table, sort_keys=True, separators=(",", ":"))
 
 

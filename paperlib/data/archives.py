@@ -1,14 +1,14 @@
-"""Images in an archive, read from the stream: nothing is ever extracted to disk.
+"""Images in an archive, read as a stream: nothing is extracted to disk.
 
-| read | refused by name, with what to do |
+| read | refused, with an error that names the member and advises what to do |
 |---|---|
 | .zip (stored, deflate, bzip2, LZMA), backslashes in names | encrypted members, other methods |
-| .tar, .tar.gz, .tar.bz2, .tar.xz | 7-Zip, RAR, Zstandard |
-| kinds told by their content, whatever the suffix | truncated or damaged archives |
+| .tar, .tar.gz, .tar.bz2, .tar.xz, recognised by content and not by suffix | 7-Zip, RAR, Zstandard |
 | images with or without one folder around them | images that are links, or whose path is absolute or has .. |
-| images of at most `MAX_FILE_BYTES` | more than `MAX_RATIO` times the archive's size (a bomb) |
+| images of at most `MAX_FILE_BYTES` | more than `MAX_RATIO` times the archive's size (a decompression bomb) |
+| | truncated or damaged archives |
 
-Members that are no images, or hidden, are ignored, wherever they point.
+Members that are no images, or are hidden, are ignored, even if their paths point outside.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from paperlib import paths
 from paperlib.data.image_files import MAX_FILE_BYTES, UNREAD_SUFFIXES, ImageFiles, Parts, is_hidden, is_image, suffix_of
 from paperlib.errors import DataError
 
-MAX_RATIO = 200  # bytes unpacked by bytes packed; images are compressed already, so a real archive stays far below
-MIN_LIMIT, MAX_LIMIT = 1 << 28, 1 << 34  # what a small archive may unpack to all the same, and what none may
+MAX_RATIO = 200  # unpacked size / packed size; image files are compressed, so real archives have far lower ratios
+MIN_LIMIT, MAX_LIMIT = 1 << 28, 1 << 34  # bytes; the limit of the unpacked size lies between these
 BLOCK = 1 << 20
 STREAMS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
 UNREAD = {b"7z\xbc\xaf\x27\x1c": "7-Zip", b"Rar!": "RAR", b"\x28\xb5\x2f\xfd": "Zstandard"}
@@ -40,10 +40,10 @@ DAMAGE = (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile, l
 
 
 def list_archive(path: Path) -> ImageFiles:
-    """Every image of an archive with its content.
+    """All images of an archive with their content.
 
     Raises:
-        DataError: what the module's table says is refused; names the archive and the member.
+        DataError: the archive is refused (table above); names the archive and the member.
     """
     shown, last = paths.shown(path), ["its start"]
     try:
@@ -52,10 +52,10 @@ def list_archive(path: Path) -> ImageFiles:
             for start, name in UNREAD.items():
                 if head.startswith(start):
                     raise DataError(f"{shown} is a {name} archive, which is not read; repack it as .zip or .tar.xz")
-            opened = next((stream for start, stream in STREAMS.items() if head.startswith(start)), None)
+            open_stream = next((stream for start, stream in STREAMS.items() if head.startswith(start)), None)
             file.seek(0)
-            if opened is not None:
-                with opened(file, "rb") as stream:
+            if open_stream is not None:
+                with open_stream(file, "rb") as stream:
                     return _list_tar(stream, _limit(path), last)
             is_tar = head[257:262] == b"ustar"
             if not is_tar and (head.startswith(b"PK") or zipfile.is_zipfile(file)):
@@ -66,18 +66,18 @@ def list_archive(path: Path) -> ImageFiles:
             return _list_tar(file, _limit(path), last)
     except DAMAGE as error:
         reason = f"truncated, damaged or not an archive, noticed after {last[0]} ({error})"
-        raise DataError(f"{shown} is {reason}; fetch it again") from error
+        raise DataError(f"{shown} is {reason}; download it again") from error
     except DataError as error:
         raise error if str(error).startswith(shown) else DataError(f"{shown}: {error}") from error
 
 
 def _limit(path: Path) -> int:
-    """How many bytes an archive may unpack to."""
+    """The largest allowed unpacked size, in bytes."""
     return min(MAX_LIMIT, max(MIN_LIMIT, MAX_RATIO * path.stat().st_size))
 
 
 class _Limited:
-    """A stream that refuses to be read beyond a limit, before it is: what it says of itself may be a lie."""
+    """A stream that refuses to read beyond a limit; the sizes that an archive states may be false."""
 
     def __init__(self, stream: IO[bytes], limit: int) -> None:
         self.stream, self.limit, self.tell = stream, limit, stream.tell
@@ -92,7 +92,7 @@ class _Limited:
 
 
 def _check_total(total: int, limit: int) -> None:
-    if total > limit + BLOCK:  # a block is read past the end
+    if total > limit + BLOCK:  # reading goes one block past the end
         raise DataError(
             f"unpacks to more than {limit >> 20} MiB, too much for its size; is it a decompression bomb? If it is not, "
             "unpack it yourself and name the folder"
@@ -100,33 +100,33 @@ def _check_total(total: int, limit: int) -> None:
 
 
 def _list_tar(stream: IO[bytes], limit: int, last: list[str]) -> ImageFiles:
-    found, limited = ImageFiles(), _Limited(stream, limit)
+    files, limited = ImageFiles(), _Limited(stream, limit)
     with tarfile.TarFile(fileobj=limited) as tar:  # type: ignore[arg-type]
         for member in tar:
             parts = PurePosixPath(member.name).parts
             if member.isdir():
-                found.folders.add(parts)
-            elif _is_wanted(parts, found):
+                files.folders.add(parts)
+            elif _is_image_member(parts, files):
                 _check_place(parts, linked=not member.isreg())
                 file = tar.extractfile(member)
                 assert file is not None  # a regular file
-                found.add(parts, _content(file, member.name))
+                files.add(parts, _content(file, member.name))
                 last[0] = member.name
-        if limited.tell() == tar.offset:  # cut off between two members
+        if limited.tell() == tar.offset:  # truncated between two members
             raise EOFError("no end-of-archive mark")
-        while limited.read(BLOCK):  # to the end, where the checksums of .xz and .gz are compared
+        while limited.read(BLOCK):  # to the end, where .xz and .gz verify their checksums
             pass
-    return found
+    return files
 
 
 def _list_zip(file: IO[bytes], limit: int, last: list[str]) -> ImageFiles:
-    found, total = ImageFiles(), 0
+    files, total = ImageFiles(), 0
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
-            parts = PurePosixPath(info.filename.replace("\\", "/")).parts  # as some Windows tools write it
+            parts = PurePosixPath(info.filename.replace("\\", "/")).parts  # some Windows tools write backslashes
             if info.is_dir() or info.filename.endswith("\\"):
-                found.folders.add(parts)
-            elif _is_wanted(parts, found):
+                files.folders.add(parts)
+            elif _is_image_member(parts, files):
                 _check_place(parts, linked=stat.S_ISLNK(info.external_attr >> 16))
                 if info.flag_bits & 1:
                     raise DataError(f"{info.filename} is encrypted; repack the archive without a password")
@@ -134,17 +134,17 @@ def _list_zip(file: IO[bytes], limit: int, last: list[str]) -> ImageFiles:
                     raise DataError(f"{info.filename} is packed by method {info.compress_type}; repack it with deflate")
                 total += info.file_size
                 _check_total(total, limit)
-                found.add(parts, _content(archive.open(info), info.filename))
+                files.add(parts, _content(archive.open(info), info.filename))
                 last[0] = info.filename
-    return found
+    return files
 
 
-def _is_wanted(parts: Parts, found: ImageFiles) -> bool:
-    """Whether a member is an image; other files are noted, hidden ones are not."""
+def _is_image_member(parts: Parts, files: ImageFiles) -> bool:
+    """True if a member is an image. Other files that are not hidden are added to ``files.ignored``."""
     if not parts or is_hidden(tuple(part for part in parts if part != "..")):
         return False
     if not is_image(parts[-1]):
-        found.ignored.append(parts)
+        files.ignored.append(parts)
         return False
     return True
 
@@ -158,7 +158,7 @@ def _check_place(parts: Parts, linked: bool) -> None:
 
 
 def _content(file: IO[bytes], name: str) -> bytes:
-    """All bytes of a member, none of one that is refused by its suffix anyway."""
+    """The bytes of a member; empty for suffixes that are refused later."""
     with file:
         if suffix_of(name) in UNREAD_SUFFIXES:
             return b""

@@ -1,4 +1,4 @@
-"""The format of MNIST's files: gzip around bytes, behind a header that gives their shape."""
+"""The IDX format of MNIST's files: gzip, with a header that gives the shape of the bytes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from numpy.typing import NDArray
 
 from paperlib.errors import DataError
 
-UINT8 = 8  # the type of the values, in the third byte of the file
+UINT8 = 8  # the code of the type in the third byte of the file
 
 
 def read_idx(path: Path, axes: int) -> NDArray[np.uint8]:
     """The bytes of a file such as ``train-images-idx3-ubyte.gz`` as an array of ``axes`` axes.
 
     Raises:
-        DataError: the file is truncated, damaged, or holds something else.
+        DataError: the file is truncated, damaged, or has another format.
     """
     try:
         with gzip.open(path) as file:
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path.name}: truncated or damaged ({error}); fetch it again") from error
+        raise DataError(f"{path.name}: truncated or damaged ({error}); download it again") from error
     start = 4 * (1 + axes)
     shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4))
     if content[:4] != bytes((0, 0, UINT8, axes)) or len(content) != start + math.prod(shape):
-        raise DataError(f"{path.name}: not bytes in the IDX format with {axes} axes; fetch it again")
+        raise DataError(f"{path.name}: not bytes in the IDX format with {axes} axes; download it again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

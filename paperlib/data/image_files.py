@@ -1,9 +1,9 @@
-"""One image file: which are read, and how; all others are refused by name, with what to do.
+"""Decoding of one image file. Files that are not read are refused, with an error that advises what to do.
 
 | property | read | refused |
 |---|---|---|
 | suffix | those of `READ_SUFFIXES`, in any case | those of `UNREAD_SUFFIXES`, such as .heic |
-| content | PNG, JPEG, WebP, BMP, GIF or TIFF, whatever the suffix | anything else, truncated or damaged files |
+| content | PNG, JPEG, WebP, BMP, GIF or TIFF, with any of these suffixes | anything else, truncated or damaged files |
 | mode | black and white, grey, palette, RGB | CMYK, YCbCr, LAB, HSV, 32-bit integer, float |
 | depth | 1 to 8 bits, scaled to 0..255; 16 bits: the high byte | signed, 12-bit or white-is-zero 16-bit TIFF |
 | orientation | upright, as EXIF says | |
@@ -11,9 +11,8 @@
 | frames | one | more: animations, pages, multi-picture JPEG |
 | bytes | at most `MAX_FILE_BYTES` | more |
 
-A file counts as an image by its suffix alone; every other file beside images is ignored, and so is what is hidden: a
-name that begins with a dot, and what lies in such a folder or in one of `HIDDEN_FOLDERS`. Colour profiles are not
-applied: the stored numbers are taken.
+Only the suffix decides whether a file is an image. All other files are ignored, as are hidden files: those whose name
+begins with a dot, or that lie in such a folder or in one of `HIDDEN_FOLDERS`. Colour profiles are not applied.
 """
 
 from __future__ import annotations
@@ -44,42 +43,42 @@ UNREAD_SUFFIXES = (
 )
 # fmt: on
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-HIDDEN_FOLDERS = ("__MACOSX", "@eaDir")  # what macOS and NAS devices add: thumbnails and resource forks
+HIDDEN_FOLDERS = ("__MACOSX", "@eaDir")  # thumbnails and resource forks that macOS and NAS devices add
 MAX_FILE_BYTES = 1 << 24
 DEPTH_16 = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of one 16-bit channel
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", *DEPTH_16)
 DAMAGE = (OSError, EOFError, zlib.error, ValueError, SyntaxError, struct.error, MemoryError, KeyError, IndexError)
 
-Parts = tuple[str, ...]  # of a path below the folder or in the archive
+Parts = tuple[str, ...]  # the parts of a path below the folder or in the archive
 
 
 @dataclass
 class ImageFiles:
-    """What was found below a folder or in an archive, before any image is decoded."""
+    """The files below a folder or in an archive, before any image is decoded."""
 
     images: dict[Parts, bytes | Path] = field(default_factory=dict)  # read and unread suffixes alike
     folders: set[Parts] = field(default_factory=set)
     ignored: list[Parts] = field(default_factory=list)  # files that are neither images nor hidden
 
     def add(self, parts: Parts, content: bytes | Path) -> None:
-        """Raises DataError for a place that is taken."""
+        """Add an image. Raises DataError if there is one with the same path."""
         if parts in self.images:
             raise DataError(f"{'/'.join(parts)} is there twice; remove one of the two")
         self.images[parts] = content
 
 
 def is_image(name: str) -> bool:
-    """Whether a file counts as an image, by its suffix."""
+    """True if the file has the suffix of an image, read or unread."""
     return suffix_of(name) in (*READ_SUFFIXES, *UNREAD_SUFFIXES)
 
 
 def is_hidden(parts: Sequence[str]) -> bool:
-    """Whether a file or folder is none of the user's images by the rule above."""
+    """True if a path is hidden by the rule above."""
     return any(part.startswith(".") or part in HIDDEN_FOLDERS for part in parts)
 
 
 def suffix_of(name: str) -> str:
-    """In small letters, with its dot."""
+    """The suffix in lower case, with its dot."""
     return PurePosixPath(name).suffix.lower()
 
 
@@ -87,11 +86,11 @@ def decode_image(content: bytes, name: str, check_size: Callable[[int, int], Non
     """The pixels (3, H, W) of an image file, upright, and its format, one of `FORMATS`.
 
     Args:
-        name: how an error calls the file.
-        check_size: raises DataError for a width and height that are not wanted, before any pixel is decoded.
+        name: of the file, for errors.
+        check_size: called with width and height before any pixel is decoded; raises DataError if they are not allowed.
 
     Raises:
-        DataError: the file is none of those that the module's table says are read.
+        DataError: the file is refused (table above).
     """
     from PIL import Image, ImageOps
 
@@ -108,7 +107,7 @@ def decode_image(content: bytes, name: str, check_size: Callable[[int, int], Non
 
 
 def _check_header(image: Image.Image, name: str) -> None:
-    """Raises DataError for what cannot be read rightly, known before any pixel is decoded."""
+    """Raises DataError if the header shows that the file is refused."""
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise DataError(f"{name} holds {frames} images (frames or pages); save the one you mean as a file of its own")
@@ -125,7 +124,7 @@ def _check_header(image: Image.Image, name: str) -> None:
 
 def _pixels(image: Image.Image, name: str) -> NDArray[np.uint8]:
     if image.mode in DEPTH_16:
-        grey = (np.asarray(image) >> 8).astype(np.uint8)  # the high byte, as Pillow takes it of 16-bit colours
+        grey = (np.asarray(image) >> 8).astype(np.uint8)  # the high byte, as Pillow does for 16-bit colours
         return np.broadcast_to(grey, (3, *grey.shape))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
         image = image.convert("RGBA")

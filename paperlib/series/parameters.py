@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Sequence
 
-from paperlib.errors import PaperlibError, ProfileError, hint
+from paperlib.errors import PaperlibError, ProfileError, did_you_mean
 from paperlib.pipeline.study import Study
 
 INJECTED = "# Parameters"  # the first line of the cell papermill adds
@@ -39,4 +39,4 @@ def check_injected(cells: Sequence[str], known: Sequence[str]) -> None:
             targets = statement.targets if isinstance(statement, ast.Assign) else []
             for name in (target.id for target in targets if isinstance(target, ast.Name)):
                 if name not in known:
-                    raise ProfileError(f"unknown parameter {name!r}{hint(name, list(known))}")
+                    raise ProfileError(f"unknown parameter {name!r}{did_you_mean(name, list(known))}")

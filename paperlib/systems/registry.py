@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from paperlib.config.plugins import load_extension
 from paperlib.config.schema import Profile
-from paperlib.errors import MissingError, ProfileError, hint
+from paperlib.errors import MissingError, ProfileError, did_you_mean
 from paperlib.systems.ablations import ablation_systems
 from paperlib.systems.defences import defence_systems
 from paperlib.systems.experts import expert_systems
@@ -40,7 +40,7 @@ def recipes(profile: Profile) -> dict[str, Recipe]:
     for pattern in (*profile.study.systems, *from_extension):
         names = fnmatch.filter(available, pattern)
         if not names:
-            raise ProfileError(f"study.systems: no system {pattern!r}{hint(pattern, list(available))}")
+            raise ProfileError(f"study.systems: no system {pattern!r}{did_you_mean(pattern, list(available))}")
         for name in names:
             select(name)
     if absent := [name for name in COMPARED if name not in selected]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from paperlib.evaluation import (
-    LEVEL,
+    SIGNIFICANCE_LEVEL,
     DifferenceOverSeeds,
     accuracy_over_seeds,
     difference_over_seeds,
@@ -43,11 +43,11 @@ SUPPORTED, REFUTED, UNDECIDED, NOT_RUN = "supported", "not supported", "undecide
 LEARNED = 0.25  # of the way from chance to every image right: what a network must reach to have something to lose
 
 
-INTERVAL = f"{100 * (1 - LEVEL):g} % interval"
+INTERVAL = f"{100 * (1 - SIGNIFICANCE_LEVEL):g} % interval"
 
 
 # Two-sided, so that a claim of one comparison is decided by its interval, in either direction alike.
-CORRECTED = f"after correction for their number (Holm, two-sided, {100 * LEVEL:g} % in all)"
+CORRECTED = f"after correction for their number (Holm, two-sided, {100 * SIGNIFICANCE_LEVEL:g} % in all)"
 
 
 @dataclass(frozen=True)

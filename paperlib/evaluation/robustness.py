@@ -138,7 +138,7 @@ class _Task:
         return cpu_generator(self.seed)
 
 
-Outcome = tuple[Tensor, Tensor, float]  # correct (N,), first success (N,), total number of forward passes
+Outcome = tuple[Tensor, Tensor, int]  # correct (N,), first success (N,), total number of forward passes
 
 
 def _clean(task: _Task) -> Outcome:

@@ -128,7 +128,7 @@ def difference_over_seeds(first: CorrectOverSeeds, second: CorrectOverSeeds) -> 
     images = (float(((d.mean(dim=0) - mean) ** 2).sum()) + 1.0) / n / max(n - 1, 1)
     between = float(d.mean(dim=1).var()) / runs if runs > 1 else 0.0
     variance = images + between
-    freedom = satterthwaite(images, between, n, runs - 1)
+    freedom = satterthwaite(images, between, n, float(runs - 1))
     half = float(t.ppf(1 - SIGNIFICANCE_LEVEL / 2, freedom)) * math.sqrt(variance)
     from_runs = math.sqrt(between) if runs > 1 else math.nan
     return DifferenceOverSeeds(

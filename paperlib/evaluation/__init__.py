@@ -1,4 +1,4 @@
-"""Robust accuracy with intervals, paired_difference comparisons, and the audit of what can be believed."""
+"""Accuracy under attack, its intervals, comparisons of systems, and the audit of a claimed robust accuracy."""
 
 from paperlib.evaluation.auditing.audit import AuditBudget, audit
 from paperlib.evaluation.auditing.report import Finding, Report
@@ -18,7 +18,7 @@ from paperlib.evaluation.specs import (
     sweep,
 )
 from paperlib.evaluation.statistics import (
-    LEVEL,
+    SIGNIFICANCE_LEVEL,
     DifferenceOverSeeds,
     PairedDifference,
     accuracy_over_seeds,
@@ -29,7 +29,7 @@ from paperlib.evaluation.statistics import (
 
 __all__ = [
     "CLEAN",
-    "LEVEL",
+    "SIGNIFICANCE_LEVEL",
     "AttackSpec",
     "AuditBudget",
     "DifferenceOverSeeds",

@@ -1,4 +1,4 @@
-"""Accuracy under attack, counted per image: what a robustness number of this companion means."""
+"""Accuracy under attack: each image is correct or not, under one attack (`evaluate`) or several (`worst_case`)."""
 
 from __future__ import annotations
 
@@ -36,20 +36,24 @@ from paperlib.evaluation.statistics import wilson
 from paperlib.log import progress
 from paperlib.models.modes import eval_mode, outside_inference_mode
 from paperlib.seeds import cpu_generator
+from paperlib.shapes import Correct
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """One system under one attack on n images."""
+    """The outcome of an attack on N images.
 
-    correct: Tensor  # (N,) bool: right under every iterate of every restart
-    first_success: Tensor  # (N,) int16: the step at which the attack won in its first restart, or NEVER
-    passes: float  # network passes per image
+    For AutoAttack and Square, ``first_success`` holds the number of the attack that succeeded, from 1.
+    """
+
+    correct: Correct  # classified correctly at every iterate of every restart
+    first_success: Tensor  # (N,) int16: the first step at which the attack succeeded in the first restart, or NEVER
+    passes: float  # forward passes per image, with or without a backward pass
     seconds: float
-    batch_size: int  # images attacked at once, in the end: fewer than asked for where memory did not suffice
+    batch_size: int  # images attacked at once; smaller than requested if memory ran out
 
     def record(self) -> dict[str, Any]:
-        """n, correct, accuracy and its Wilson 95 % interval, with what it cost."""
+        """The accuracy as a fraction, its Wilson 95 % interval (it covers the sampling of images), and the cost."""
         n, correct = len(self.correct), int(self.correct.sum())
         return {
             "n": n,
@@ -62,6 +66,7 @@ class EvaluationResult:
         }
 
     def arrays(self) -> dict[str, Tensor]:
+        """The outcome of each image."""
         return {"correct": self.correct, "first_success": self.first_success}
 
 
@@ -79,44 +84,45 @@ def evaluate(
     label: str = "evaluation",
     show_progress: bool = True,
 ) -> EvaluationResult:
-    """Attack every image of ``split``; an image counts as right only if no iterate of any restart was misclassified.
+    """Attack every image of ``split``. An image is correct only if no iterate of any restart is misclassified.
 
-    The batch size, halved where memory does not suffice, changes no outcome but for rounding; that of AutoAttack and
-    Square decides which images share random numbers. The outcome holds the one that was used.
+    The model is evaluated in evaluation mode and left unchanged. The batch size is halved when memory runs out. It
+    changes outcomes by rounding only, except for AutoAttack and Square, where the images of a batch share random
+    numbers; the result therefore holds the batch size that was used.
 
     Args:
-        objectives: what a gradient attack may maximise, by the name in ``spec.objective``; see
+        objectives: the objectives that a gradient attack may maximise, by the names used in ``spec.objective``; see
             `paperlib.attacks.mixture_objectives`.
-        state: a file from which an interrupted AutoAttack goes on.
-        show_progress: whether to report progress.
+        state: a file from which an interrupted AutoAttack resumes.
+        label: the name of the model in progress lines and errors.
+        show_progress: whether to log progress.
 
     Raises:
-        InputError: pixels or labels out of range. NotFiniteError: NaN or infinity in the model's weights or answers.
+        InputError: images, labels, settings or the model's output are invalid, or ``split`` is empty.
+        NotFiniteError: NaN or infinity in the weights, the pixels or the logits.
     """
     batch_size = check_whole("batch_size", batch_size)
     _check_spec(spec)
     check_settings(seed=seed)
-    check_type("aims", objectives, Mapping, "objectives by name, such as paperlib.attacks.AIMS")
+    check_type("aims", objectives, Mapping, "objectives by name, such as paperlib.attacks.OBJECTIVES")
     check_weights(model.model if isinstance(model, Folded) else check_module(model, label), label)
     gradient = spec.kind == "autoattack" or (spec.kind in ("fgsm", "pgd") and spec.objective == "cross-entropy")
-    folded, split = _admitted(model, split, label, gradient=gradient, float32=spec.kind in ("square", "autoattack"))
-    x = split.images
+    folded, split = _check_inputs(model, split, label, gradient=gradient, float32=spec.kind in ("square", "autoattack"))
     started = time.monotonic()
-    with progress(100, f"{label} under {spec.name}", unit="%", visible=show_progress) as reached:
-        work = _Work(
-            folded, split, spec, int(seed), batch_size, objectives, state, lambda share: reached(int(100 * share))
+    with progress(100, f"{label} under {spec.name}", unit="%", visible=show_progress) as log_progress:
+        task = _Task(
+            folded, split, spec, int(seed), batch_size, objectives, state, lambda share: log_progress(int(100 * share))
         )
-        correct, first, passes = ATTACKS[spec.kind](work)
+        correct, first_success, passes = ATTACKS[spec.kind](task)
     seconds = time.monotonic() - started
     used = min(batch_size, folded.max_batch or batch_size)
-    return EvaluationResult(
-        correct.cpu(), first.clamp(max=32_767).to(torch.int16).cpu(), passes / len(x), seconds, used
-    )
+    first_success = first_success.clamp(max=32_767).to(torch.int16).cpu()
+    return EvaluationResult(correct.cpu(), first_success, passes / len(split), seconds, used)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What an evaluation is asked to do."""
+class _Task:
+    """A checked evaluation: the model, the images, the attack and its settings."""
 
     folded: Folded
     split: Split
@@ -132,94 +138,109 @@ class _Work:
         return cpu_generator(self.seed)
 
 
-Found = tuple[Tensor, Tensor, float]  # correct (N,), first success (N,), passes in all
+Outcome = tuple[Tensor, Tensor, int]  # correct (N,), first success (N,), total number of forward passes
 
 
-def _clean(work: _Work) -> Found:
-    x, y = work.split.images, work.split.labels
-    with eval_mode(work.folded.model):
-        correct = ~misclassified(work.folded, x, y, work.batch_size)
+def _clean(task: _Task) -> Outcome:
+    x, y = task.split.images, task.split.labels
+    with eval_mode(task.folded.model):
+        correct = ~misclassified(task.folded, x, y, task.batch_size)
     return correct, torch.where(correct, NEVER, 0), len(x)
 
 
-def _gradient(work: _Work) -> Found:
-    x, y, spec = work.split.images, work.split.labels, work.spec
-    if spec.objective not in work.objectives:
+def _gradient(task: _Task) -> Outcome:
+    x, y, spec = task.split.images, task.split.labels, task.spec
+    if spec.objective not in task.objectives:
         raise InputError(
-            f"aim {spec.objective!r}: this model has none of that name; it has {', '.join(work.objectives)}"
+            f"objective {spec.objective!r}: not available for this model; available: {', '.join(task.objectives)}"
         )
-    objective, generator = work.objectives[spec.objective], work.generator
+    objective, generator = task.objectives[spec.objective], task.generator
     targets = start = None
-    spent = 0
-    how: dict[str, Any] = {"eps": spec.eps, "step_size": spec.step, "steps": spec.steps}
+    extra_passes = 0
+    settings: dict[str, Any] = {"eps": spec.eps, "step_size": spec.step, "steps": spec.steps}
     if objective.targets is not None:
-        with eval_mode(work.folded.model):
-            found = in_batches(
-                len(x), work.batch_size, work.folded, functools.partial(_targets, work, objective.targets)
+        with eval_mode(task.folded.model):
+            batches = in_batches(
+                len(x), task.batch_size, task.folded, functools.partial(_targets, task, objective.targets)
             )
-            targets = torch.cat([part for _, part in found])
-        spent += len(x)
+            targets = torch.cat([part for _, part in batches])
+        extra_passes += len(x)
     if objective.warm_start is not None:
-        begin: dict[str, Any] = {"random_start": spec.random_start, "generator": generator}
-        start = pgd(work.folded, x, y, **how, **begin, objective=objective.warm_start)
-        spent += len(x) * spec.steps
-    done = attack(
-        work.folded,
+        start = pgd(
+            task.folded,
+            x,
+            y,
+            **settings,
+            random_start=spec.random_start,
+            generator=generator,
+            objective=objective.warm_start,
+        )
+        extra_passes += len(x) * spec.steps
+    result = attack(
+        task.folded,
         x,
         y,
-        **how,
+        **settings,
         random_start=spec.random_start,
         restarts=spec.restarts,
         generator=generator,
         objective=objective.function,
         targets=targets,
         start=start,
-        batch_size=work.batch_size,
-        progress=work.progress,
+        batch_size=task.batch_size,
+        progress=task.progress,
     )
-    return ~done.fooled, done.first_success, done.passes + spent
+    return ~result.fooled, result.first_success, result.passes + extra_passes
 
 
-def _targets(work: _Work, targets: Callable[[nn.Module, Tensor, Tensor], Tensor], rows: slice) -> Tensor:
-    x = work.split.images[rows].clone()  # the model may edit its input in place
-    return targets(work.folded.network, x, work.split.labels[rows])
+def _targets(task: _Task, targets: Callable[[nn.Module, Tensor, Tensor], Tensor], rows: slice) -> Tensor:
+    x = task.split.images[rows].clone()  # the model may edit its input in place
+    return targets(task.folded.network, x, task.split.labels[rows])
 
 
-def _noise(work: _Work) -> Found:
-    x, y, spec = work.split.images, work.split.labels, work.spec
-    how: dict[str, Any] = {"generator": work.generator, "batch_size": work.batch_size, "progress": work.progress}
-    done = random_noise(work.folded, x, y, eps=spec.eps, draws=spec.steps, **how)
-    return ~done.fooled, done.first_success, done.passes
-
-
-def _library(work: _Work) -> Found:
-    x, y, spec = work.split.images, work.split.labels, work.spec
-    alone = spec.kind == "square"
-    done = autoattack(
-        work.folded,
+def _noise(task: _Task) -> Outcome:
+    x, y, spec = task.split.images, task.split.labels, task.spec
+    result = random_noise(
+        task.folded,
         x,
         y,
         eps=spec.eps,
-        seed=work.seed % 2**31,
-        attacks=("square",) if alone else STANDARD,
-        iterations=ITERATIONS if alone else spec.steps,
-        queries=spec.steps if alone else spec.queries,
-        batch_size=work.batch_size,
-        state=work.state,
-        progress=work.progress,
+        draws=spec.steps,
+        generator=task.generator,
+        batch_size=task.batch_size,
+        progress=task.progress,
     )
-    # Which of its attacks won, from 1; 0 for a clean image misclassified.
-    first = torch.where(done.fooled_by == MISCLASSIFIED, 0, torch.where(done.fooled, done.fooled_by + 1, NEVER))
-    return ~done.fooled, first, done.passes
+    return ~result.fooled, result.first_success, result.passes
 
 
-ATTACKS: dict[str, Callable[[_Work], Found]] = {
+def _autoattack(task: _Task) -> Outcome:
+    x, y, spec = task.split.images, task.split.labels, task.spec
+    square_only = spec.kind == "square"
+    result = autoattack(
+        task.folded,
+        x,
+        y,
+        eps=spec.eps,
+        seed=task.seed % 2**31,
+        attacks=("square",) if square_only else STANDARD,
+        iterations=ITERATIONS if square_only else spec.steps,
+        queries=spec.steps if square_only else spec.queries,
+        batch_size=task.batch_size,
+        state=task.state,
+        progress=task.progress,
+    )
+    # The number of the attack that succeeded, from 1; 0 where the clean image is misclassified.
+    number = torch.where(result.fooled_by == MISCLASSIFIED, 0, torch.where(result.fooled, result.fooled_by + 1, NEVER))
+    return ~result.fooled, number, result.passes
+
+
+ATTACKS: dict[str, Callable[[_Task], Outcome]] = {
     "clean": _clean,
     "fgsm": _gradient,
     "pgd": _gradient,
     "noise": _noise,
-    "square": _library,
-    "autoattack": _library,
+    "square": _autoattack,
+    "autoattack": _autoattack,
 }
 
 
@@ -235,29 +256,32 @@ def worst_case(
     label: str = "evaluation",
     show_progress: bool = True,
 ) -> EvaluationResult:
-    """Right under every one of several attacks, each of which sees only the images that withstood those before it.
+    """Run several attacks in turn, each on the images that survived all attacks before it.
 
-    The result's ``first_success`` is that of the attack that won. Put the cheapest attack first.
+    An image is correct only if it is correct under every attack. Its ``first_success`` is that of the attack that
+    succeeded. Put the cheapest attack first. Arguments and errors as in `evaluate`.
     """
     batch_size = check_whole("batch_size", batch_size)
     check_type("specs", specs, Sequence, "several AttackSpec")
     for spec in specs:
         _check_spec(spec)
     check_settings(seed=seed)
-    folded, split = _admitted(model, split, label)
+    folded, split = _check_inputs(model, split, label)
     surviving = torch.ones_like(split.labels, dtype=torch.bool)
-    first = torch.full((len(split),), NEVER, dtype=torch.int16)
+    first_success = torch.full((len(split),), NEVER, dtype=torch.int16)
     passes = seconds = 0.0
     for spec in specs:
         part = Split(split.images[surviving], split.labels[surviving])
         if len(part) == 0:
             break
-        found = evaluate(folded, part, spec, seed=seed, batch_size=batch_size, label=label, show_progress=show_progress)
-        first[surviving.cpu()] = found.first_success
-        surviving[surviving.clone()] = found.correct.to(surviving.device)
-        passes, seconds = passes + found.passes * len(part) / len(split), seconds + found.seconds
-        batch_size = found.batch_size
-    return EvaluationResult(surviving.cpu(), first, passes, seconds, batch_size)
+        result = evaluate(
+            folded, part, spec, seed=seed, batch_size=batch_size, label=label, show_progress=show_progress
+        )
+        first_success[surviving.cpu()] = result.first_success
+        surviving[surviving.clone()] = result.correct.to(surviving.device)
+        passes, seconds = passes + result.passes * len(part) / len(split), seconds + result.seconds
+        batch_size = result.batch_size
+    return EvaluationResult(surviving.cpu(), first_success, passes, seconds, batch_size)
 
 
 def _check_spec(spec: object) -> None:
@@ -266,20 +290,21 @@ def _check_spec(spec: object) -> None:
         raise InputError(f"spec: unknown kind {spec.kind!r}; known: {', '.join(ATTACKS)}")
 
 
-def _admitted(model: nn.Module | Folded, split: Split, label: str, **needs: bool) -> tuple[Folded, Split]:
-    """A folded copy and the images it is judged on, as `paperlib.attacks.inputs` admits them."""
+def _check_inputs(model: nn.Module | Folded, split: Split, label: str, **needs: bool) -> tuple[Folded, Split]:
+    """The model, folded, and the images, after the checks and conversions of `paperlib.attacks.inputs.admit`."""
     if not isinstance(split, Split):
         raise InputError(f"{label}: expected images and labels as a Split, got a {type(split).__name__}")
-    given = admit(model, split.images, split.labels, name=label, **needs)
-    if len(given.x) == 0:
+    inputs = admit(model, split.images, split.labels, name=label, **needs)
+    if len(inputs.x) == 0:
         raise InputError("evaluate: no images; an accuracy needs at least one")
-    folded = given.model if isinstance(given.model, Folded) else fold(given.model, given.x)
-    return folded, Split(given.x, given.y)
+    folded = inputs.model if isinstance(inputs.model, Folded) else fold(inputs.model, inputs.x)
+    return folded, Split(inputs.x, inputs.y)
 
 
 def accuracy_by_step(first_success: Tensor, steps: list[int] | tuple[int, ...]) -> list[int]:
-    """How many images (of N) withstand each number of iterations, from the step at which each was lost.
+    """How many of N images are correct under PGD with each number of ``steps``, from one run with the most steps.
 
-    With a fixed step size PGD-k is the beginning of PGD-50, and success at any iterate counts, so one run gives all.
+    With a fixed step size, PGD-k is the first k steps of a longer run, and success at any iterate counts. An image is
+    therefore correct under PGD-k if its ``first_success`` (N,) is above k or is `NEVER`.
     """
     return [int(((first_success == NEVER) | (first_success > k)).sum()) for k in steps]

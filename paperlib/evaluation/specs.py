@@ -1,4 +1,4 @@
-"""Attacks as data: one attack with all its settings, and the attacks of a profile."""
+"""One attack with all its settings as data, and the attacks that a profile defines."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from paperlib.config.schema import EvaluationConfig
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """One attack with all its settings. Budgets are fractions of the pixel range, kept exact."""
+    """One attack with all its settings. Budgets are exact fractions of the pixel range [0, 1]."""
 
     kind: str  # "clean", "fgsm", "pgd", "noise", "square" or "autoattack"
     eps: Fraction = Fraction(0)
     step: Fraction = Fraction(0)
-    steps: int = 0  # of noise the draws, of Square the queries, of AutoAttack the iterations of its gradient attacks
+    steps: int = 0  # for noise: draws; for Square: queries; for AutoAttack: iterations of its gradient attacks
     restarts: int = 1
     random_start: bool = False
-    objective: str = "cross-entropy"  # what it climbs, a key of the aims `evaluate` is given
-    queries: int = 0  # of AutoAttack: Square's
+    objective: str = "cross-entropy"  # what it maximises: a key of the ``objectives`` of `evaluate`
+    queries: int = 0  # for AutoAttack: queries of its Square attack
 
     @property
     def name(self) -> str:
-        """Such as ``clean``, ``fgsm@8/255``, ``pgd-50@0.15`` or ``pgd-50-soft@0.15``; restarts show above one."""
+        """Such as ``clean``, ``fgsm@8/255``, ``pgd-50@0.15``, ``pgd-50x5@0.15`` (5 restarts), ``pgd-50-soft@0.15``."""
         if self.kind == "clean":
             return "clean"
         steps = f"-{self.steps}" if self.kind in ("pgd", "noise", "square") else ""
@@ -38,43 +38,45 @@ class AttackSpec:
 
     @property
     def standard(self) -> bool:
-        """Whether this is AutoAttack as published, none of its parts cut short."""
+        """Whether these are the iterations and queries of AutoAttack's standard version."""
         return (self.steps, self.queries) == (ITERATIONS, QUERIES)
 
     def table(self) -> dict[str, Any]:
-        """JSON-ready, budgets as text."""
-        told = {**asdict(self), "eps": budget_text(self.eps), "step": budget_text(self.step)}
-        return told if self.kind == "autoattack" else {key: told[key] for key in told if key != "queries"}
+        """All settings, ready for JSON, with budgets as text."""
+        settings = {**asdict(self), "eps": budget_text(self.eps), "step": budget_text(self.step)}
+        if self.kind != "autoattack":
+            del settings["queries"]
+        return settings
 
 
 CLEAN = AttackSpec("clean")
 
 
 def fgsm_spec(eps: Budget) -> AttackSpec:
-    """FGSM at ``eps``: one step, no random start."""
+    """FGSM at ``eps``: one step of size ``eps``, no random start."""
     eps = as_fraction(eps)
     return AttackSpec("fgsm", eps, eps, 1)
 
 
 def pgd_spec(eps: Budget, steps: int, step: Budget, restarts: int = 1, objective: str = "cross-entropy") -> AttackSpec:
-    """PGD with ``steps`` of size ``step`` from random starts."""
+    """PGD with ``steps`` steps of size ``step`` from ``restarts`` random starts."""
     return AttackSpec(
         "pgd", as_fraction(eps), as_fraction(step, "step"), steps, restarts, random_start=True, objective=objective
     )
 
 
 def noise_spec(eps: Budget, draws: int) -> AttackSpec:
-    """The best of ``draws`` uniform draws from the ball."""
+    """Random noise: the attack succeeds if any of ``draws`` uniform draws from the ball is misclassified."""
     return AttackSpec("noise", as_fraction(eps), steps=draws)
 
 
 def square_spec(eps: Budget, queries: int = QUERIES) -> AttackSpec:
-    """The Square attack alone: it asks for answers, never for gradients."""
+    """The Square attack alone, which uses logits and no gradients."""
     return AttackSpec("square", as_fraction(eps), steps=queries)
 
 
 def autoattack_spec(eps: Budget, iterations: int = ITERATIONS, queries: int = QUERIES) -> AttackSpec:
-    """AutoAttack's standard version, unless it is cut short."""
+    """AutoAttack; with the default ``iterations`` and ``queries`` it is the standard version."""
     return AttackSpec("autoattack", as_fraction(eps), steps=iterations, queries=queries)
 
 
@@ -89,12 +91,12 @@ def basic_attacks(config: EvaluationConfig) -> list[AttackSpec]:
 
 
 def surrogate_attacks(config: EvaluationConfig) -> list[AttackSpec]:
-    """What a system must withstand too if it picks an expert by argmax: the headline attack on its soft stand-in."""
+    """The additional attack on systems with hard routing: the headline attack on the differentiable surrogate."""
     return [replace(headline(config), objective="soft")]
 
 
 def sweep(config: EvaluationConfig) -> list[AttackSpec]:
-    """FGSM and PGD over the eps of the profile; PGD's step size keeps its proportion to eps."""
+    """FGSM and PGD at each eps of the profile's sweep, with PGD's step size proportional to eps."""
     ratio = config.step / config.eps
     specs = [fgsm_spec(eps) for eps in config.eps_sweep]
     specs += [pgd_spec(eps, config.steps, eps * ratio, config.restarts) for eps in config.eps_sweep]

@@ -1,1 +1,1 @@
-"""The audit of a network: what can be believed of a robust accuracy."""
+"""The audit of a network: checks of whether a claimed robust accuracy can be believed."""

@@ -1,4 +1,4 @@
-"""The audit: every known way a robust accuracy goes wrong, asked of any network, and a sentence on what to believe."""
+"""The audit: checks a network for known errors in measuring robust accuracy and reports whether to believe it."""
 
 from __future__ import annotations
 
@@ -53,29 +53,31 @@ def audit(
     won_by: Tensor | None = None,
     label: str = "the model",
 ) -> Report:
-    """Run every check of `paperlib.evaluation.auditing.checks` on a network, and say whether to believe its robustness.
+    """Run every check of `paperlib.evaluation.auditing.checks` on a network and report whether to believe the claim.
 
-    Nothing is computed in TensorFloat-32. Where memory does not suffice, fewer images are asked at once than
-    ``batch_size``.
+    The audit works on a copy of the model, without TensorFloat-32. Batches are halved when memory runs out.
 
     Args:
-        model: any module from pixels (N, C, H, W) in [0, 1] to logits (N, classes), in evaluation mode. Nothing in it
-            changes. The experts and the gate of a mixture with a method ``forward_with_experts`` (see
-            `paperlib.attacks.mixture`) are attacked too. `paperlib.attacks.inputs` says which models are accepted; that
-            logits have no gradient is a finding here.
-        images, labels: what it is judged on; (N, C, H, W) in [0, 1] of any float dtype and (N,) int64.
+        model: any module from pixels (N, C, H, W) in [0, 1] to logits (N, classes), in evaluation mode; see
+            `paperlib.attacks.inputs` for the models that are accepted. Logits without a gradient are accepted here,
+            and a check reports them. If the model has a method ``forward_with_experts`` (see
+            `paperlib.attacks.mixture`), its experts and its gate are attacked as well.
+        images, labels: the test images (N, C, H, W) in [0, 1], of any float dtype, and their labels (N,), int64.
         eps: L-infinity budget, a float or text such as ``"8/255"``.
-        claimed: the accuracy claimed under attack, as a fraction or a tensor of one; by default what PGD leaves.
-        adversarial: the adversarial images behind the claim, of any float dtype, if it is not our own PGD. Of half
-            precision, what rounding moved out of the ball or of [0, 1] is moved back.
-        transfer_from: other networks of the same classes to craft examples on, by name, or a single one.
-        selected_on: the images that chose the checkpoint.
-        benign: which expert of a mixture was trained on clean images alone.
-        audit_budget: how many steps, draws and queries the attacks of the audit get.
-        known, won_by: outcomes (N,) already there, by the name of the attack, and which part of AutoAttack won.
+        claimed: the claimed accuracy under attack, as a fraction or a tensor with one value; by default the accuracy
+            under PGD.
+        adversarial: the adversarial images (N, C, H, W) of the claim, of any float dtype, if they are not from our own
+            PGD. In half precision, pixels that rounding moved out of the ball or of [0, 1] are moved back.
+        transfer_from: other networks with the same classes on which to craft examples, by name, or a single one.
+        selected_on: the images (M, C, H, W) on which the checkpoint was selected.
+        benign: the index of the expert of a mixture that was trained on clean images only.
+        audit_budget: the number of steps, draws and queries of the attacks.
+        outcomes: outcomes (N,) that are already available, by the name of the attack; these attacks are not run.
+        won_by: for an AutoAttack in ``outcomes``, the ``first_success`` (N,) of its `EvaluationResult`.
 
     Raises:
-        InputError: images, labels or settings out of range; a model in training mode, or one that wants other pixels.
+        InputError: images, labels or settings out of range; a model in training mode, or one that expects pixels in
+            [0, 255].
     """
     started = time.monotonic()
     batch_size = check_whole("batch_size", batch_size)
@@ -85,14 +87,14 @@ def audit(
     check_type("benign", benign, (Integral, NoneType), "the number of an expert or None")
     check_type("outcomes", outcomes, (Mapping, NoneType), "outcomes by the name of the attack")
     seed = int(seed)
-    images = as_images(images).float().contiguous().clone()  # no model ever sees the caller's own
+    images = as_images(images).float().contiguous().clone()  # the model must not get the caller's tensor
     split = Split(images, as_labels(labels, images))
     if len(images) == 0 or budget == 0:
         raise InputError("audit: needs at least one image and an eps above 0")
     claim = as_claim(claimed)
     adversarial = as_adversarial(adversarial, split, float(budget))
     check_outcomes(split, selected_on, outcomes or {}, won_by)
-    with torch.random.fork_rng():  # the model may draw numbers of its own, the same ones in every audit of this seed
+    with torch.random.fork_rng():  # random numbers that the model draws depend on the seed of the audit only
         torch.manual_seed(hash_seed(seed, "before the checks"))
         model, classes = as_audited_model(model, split, label, batch_size)
         surrogates = as_surrogates(transfer_from, images, classes)
@@ -112,13 +114,13 @@ def audit(
             batch_size=batch_size,
             label=label,
         )
-        if benign is not None and context.mixture and not 0 <= benign < context.experts:
+        if benign is not None and context.has_experts and not 0 <= benign < context.expert_count:
             raise InputError(f"benign={benign}: the mixture has no such expert")
         return _report(context, started)
 
 
 def _report(context: AuditContext, started: float) -> Report:
-    """Run every check, and collect the results."""
+    """Run every check and collect the results."""
     claim = "as claimed"
     if context.claimed is None and context.adversarial is not None:
         correct = context.logits(context.adversarial).argmax(dim=1) == context.y
@@ -141,7 +143,7 @@ def _report(context: AuditContext, started: float) -> Report:
         claim = f"under PGD-{context.audit_budget.steps}"
         try:
             context.claimed = context.accuracy(context.pgd)
-        except NotFiniteError:  # reported by the checks that met it
+        except NotFiniteError:  # reported by the checks that raised it
             measurable = False
     return Report(
         label=context.label,
@@ -161,12 +163,12 @@ def _report(context: AuditContext, started: float) -> Report:
 def _run(check: Check, context: AuditContext) -> tuple[CheckResult, AuditContext]:
     """The result of one check, and the context for the next one.
 
-    Of a model that returns probabilities, the later checks get the logarithm.
+    If the model returns probabilities, the later checks get their logarithm.
     """
-    torch.manual_seed(hash_seed(context.seed, check.name))  # whatever the checks before it made the model draw
+    torch.manual_seed(hash_seed(context.seed, check.name))  # so that the result does not depend on earlier checks
     try:
         result = check(context)
-    except NotFiniteError as error:  # weights and clean logits are finite, but an attack met NaN
+    except NotFiniteError as error:  # an attack found images with NaN or infinite logits
         return CheckResult(FAILS, "", str(error)), context
     if check.name == "logits" and result.verdict == FAILS:
         context = replace(context, model=Logarithm(context.model), outcomes={}, won_by=None)
@@ -174,7 +176,7 @@ def _run(check: Check, context: AuditContext) -> tuple[CheckResult, AuditContext
 
 
 class Logarithm(nn.Module):
-    """A model of probabilities as one of logits: log(p)."""
+    """Turns a model that returns probabilities p into one that returns logits, log(max(p, 1e-12))."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

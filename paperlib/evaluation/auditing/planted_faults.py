@@ -1,6 +1,7 @@
-"""Controls of the audit: networks and evaluations with one planted fault each, and the check that must find it.
+"""Controls of the audit: networks and evaluations with one planted fault each, and the check that must detect it.
 
-An audit that passes everything, or nothing, tells nothing. Each plant is made of honest networks handed in.
+They show that the checks detect the faults and that networks without a fault pass. The faults are planted into two
+sound networks that the caller provides.
 """
 
 from __future__ import annotations
@@ -18,33 +19,33 @@ from paperlib.data import Split
 from paperlib.models import Gate, Mixture
 from paperlib.seeds import cpu_generator, normal, permutation
 
-COLLAPSE = 0.3  # eps at which training on one step alone goes wrong on small images
+COLLAPSE = 0.3  # eps at which training with FGSM overfits catastrophically on small images
 
 
 @dataclass(frozen=True)
 class Ground:
-    """What controls are made of: two honest networks from the same data, and the data."""
+    """The material of the controls: two sound networks trained on the same data, and the data."""
 
     plain: nn.Module  # trained on clean images
     defended: nn.Module  # trained adversarially
     training: Split
-    validation: Split  # chose the checkpoints
+    validation: Split  # on which the checkpoints were selected
     test: Split
     eps: Budget
 
 
 @dataclass(frozen=True)
 class Control:
-    """One audit with a known outcome."""
+    """An audit with a known result."""
 
     name: str
     what: str  # the fault, in a few words
-    expected: str  # the check that must fire; empty for an honest one
-    arguments: dict[str, Any]  # of `audit`: the model, eps, and what is claimed of it
+    expected: str  # the check that must fail; empty for a sound network
+    arguments: dict[str, Any]  # of `audit`: the model, eps, and the claim
 
 
 class Scaled(nn.Module):
-    """Logits times a factor: so sure that cross-entropy has no gradient left."""
+    """Multiplies the logits by a large factor, so that the gradient of cross-entropy vanishes."""
 
     def __init__(self, model: nn.Module, factor: float) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class Scaled(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """A softmax where logits are expected."""
+    """Returns probabilities instead of logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class Probabilities(nn.Module):
 
 
 class Quantised(nn.Module):
-    """Pixels rounded to a few levels: the gradient of rounding is zero."""
+    """Rounds the pixels to a few levels; the gradient of rounding is zero."""
 
     def __init__(self, model: nn.Module, levels: int = 16) -> None:
         super().__init__()
@@ -77,7 +78,7 @@ class Quantised(nn.Module):
 
 
 class Random(nn.Module):
-    """Noise on the pixels at test time: every answer is another one."""
+    """Adds noise to the pixels at test time, so that the logits change from call to call."""
 
     def __init__(self, model: nn.Module, strength: float) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ class Random(nn.Module):
 
 
 class Neighbours(nn.Module):
-    """Answers from which the mean of the batch is taken: an image's answer depends on those beside it."""
+    """Subtracts the mean logits of the batch, so that the logits of an image depend on the rest of its batch."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -100,7 +101,7 @@ class Neighbours(nn.Module):
 
 
 class Peeking(nn.Module):
-    """One network while evaluated, another while trained: attacks that switch the mode meet the other one."""
+    """Uses another network in training mode, so that attacks run in that mode attack the other network."""
 
     def __init__(self, model: nn.Module, other: nn.Module) -> None:
         super().__init__()
@@ -111,36 +112,35 @@ class Peeking(nn.Module):
 
 
 def controls(ground: Ground) -> list[Control]:
-    """Every planted fault, then the two honest networks."""
+    """Every planted fault, then the two sound networks."""
     x, y = ground.test.images, ground.test.labels
     eps, plain, defended = as_budget(ground.eps), ground.plain, ground.defended
-    how: dict[str, Any] = {"eps": eps, "step_size": eps / 4, "steps": 20}
-    crafted = pgd(defended, x, y, **how, generator=cpu_generator(0))
+    crafted = pgd(defended, x, y, eps=eps, step_size=eps / 4, steps=20, generator=cpu_generator(0))
 
-    def one(name: str, what: str, expected: str, model: nn.Module, **claim: Any) -> Control:
-        given = {"model": model.eval(), "eps": eps, "selected_on": ground.validation.images, **claim}
-        return Control(name, what, expected, given)
+    def control(name: str, what: str, expected: str, model: nn.Module, **claim: Any) -> Control:
+        arguments = {"model": model.eval(), "eps": eps, "selected_on": ground.validation.images, **claim}
+        return Control(name, what, expected, arguments)
 
     return [
-        one("nan-gate", "a mixture whose gate holds NaN", "finite", _broken_gate(plain, defended, x)),
-        one("logits-x1000", "logits times 1000", "gradients", Scaled(plain, 1000)),
-        one("probabilities", "a softmax in place of logits", "logits", Probabilities(plain)),
-        one("wrong-target", "examples crafted on another network", "target", plain, adversarial=crafted),
-        one("overfitted", "trained on FGSM until it collapsed", "one-step", overfitted(ground), eps=COLLAPSE),
-        one("quantised", "pixels rounded to 16 levels", "gradients", Quantised(plain)),
-        one("random", "noise on the pixels at test time", "steady", Random(plain, eps / 4)),
-        one("batch", "answers relative to those beside them", "alone", Neighbours(plain)),
-        one("peeking", "another network in training mode", "alone", Peeking(plain, defended)),
-        one("test-selection", "checkpoint chosen on the test images", "selection", defended, selected_on=x),
-        one("undefended", "an honest network without defence", "", plain),
-        one("defended", "an honest, adversarially trained network", "", defended),
+        control("nan-gate", "a mixture whose gate holds NaN", "finite", _broken_gate(plain, defended, x)),
+        control("logits-x1000", "logits times 1000", "gradients", Scaled(plain, 1000)),
+        control("probabilities", "a softmax in place of logits", "logits", Probabilities(plain)),
+        control("wrong-target", "examples crafted on another network", "target", plain, adversarial=crafted),
+        control("overfitted", "trained on FGSM until it collapsed", "one-step", overfitted(ground), eps=COLLAPSE),
+        control("quantised", "pixels rounded to 16 levels", "gradients", Quantised(plain)),
+        control("random", "noise on the pixels at test time", "steady", Random(plain, eps / 4)),
+        control("batch", "answers relative to those beside them", "alone", Neighbours(plain)),
+        control("peeking", "another network in training mode", "alone", Peeking(plain, defended)),
+        control("test-selection", "checkpoint chosen on the test images", "selection", defended, selected_on=x),
+        control("undefended", "an honest network without defence", "", plain),
+        control("defended", "an honest, adversarially trained network", "", defended),
     ]
 
 
 def overfitted(ground: Ground, images: int = 240, epochs: int = 150, width: int = 32) -> nn.Module:
-    """A small network taught by FGSM at `COLLAPSE` on few images for long: it learns to withstand that one step.
+    """A small network after catastrophic overfitting: trained with FGSM at eps `COLLAPSE` for long on few images.
 
-    Not by `paperlib.training`: its recipes, schedules and checkpoints are there to prevent this.
+    `paperlib.training` is not used, because its schedules and checkpoint selection prevent this overfitting.
     """
     part = ground.training.first(min(images, len(ground.training)))
     channels, side = part.images.shape[1], part.images.shape[-1]

@@ -1,15 +1,17 @@
-"""Does a network answer otherwise when its own code is told that it is being trained?
+"""Compares a network with itself when its own code is in training mode.
 
-Torch's layers change in training mode as everybody knows, so they stay in evaluation mode here. What is asked is what a
-network's own code makes of ``self.training``. Honest code draws noise (functional dropout, stochastic depth, Gaussian
-noise) or returns auxiliary heads beside its answer. Dishonest code shows attacks and evaluations two networks.
+The layers of torch stay in evaluation mode, because their change in training mode is known. The comparison concerns
+what the network's own code does with ``self.training``. Legitimate code adds noise (functional dropout, stochastic
+depth, Gaussian noise) or returns the logits of auxiliary heads as well. Other code computes another network, so that
+an attack in training mode attacks another network than the one that is evaluated.
 
-The criterion, where answers move in training mode: the mean of many noisy answers lies near the answer of evaluation
-mode, compared with their spread around that mean and with the size of the answer itself. A nonlinear network moves this
-mean as well as spreading the answers: dropout of many units moves it by as much as the spread, because the noise of
-single units averages out in the logits and the curvature of the activations does not. So a mean that moved is forgiven
-where torch's draws, moved from their means to where they fell, move the answer continuously from that of evaluation
-mode: then the draws are noise around it. Code that decides by its draws, or draws past torch, makes the answer jump.
+If the logits change in training mode, they may differ from those of evaluation mode by noise only. The criterion: the
+mean of many noisy logits is close to the logits of evaluation mode, relative to the spread around the mean and to the
+size of the logits. Noise in a nonlinear network also shifts the mean. Dropout of many units shifts it by as much as the
+spread, because the noise of single units averages out in the logits, but the effect of the curvature of the activations
+does not. A shifted mean is therefore accepted if the logits change continuously when torch's random draws are scaled
+from their means (share 0, the logits of evaluation mode) to their actual values (share 1). Code that branches on its
+draws, or draws from other generators than torch's, makes the logits jump.
 """
 
 from __future__ import annotations
@@ -26,75 +28,77 @@ from torch import Tensor, nn
 
 from paperlib.acceleration.memory import memory_ran_out
 from paperlib.evaluation.auditing.scaled_draws import ScaledDraws
+from paperlib.shapes import Images, Logits
 
-SAME_ANSWER = 1e-4  # of the largest logit
-SAME_GRADIENT = 1e-3  # of the largest entry; the same operations on the same numbers differ by less
-FIRST_DRAWS = 32  # answers that show whether any moves
-DRAWS = 128  # noisy answers whose mean and spread are compared, where one moved
-# The bias is how far the mean of noisy answers lies off the answer. Measured on small networks under dropout up to
-# 0.5, drop path up to 0.2, layer drop of 0.1 and Gaussian noise up to 0.5: where draws decide, the bias is at most 0.7
-# of the spread or below 0.35 of the answer's size; it never exceeds 1.05 of that size, and no noise is twice that size.
-# Another network in half of the draws has a bias of one spread (0.75 is three standard errors less, with 128 draws);
-# another network of equal size under any noise has a bias of 1.4 of the size.
+SAME_LOGITS = 1e-4  # relative to the largest logit
+SAME_GRADIENT = 1e-3  # relative to the largest entry; recomputing the same gradient differs by less
+FIRST_DRAWS = 32  # forward passes that show whether the logits change at all
+DRAWS = 128  # forward passes for mean and spread, if they change
+# The bias is the distance from the logits of evaluation mode to the mean of the noisy logits. Measured on small
+# networks with dropout up to 0.5, drop path up to 0.2, layer drop of 0.1 and Gaussian noise up to 0.5: where code
+# branches on its draws, the bias is at most 0.7 of the spread or below 0.35 of the size of the logits; it never exceeds
+# 1.05 of that size, and no noise exceeds twice that size. Another network in half of the draws has a bias of one spread
+# (0.75 is three standard errors less, with 128 draws); another network of equal size under any noise has a bias of 1.4
+# times that size.
 BIAS_OF_SPREAD, SMALL_BIAS, LARGEST_BIAS = 0.75, 0.35, 1.2
-LARGEST_NOISE = 3.0  # of the answer's size: beyond it nothing is left of the answer
-PATHS = 8  # sets of draws that are followed from their means
-POINTS, HALVINGS = 16, 8  # on a path; and how often its steepest part is halved, down to 1/4096 of the path
-JUMP = 0.05  # of the farthest that a path leads, within 1/4096 of it
-NEAR = 1e-3  # a share of the draws at which gradients must still be much like those of evaluation mode
+LARGEST_NOISE = 3.0  # relative to the size of the logits; stronger noise hides them
+PATHS = 8  # sets of draws for which the path from share 0 to share 1 is followed
+POINTS, HALVINGS = 16, 8  # points on a path; bisections of its steepest part, down to 1/4096 of the path
+JUMP = 0.05  # largest change within 1/4096 of a path, relative to the largest change on the path
+NEAR = 1e-3  # a share at which gradients must still be close to those of evaluation mode
 
 
 class Difference(NamedTuple):
-    """How far a model in training mode is from itself in evaluation mode."""
+    """The difference between a model in training mode and in evaluation mode."""
 
-    share: float  # of the largest logit or gradient entry; above `SAME_ANSWER` it is another network
+    share: float  # relative to the largest logit or gradient entry; above `SAME_LOGITS` it is another network
     text: str  # the same in words
 
 
-def difference_in_training_mode(model: nn.Module, x: Tensor, wanted: Tensor, size: float) -> Difference:
-    """How far the model's answers to ``x`` (N, C, H, W), or their gradients, move when its code is told of training.
+def difference_in_training_mode(model: nn.Module, x: Images, logits: Logits, scale: float) -> Difference:
+    """How much the logits of a model, or their input gradients, change when its own code is in training mode.
 
     Args:
-        model: in evaluation mode; left as it was, and so are torch's generators.
-        wanted: its answers (N, classes) in evaluation mode.
-        size: of the largest logit, which answers are compared with.
+        model: in evaluation mode. It is left unchanged, and so are torch's generators.
+        logits: the logits in evaluation mode.
+        scale: the size of the largest logit, to which differences are relative.
 
     Returns:
-        The difference. Its share is 0.0 where only noise around the answer was added, where the model cannot be asked
-        in training mode, or where its outputs there hold no logits (feature maps, a loss). It is infinite where they
-        hold another number of logits, or values that are not finite.
+        The difference. Its share is 0.0 if training mode only adds noise around the logits, if the model fails in
+        training mode, or if its outputs there contain no logits (feature maps, a loss). It is infinite if they contain
+        another number of logits, or values that are not finite.
     """
     with _draws_repeated(x.device):
         try:
-            # Training may move buffers: those of the copy.
-            return _Compared(copy.deepcopy(model), x, wanted, size).difference()
+            # A copy, because a pass in training mode may change buffers.
+            return _Comparison(copy.deepcopy(model), x, logits, scale).difference()
         except _OtherOutputs as error:
             return error.difference
-        except Exception as error:  # any module may be audited, and some cannot be asked in a mode they are not in
+        except Exception as error:  # any module may be audited, and some fail in training mode
             if memory_ran_out(error):
                 raise
-            return Difference(0.0, "no answer in training mode")
+            return Difference(0.0, "the model fails in training mode")
 
 
 class _OtherOutputs(Exception):
-    """The model's outputs hold nothing of the form of its answer."""
+    """No output of the model has the shape of its logits in evaluation mode."""
 
-    def __init__(self, output: Any, wanted: Tensor) -> None:
-        logits = [part.shape[1] for part in _tensors(output) if part.ndim == 2 and len(part) == len(wanted)]
-        other = [columns for columns in logits if columns > 1]
+    def __init__(self, output: Any, logits: Tensor) -> None:
+        columns = [part.shape[1] for part in _tensors(output) if part.ndim == 2 and len(part) == len(logits)]
+        classes = [count for count in columns if count > 1]
         self.difference = (
-            Difference(math.inf, f"{other[0]} logits instead of {wanted.shape[1]}")
-            if other
+            Difference(math.inf, f"{classes[0]} logits instead of {logits.shape[1]}")
+            if classes
             else Difference(0.0, "no logits in training mode")
         )
         super().__init__(self.difference.text)
 
 
-class _Compared:
-    """A model, its answers ``wanted`` (N, classes) in evaluation mode, and how they differ in training mode."""
+class _Comparison:
+    """A model in evaluation mode, images, its logits (N, classes) for them, and the size of the largest logit."""
 
-    def __init__(self, model: nn.Module, x: Tensor, wanted: Tensor, size: float) -> None:
-        self.model, self.x, self.wanted, self.size = model, x, wanted, size
+    def __init__(self, model: nn.Module, x: Tensor, logits: Tensor, scale: float) -> None:
+        self.model, self.x, self.logits, self.scale = model, x, logits, scale
 
     def difference(self) -> Difference:
         _, gradient = self._with_gradient()
@@ -102,68 +106,74 @@ class _Compared:
             noisy = self._draw(FIRST_DRAWS)
             if not bool(torch.isfinite(noisy).all()):
                 return Difference(math.inf, "values that are not finite")
-            if self._moved(noisy) <= SAME_ANSWER:
-                turned = max(_turned(self._with_gradient()[1], gradient) for _ in range(PATHS))
-                return _of("gradient", turned) if turned > SAME_GRADIENT else _of("logit", self._moved(noisy[0]))
+            if self._distance(noisy) <= SAME_LOGITS:
+                change = max(_gradient_difference(self._with_gradient()[1], gradient) for _ in range(PATHS))
+                if change > SAME_GRADIENT:
+                    return _relative_to_largest("gradient", change)
+                return _relative_to_largest("logit", self._distance(noisy[0]))
             noisy = torch.cat([noisy, self._draw(DRAWS - FIRST_DRAWS)])
-            if self._drowned(noisy) or (self._biased(noisy) and not self._continuous()):
-                return _of("logit", self._moved(noisy))
-            return _of("gradient", self._gradient_lost(gradient))
+            if self._too_noisy(noisy) or (self._biased(noisy) and not self._continuous()):
+                return _relative_to_largest("logit", self._distance(noisy))
+            return _relative_to_largest("gradient", self._gradient_change(gradient))
 
     def _nearest(self, output: Any) -> Tensor:
-        found = _candidates(output, self.wanted)
-        if not found:
-            raise _OtherOutputs(output, self.wanted)
-        return min(found, key=lambda answer: _largest(answer - self.wanted))
+        """The logits (N, classes) in an output that are closest to those of evaluation mode."""
+        candidates = _candidates(output, self.logits)
+        if not candidates:
+            raise _OtherOutputs(output, self.logits)
+        return min(candidates, key=lambda logits: _largest(logits - self.logits))
 
-    def _answer(self) -> Tensor:
+    def _forward(self) -> Tensor:
         with torch.no_grad():
-            return self._nearest(self.model(self.x.clone()))  # of a clone, which the model may change in place
+            return self._nearest(self.model(self.x.clone()))  # a clone, because the model may edit it in place
 
     def _draw(self, draws: int) -> Tensor:
-        return torch.stack([self._answer() for _ in range(draws)])
+        return torch.stack([self._forward() for _ in range(draws)])
 
-    def _moved(self, answers: Tensor) -> float:
-        return _largest(answers - self.wanted) / self.size
+    def _distance(self, logits: Tensor) -> float:
+        return _largest(logits - self.logits) / self.scale
 
     def _with_gradient(self) -> tuple[Tensor, Tensor]:
-        """The answer (N, classes), and the input gradient (N, C, H, W) of a weighted sum of all of it."""
+        """The logits (N, classes), and the input gradient (N, C, H, W) of a weighted sum of all of them."""
         with torch.enable_grad():
             x = self.x.detach().clone().requires_grad_()
-            answer = self._nearest(self.model(x.clone()))
-            weights = torch.linspace(-1, 1, answer.shape[1], device=x.device, dtype=answer.dtype)
-            value = (answer * weights).sum()
-            found = torch.autograd.grad(value, x, allow_unused=True)[0] if value.requires_grad else None
-        return answer.detach(), torch.zeros_like(x) if found is None else found
+            logits = self._nearest(self.model(x.clone()))
+            weights = torch.linspace(-1, 1, logits.shape[1], device=x.device, dtype=logits.dtype)
+            value = (logits * weights).sum()
+            gradient = torch.autograd.grad(value, x, allow_unused=True)[0] if value.requires_grad else None
+        return logits.detach(), torch.zeros_like(x) if gradient is None else gradient
 
-    # -- noisy answers (draws, N, classes) against the answer ----------------------------------------------------------
+    # -- noisy logits (draws, N, classes) compared with those of evaluation mode ---------------------------------------
 
-    def _drowned(self, noisy: Tensor) -> bool:
-        """Whether the noise, or the bias of its mean, is so large that nothing is left of the answer."""
-        bias, spread, noise, answer = self._sizes(noisy)
-        return noise > LARGEST_NOISE * answer or bias**2 - spread**2 / DRAWS > (LARGEST_BIAS * answer) ** 2
+    def _too_noisy(self, noisy: Tensor) -> bool:
+        """Whether the noise, or the bias of its mean, is so large that it hides the logits of evaluation mode."""
+        bias, spread, noise, size = self._sizes(noisy)
+        # bias^2 overestimates the squared bias by the variance of the mean, spread^2 / draws.
+        return noise > LARGEST_NOISE * size or bias**2 - spread**2 / DRAWS > (LARGEST_BIAS * size) ** 2
 
     def _biased(self, noisy: Tensor) -> bool:
-        """Whether the mean of the noisy answers lies off the answer, by their spread or by most of it and clearly."""
-        bias, spread, _, answer = self._sizes(noisy)
-        return bias > spread or (bias > BIAS_OF_SPREAD * spread and bias > SMALL_BIAS * answer)
+        """Whether the mean of the noisy logits is shifted by their spread, or by most of it and not only slightly."""
+        bias, spread, _, size = self._sizes(noisy)
+        return bias > spread or (bias > BIAS_OF_SPREAD * spread and bias > SMALL_BIAS * size)
 
     def _sizes(self, noisy: Tensor) -> tuple[float, float, float, float]:
-        """Root mean squares of bias, spread, all noise and the answer; a shift of all logits is none of them."""
-        noise, answer = _centred(noisy - self.wanted), _centred(self.wanted)
-        bias = noise.mean(dim=0)
-        bias_size, spread, size, answer_size = map(_rms, (bias, noise - bias, noise, answer))
-        return bias_size, spread, size, answer_size
+        """Root mean squares of bias, spread, noise (bias and spread together) and logits.
 
-    # -- from the means of the draws to where they fell ----------------------------------------------------------------
+        A common shift of all logits of an image, which changes no prediction, is subtracted first.
+        """
+        noise, logits = _centred(noisy - self.logits), _centred(self.logits)
+        bias = noise.mean(dim=0)
+        return _rms(bias), _rms(noise - bias), _rms(noise), _rms(logits)
+
+    # -- draws scaled from their means to their actual values ----------------------------------------------------------
 
     def _continuous(self) -> bool:
-        """Whether torch's draws lead from the answer to the noisy ones without a jump, at every set of draws."""
+        """Whether the logits change continuously with the share of torch's draws, for each of `PATHS` sets of draws."""
         try:
             return all(self._path_is_continuous() for _ in range(PATHS))
         except _OtherOutputs:
             raise
-        except Exception as error:  # some operations take only what can be drawn
+        except Exception as error:  # some operations fail on values between the draws
             if memory_ran_out(error):
                 raise
             return False
@@ -171,55 +181,57 @@ class _Compared:
     def _path_is_continuous(self) -> bool:
         def at(share: float) -> Tensor:
             with _draws_repeated(self.x.device), ScaledDraws(share):
-                return self._answer()
+                return self._forward()
 
         path = [(i / POINTS, at(i / POINTS)) for i in range(POINTS + 1)]
-        if not self._moved(path[0][1]) <= SAME_ANSWER:
+        if not self._distance(path[0][1]) <= SAME_LOGITS:
             return False
-        farthest = max(self._moved(answer) for _, answer in path)
-        (low, here), (high, there) = _steepest(path)
+        largest_distance = max(self._distance(logits) for _, logits in path)
+        low, high = _steepest(path)
         for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            (low, here), (high, there) = _steepest([(low, here), (middle, at(middle)), (high, there)])
-        self._answer()  # so that the next path has other draws
-        return _largest(there - here) / self.size <= max(JUMP * farthest, SAME_ANSWER)
+            middle = (low[0] + high[0]) / 2
+            low, high = _steepest([low, (middle, at(middle)), high])
+        self._forward()  # advances the generators, so that the next path has other draws
+        return _largest(high[1] - low[1]) / self.scale <= max(JUMP * largest_distance, SAME_LOGITS)
 
-    def _gradient_lost(self, gradient: Tensor) -> float:
-        """By how much gradients miss that of evaluation mode, with draws at their means and close to them.
+    def _gradient_change(self, gradient: Tensor) -> float:
+        """How much gradients differ from those of evaluation mode with draws at, and close to, their means.
 
-        0.0 where the answer is another with draws at their means: nothing is known of gradients there.
+        0.0 if the logits differ with draws at their means, because gradients cannot be compared then.
         """
         with ScaledDraws(0):
-            answer, central = self._with_gradient()
-        if not self._moved(answer) <= SAME_ANSWER:
+            logits, at_mean = self._with_gradient()
+        if not self._distance(logits) <= SAME_LOGITS:
             return 0.0
-        turned = _turned(central, gradient)
-        if turned > SAME_GRADIENT:
-            return turned
-        lost = 0.0
+        change = _gradient_difference(at_mean, gradient)
+        if change > SAME_GRADIENT:
+            return change
+        change = 0.0
         for _ in range(PATHS):
             with ScaledDraws(NEAR):
-                _, close = self._with_gradient()
-            # Its part along the gradient alone: activations at exactly zero turn on with any noise.
-            kept = float((close * gradient).sum() / gradient.square().sum().clamp_min(torch.finfo(gradient.dtype).tiny))
-            lost = max(lost, abs(1 - kept)) if bool(gradient.any()) else lost
-        return lost if lost > 0.5 else 0.0
+                _, near = self._with_gradient()
+            # |1 - <near, g> / <g, g>|: only the component along g, because ReLUs with an input of exactly zero become
+            # active with any noise.
+            squared = gradient.square().sum().clamp_min(torch.finfo(gradient.dtype).tiny)
+            component = float((near * gradient).sum() / squared)
+            change = max(change, abs(1 - component)) if bool(gradient.any()) else change
+        return change if change > 0.5 else 0.0
 
 
 @contextmanager
 def _draws_repeated(device: torch.device) -> Iterator[None]:
-    """Torch's generators are afterwards as they were before, so the same draws come again."""
+    """Restore torch's generators afterwards, so that the same draws are repeated."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
 def _steepest(path: list[tuple[float, Tensor]]) -> tuple[tuple[float, Tensor], tuple[float, Tensor]]:
-    """The two neighbours on a path, each a share and its answer, whose answers differ most."""
+    """The two neighbouring points of a path, each a share and its logits, whose logits differ most."""
     return max(itertools.pairwise(path), key=lambda ends: _largest(ends[1][1] - ends[0][1]))
 
 
-def _of(what: str, share: float) -> Difference:
-    return Difference(share, f"{share:.1e} of the largest {what}")
+def _relative_to_largest(quantity: str, share: float) -> Difference:
+    return Difference(share, f"{share:.1e} of the largest {quantity}")
 
 
 def _largest(values: Tensor) -> float:
@@ -234,16 +246,16 @@ def _centred(logits: Tensor) -> Tensor:
     return logits - logits.mean(dim=-1, keepdim=True)
 
 
-def _turned(found: Tensor, gradient: Tensor) -> float:
-    """The largest difference of two gradients as a share of the largest entry of either."""
-    largest = max(_largest(gradient), _largest(found))
-    return _largest(found - gradient) / largest if largest > 0 else 0.0
+def _gradient_difference(first: Tensor, second: Tensor) -> float:
+    """The largest difference of two gradients, relative to the largest entry of either."""
+    largest = max(_largest(second), _largest(first))
+    return _largest(first - second) / largest if largest > 0 else 0.0
 
 
-def _candidates(output: Any, wanted: Tensor) -> list[Tensor]:
-    """What in an output has the form of the answer: one of several heads, or the mean of them."""
-    found = [part for part in _tensors(output) if part.shape == wanted.shape]
-    return [*found, torch.stack(found).mean(dim=0)] if len(found) > 1 else found
+def _candidates(output: Any, logits: Tensor) -> list[Tensor]:
+    """All tensors in an output that have the shape of the logits, and their mean if there are several heads."""
+    heads = [part for part in _tensors(output) if part.shape == logits.shape]
+    return [*heads, torch.stack(heads).mean(dim=0)] if len(heads) > 1 else heads
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -259,20 +271,20 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _own_code_in_training_mode(model: nn.Module) -> Iterator[None]:
-    own = [module for module in model.modules() if not module.training and not _of_torch(module)]
-    for module in own:
+    modules = [module for module in model.modules() if not module.training and not _from_torch(module)]
+    for module in modules:
         module.training = True
     try:
         yield
     finally:
-        for module in own:
+        for module in modules:
             module.training = False
 
 
-def _of_torch(module: nn.Module) -> bool:
-    """Whether a module is one of torch's layers, or made of one; containers have no forward of their own to trust."""
-    if isinstance(module, torch.jit.ScriptModule):  # its class is TorchScript's own, whatever it was made of
+def _from_torch(module: nn.Module) -> bool:
+    """Whether the class of a module is a layer of torch or torchvision, or a subclass of one other than containers."""
+    if isinstance(module, torch.jit.ScriptModule):  # compiled, so only the name of the original class is left
         return hasattr(nn, module.original_name)
-    plain = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    layers = [kind for kind in type(module).__mro__ if kind not in plain]
+    containers = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    layers = [kind for kind in type(module).__mro__ if kind not in containers]
     return any(kind.__module__.startswith(("torch.nn.", "torchvision.ops")) for kind in layers)

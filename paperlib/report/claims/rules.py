@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from paperlib.evaluation import (
-    LEVEL,
+    SIGNIFICANCE_LEVEL,
     DifferenceOverSeeds,
     accuracy_over_seeds,
     difference_over_seeds,
@@ -40,9 +40,9 @@ from paperlib.systems.experts import EXPERTS
 SUPPORTED, REFUTED, UNDECIDED, NOT_RUN = "supported", "not supported", "undecided", "not run"
 # A network has learned if its clean accuracy lies above chance by this share of the distance from chance to 1.
 LEARNED = 0.25
-INTERVAL = f"{100 * (1 - LEVEL):g} % interval"
+INTERVAL = f"{100 * (1 - SIGNIFICANCE_LEVEL):g} % interval"
 # Two-sided, so that a claim of one comparison is decided by its interval, in both directions alike.
-CORRECTED = f"after correction for their number (Holm, two-sided, {100 * LEVEL:g} % in all)"
+CORRECTED = f"after correction for their number (Holm, two-sided, {100 * SIGNIFICANCE_LEVEL:g} % in all)"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A check of the audit: its question, its threshold, and how its result is judged."""
+"""The form of a check of the audit, its result, and the comparisons that several checks share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from paperlib.evaluation.auditing.context import AuditContext
 
 PASSES, FAILS, NOTED, NOT_RUN, NOT_APPLICABLE = "passes", "FAILS", "noted", "not run", "not applicable"
-# PGD and AutoAttack differ by 2 to 5 points on sound, adversarially trained networks (RobustBench's entries).
+# By how much an adaptive attack may be stronger than the claim. On adversarially trained networks without gradient
+# masking, AutoAttack is 2 to 5 points stronger than PGD (entries of RobustBench).
 ADAPTIVE = 0.05
-CHANCE_IMAGES = 2  # images by which one attack may beat another by chance
+CHANCE_IMAGES = 2  # a difference of so many images between two attacks may be due to chance
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The verdict of a check, the numbers behind it, and, unless it passes, the reason."""
+    """The verdict of a check, the measured numbers, and, unless it passes, the reason."""
 
     verdict: str
     value: str
@@ -27,11 +28,11 @@ class Check:
     """One check of the audit.
 
     Attributes:
-        row: its number in the list of pitfalls (docs/audit.md).
+        row: the number of the check, from 1; reports list the checks in this order.
         name: such as ``one-step``.
-        question: what it asks, in one sentence.
-        threshold: what it allows. Thresholds are ours unless a source is named.
-        run: the check itself.
+        question: what the check tests, as a question.
+        threshold: the condition for passing. It is our choice unless a source is named.
+        run: the function that computes the result.
     """
 
     row: int
@@ -45,7 +46,7 @@ class Check:
 
 
 def check(row: int, question: str, threshold: str) -> Callable[[Callable[[AuditContext], CheckResult]], Check]:
-    """Make a function a `Check` of the same name; `paperlib.evaluation.auditing.checks` lists them in order."""
+    """Decorator that makes a function a `Check` with its name, "_" replaced by "-"; add it to `checks.CHECKS`."""
 
     def decorate(run: Callable[[AuditContext], CheckResult]) -> Check:
         return Check(row, run.__name__.replace("_", "-"), question, threshold, run)
@@ -54,27 +55,27 @@ def check(row: int, question: str, threshold: str) -> Callable[[Callable[[AuditC
 
 
 def percent(value: float) -> str:
-    """Such as ``62.8 %``."""
+    """A fraction as text, such as ``62.8 %``."""
     return f"{100 * value:.1f} %"
 
 
-def lost(context: AuditContext, weaker: float, stronger: float, points: float) -> bool:
-    """Whether accuracy ``stronger`` is below ``weaker`` by more than ``points`` and more than `CHANCE_IMAGES`."""
-    return round((weaker - stronger) * context.n) > max(points * context.n, CHANCE_IMAGES)
+def is_lower(context: AuditContext, accuracy: float, reference: float, margin: float) -> bool:
+    """Whether ``accuracy`` is below ``reference`` by more than ``margin`` (all fractions) and than `CHANCE_IMAGES`."""
+    return round((reference - accuracy) * context.n) > max(margin * context.n, CHANCE_IMAGES)
 
 
-def claimed(context: AuditContext) -> float:
+def claimed_accuracy(context: AuditContext) -> float:
     """The accuracy claimed under attack; without a claim, the accuracy under PGD."""
     return context.accuracy(context.pgd) if context.claimed is None else context.claimed
 
 
-def judged(fails: bool, value: str, why: str) -> CheckResult:
-    """A result that fails with a reason, or passes."""
+def fail_if(fails: bool, value: str, why: str) -> CheckResult:
+    """The result of a check that fails for the reason ``why``, or passes."""
     return CheckResult(FAILS, value, why) if fails else CheckResult(PASSES, value)
 
 
-def adaptive(context: AuditContext, accuracies: dict[str, float], why: str) -> CheckResult:
-    """Fail if the strongest of several attacks leaves more than `ADAPTIVE` less than is claimed."""
-    best, ours = min(accuracies, key=accuracies.__getitem__), claimed(context)
-    value = f"{best}: {percent(accuracies[best])} of {percent(ours)} claimed"
-    return judged(lost(context, ours, accuracies[best], ADAPTIVE), value, f"{why} ({best})")
+def fail_if_stronger(context: AuditContext, accuracies: dict[str, float], why: str) -> CheckResult:
+    """Fail if the accuracy under the strongest of several attacks is more than `ADAPTIVE` below the claim."""
+    strongest, claim = min(accuracies, key=accuracies.__getitem__), claimed_accuracy(context)
+    value = f"{strongest}: {percent(accuracies[strongest])} of {percent(claim)} claimed"
+    return fail_if(is_lower(context, accuracies[strongest], claim, ADAPTIVE), value, f"{why} ({strongest})")

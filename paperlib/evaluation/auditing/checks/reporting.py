@@ -1,4 +1,4 @@
-"""Checks of the reported number: selection, sample size, plausibility."""
+"""Checks of the reported accuracy: checkpoint selection, sample size, plausibility."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from paperlib.evaluation.auditing.checks.check import (
     PASSES,
     CheckResult,
     check,
-    judged,
+    fail_if,
     percent,
 )
 from paperlib.evaluation.auditing.context import AuditContext, interval, share
 
-CIFAR_BEST = 0.59  # of ResNet-18 without further data at 8/255 on CIFAR-10 (RobustBench)
+CIFAR_BEST = 0.59  # best accuracy of ResNet-18 without extra data, CIFAR-10 at 8/255 (RobustBench)
 
 
 @check(25, "Was the checkpoint chosen on these images?", "1 % of the images (ADVMoE's code)")
 def selection(context: AuditContext) -> CheckResult:
     if context.selected_on is None:
-        return CheckResult(NOT_RUN, "", "the images that chose the checkpoint were not given (selected_on)")
-    chosen = {image.numpy().tobytes() for image in context.selected_on.detach().cpu().float()}
-    shared = sum(image.numpy().tobytes() in chosen for image in context.x.cpu().float())
-    told = f"{shared} of {context.n} images also chose the checkpoint"
-    return judged(shared > 0.01 * context.n, told, "the checkpoint was chosen on the images it is judged on")
+        return CheckResult(NOT_RUN, "", "the images used to select the checkpoint were not passed in (selected_on)")
+    selection_images = {image.numpy().tobytes() for image in context.selected_on.detach().cpu().float()}
+    shared = sum(image.numpy().tobytes() in selection_images for image in context.x.cpu().float())
+    value = f"{shared} of {context.n} images were also used to select the checkpoint"
+    return fail_if(shared > 0.01 * context.n, value, "the checkpoint was selected on the images it is evaluated on")
 
 
 @check(26, "Are there images enough?", "noted below 1,000")
 def sample(context: AuditContext) -> CheckResult:
     low, high = interval(context.surviving())
-    told = f"n = {context.n}, interval of {100 * (high - low):.1f} points"
-    return CheckResult(NOTED, told, "smoke: fewer than 1,000 images") if context.n < 1000 else CheckResult(PASSES, told)
+    value = f"n = {context.n}, interval of {100 * (high - low):.1f} points"
+    return CheckResult(NOTED, value, "fewer than 1,000 images") if context.n < 1000 else CheckResult(PASSES, value)
 
 
 @check(28, "Is it too good to be true?", "59 % on CIFAR-10 at 8/255 (RobustBench)")
 def too_good(context: AuditContext) -> CheckResult:
     cifar = tuple(context.x.shape[1:]) == (3, 32, 32) and context.classes == 10 and budget_text(context.eps) == "8/255"
     if not cifar:
-        return CheckResult(NOT_APPLICABLE, "known for CIFAR-10 at 8/255")
-    left = share(context.surviving())
-    why = "more than any ResNet-18 without further data is known to keep: find the mistake first"
-    return judged(left > CIFAR_BEST, f"{percent(left)} left; the best known keep {percent(CIFAR_BEST)}", why)
+        return CheckResult(NOT_APPLICABLE, "reference values exist for CIFAR-10 at 8/255 only")
+    worst = share(context.surviving())
+    value = f"worst case {percent(worst)}, best published {percent(CIFAR_BEST)}"
+    why = "higher than any published ResNet-18 without extra data: look for an error in the evaluation first"
+    return fail_if(worst > CIFAR_BEST, value, why)

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 CHECKED = (
     "attacks.autoattack",
     "attacks.ball",
@@ -72,18 +70,19 @@ WRONG = {
     "an image without its batch": "mixture.forward_with_experts(torch.rand(1, 8, 8))",
     "outcomes that are no booleans": "paired_difference(torch.ones(3), torch.ones(3))",
 }
+CATCH = """
+for call in CALLS:
+    try:
+        eval(call)
+    except Exception as error:
+        print(type(error).__name__)
+    else:
+        print("no error")
+"""
 
 
-def run(script: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", IMPORT + script]
-    return subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
-
-
-def test_every_call_has_the_shapes_that_its_signature_states() -> None:
-    done = run(EVERYTHING)
-    assert done.stdout.splitlines()[-1:] == ["checked"], done.stderr[-3000:]
-
-
-@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_shape_is_an_error_under_the_hook(call: str) -> None:
-    assert "jaxtyping.TypeCheckError" in run(call).stderr
+def test_shapes_are_as_stated_and_wrong_ones_are_noticed() -> None:
+    script = IMPORT + EVERYTHING + CATCH.replace("CALLS", repr(list(WRONG.values())))
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines() == ["checked", *["TypeCheckError"] * len(WRONG)], done.stderr[-3000:]

@@ -48,7 +48,7 @@ def test_the_contents_page_begins_with_the_verdicts(pages: Path) -> None:
         assert index.count(f'<td class="{verdict.replace(" ", "-")}">') == expected
 
 
-def test_without_the_verdicts_notebook_the_contents_page_has_no_verdicts(
+def test_without_its_notebook_the_contents_page_has_no_verdicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))

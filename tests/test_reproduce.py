@@ -328,7 +328,7 @@ def test_a_command_of_the_documents_runs(
 
 def at_tiny_scale(arguments: list[str]) -> list[str]:
     """The same command at the tiny profile, whose headline attack is shorter; `publish` with one seed."""
-    attack = headline(load_profile("tiny.toml")).name
+    attack = headline(load_profile("tiny.toml").evaluation).name
     tiny = [re.sub(r"pgd-50@\S+", attack, argument) for argument in arguments]
     tiny[tiny.index("--profile") + 1] = "tiny.toml"
     if tiny[0] == "publish":
@@ -446,8 +446,9 @@ def write_shapes() -> None:
 
 
 def check_logits(tiny: Reproduction, output: str) -> None:
-    [trained] = [r for r in tiny.records() if r["config"].get("architecture", {}).get("mixing") == "logits"]
-    assert (trained["provenance"]["stage"], trained["provenance"]["profile"]) == ("train:dwf", "logits")
+    of_logits = [r for r in tiny.records() if r["provenance"]["profile"] == "logits"]
+    [trained] = [r for r in of_logits if r["provenance"]["stage"] == "train:dwf"]
+    assert trained["config"]["architecture"]["mixing"] == "logits"
     assert (tiny.home / "figures" / "logits" / "04_curves.png").is_file()
 
 

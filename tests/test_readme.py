@@ -172,7 +172,7 @@ def python_blocks(text: str) -> list[str]:
 def test_the_example_of_the_library_runs_right_after_a_clone(tmp_path: Path) -> None:
     library, _ = python_blocks(README)
     script = f"{library}\nassert x_adv.shape == x.shape and 0 < int(result.fooled.sum()) < 100\n"
-    environment = {"PAPERLIB_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    environment = {"PAPERLIB_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )

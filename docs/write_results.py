@@ -1,7 +1,7 @@
 """Write the generated tables of README.md and docs/ from published records: ``python docs/write_results.py``.
 
-A generated table stands between two comments that name it, ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
-tests/test_readme.py fails if a table is not what this script would write.
+A generated table is enclosed by two comments with its name, ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``.
+tests/test_readme.py fails if a table differs from the output of this script.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ def tables() -> Iterator[tuple[str, str]]:
     from paperlib.report import tables as report
 
     digits, lite = Study("digits", local=False).runs, Study("cifar10_lite", local=False)
-    main_table_systems = outcomes.main_table_systems
-    names = [outcomes.display_name(name) for name in main_table_systems(digits[0])]
-    main_table = report.main_table(lite, main_table_systems(lite)).drop(columns=["description", "n", "attacks", "seed"])
+    systems = outcomes.main_table_systems
+    names = [outcomes.display_name(name) for name in systems(digits[0])]
+    main_table = report.main_table(lite, systems(lite)).drop(columns=["description", "n", "attacks", "seed"])
     columns = ("clean", "PGD-50", outcomes.PGD_WORST_CASE, outcomes.WORST_CASE)
-    checks = pd.DataFrame([{"check": p.name, "question": p.question, "threshold": p.threshold} for p in CHECKS])
+    checks = pd.DataFrame([{"check": c.name, "question": c.question, "threshold": c.threshold} for c in CHECKS])
     benchmark = benchmarks.benchmark("peers")
     if benchmark is None:
         raise SystemExit("data/published/benchmarks/peers.json is missing; restore it from git")
     frames = {
         "scales": report.scales([digits, [lite]]),
         "verdicts": claims.verdicts_by_profile(claims.published_runs()),
-        "seeds_table": report.seeds_table(digits, main_table_systems),
+        "seeds_table": report.seeds_table(digits, systems),
         "shrinkage": report.shrinkage(digits, names),
-        "differences": report.worst_differences(digits, main_table_systems, "dwf"),
+        "differences": report.worst_differences(digits, systems, "dwf"),
         "lite_table": main_table,
-        "lite_differences": report.worst_differences([lite], main_table_systems, "dwf", columns),
+        "lite_differences": report.worst_differences([lite], systems, "dwf", columns),
         "checks": checks.set_index("check"),
         "controls": report.controls_verdicts(digits[0]).drop(columns=["n"]),
         "peers_summary": report.peers_summary(benchmark),
@@ -65,15 +65,15 @@ def tables() -> Iterator[tuple[str, str]]:
 
 
 def block(text: str, name: str) -> str:
-    """The table called ``name`` in the text of a document.
+    """The Markdown text of the table ``name`` in ``text``, a document.
 
     Raises:
         ValueError: the document has no such table.
     """
-    found = re.search(rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", text, re.DOTALL)
-    if found is None:
+    match = re.search(rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", text, re.DOTALL)
+    if match is None:
         raise ValueError(f"no table {name}: it needs the comments <!-- {name}: begin --> and <!-- {name}: end -->")
-    return found[1]
+    return match[1]
 
 
 def main() -> None:

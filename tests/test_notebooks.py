@@ -1,4 +1,4 @@
-"""The committed notebooks: in their committed form, and true, cell by cell, to the published records (nbval)."""
+"""The committed notebooks: their form, and their outputs compared with the published records (nbval)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from paperlib.series.notebook_format import tagged
 from paperlib.series.runner import run_series
 
 NOTEBOOKS = [notebook.path for notebook in discover(paths.notebooks_dir())]
-CHECKED = "nbval-check-output"
+COMPARED = "nbval-check-output"
 
 
 def nbval(notebooks: list[Path], home: Path, published: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run nbval in a home without any computed results, so that only published records can answer."""
+    """Run nbval in a home without computed results, so that all outputs come from published records."""
     settings = {"PAPERLIB_HOME": str(home), "PAPERLIB_PROGRESS": "lines", "MPLBACKEND": ""}
     settings |= {"PAPERLIB_PUBLISHED": str(published)} if published else {}
     environment = {key: value for key, value in {**os.environ, **settings}.items() if value}
@@ -40,23 +40,20 @@ def code_cells(path: Path) -> int:
     return sum(cell.cell_type == "code" for cell in nbformat.read(path, 4).cells)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_committed_form(path: Path) -> None:
-    assert check_hygiene(path) == []
+def test_every_notebook_has_the_committed_form() -> None:
+    assert {path.stem: problems for path in NOTEBOOKS if (problems := check_hygiene(path))} == {}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_real_numbers_are_compared_in_every_notebook(path: Path) -> None:
-    nb = nbformat.read(path, 4)
-    checked = [nb.cells[i] for i in tagged(nb, CHECKED)]
-    printed = "".join(output.get("text", "") for cell in checked for output in cell.outputs)
-    assert len(re.findall(r"\d+\.\d+", printed)) >= 2
+def test_nbval_compares_numbers_in_every_notebook() -> None:
+    for path in NOTEBOOKS:
+        nb = nbformat.read(path, 4)
+        compared = [nb.cells[i] for i in tagged(nb, COMPARED)]
+        printed = "".join(output.get("text", "") for cell in compared for output in cell.outputs)
+        assert len(re.findall(r"\d+\.\d+", printed)) >= 2, path.stem
 
 
-def test_the_series_is_numbered_without_repeats() -> None:
-    numbers = [path.stem[:2] for path in NOTEBOOKS]
-    assert numbers == sorted(set(numbers))
-    assert {"00", "01", "02", "03", "04", "06", "07", "08"} <= set(numbers)
+def test_the_numbers_of_the_series_have_no_gap() -> None:
+    assert [int(path.stem[:2]) for path in NOTEBOOKS] == list(range(13))
 
 
 def test_nbval_replays_every_notebook_from_published_records(tmp_path: Path) -> None:
@@ -65,7 +62,7 @@ def test_nbval_replays_every_notebook_from_published_records(tmp_path: Path) -> 
         runs = list(pool.map(lambda i: nbval(halves[i], tmp_path / str(i)), range(2)))
     for half, run in zip(halves, runs, strict=True):
         assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
-        # nbval marks cells after a time-out as expected failures: green is not enough, every cell must have passed.
+        # nbval marks cells after a time-out as expected failures, so the number of passed cells is compared, too.
         assert f"{sum(map(code_cells, half))} passed" in run.stdout
         assert "xfail" not in run.stdout
     assert not any((tmp_path / str(i) / "data" / "store").exists() for i in range(2)), "a notebook computed something"
@@ -96,16 +93,15 @@ def test_every_published_profile_renders_without_data_or_weights(
     profile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_lines: list[str]
 ) -> None:
     monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))
-    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path / "none"))  # whoever asks for images fails
-    said = log_lines
+    monkeypatch.setenv("PAPERLIB_DATA", str(tmp_path / "none"))  # loading images is an error
     outcomes = run_series(profile, replay=True, jobs=2)
     assert len(outcomes) >= len(NOTEBOOKS) - 2 and all(outcome.ok for outcome in outcomes)
     assert not (tmp_path / "data" / "store").exists(), "a notebook computed something"
-    assert not any(re.search(r": epoch +\d+/\d+", line) for line in said), "a notebook trained something"
+    assert not any(re.search(r": epoch +\d+/\d+", line) for line in log_lines), "a notebook trained something"
     for drawn in (tmp_path / "figures" / profile).iterdir():
         committed = paths.ROOT / "figures" / profile / drawn.name
         assert committed.is_file(), drawn.name
-        if drawn.suffix in (".csv", ".md"):  # the numbers are those that are committed
+        if drawn.suffix in (".csv", ".md"):  # the numbers equal the committed ones
             assert drawn.read_text(encoding="utf-8") == committed.read_text(encoding="utf-8"), drawn.name
 
 
@@ -118,11 +114,12 @@ def test_published_configuration_is_that_of_the_profile(profile: str) -> None:
 
 
 @pytest.mark.parametrize("profile", PUBLISHED)
-def test_every_published_number_says_where_it_is_from(profile: str) -> None:
+def test_every_published_number_has_its_provenance(profile: str) -> None:
     for seed in Study(profile, local=False).published.seeds:
         study = Study(profile, seed, local=False)
         for name in study.stages:
-            facts = study.get(name).record["provenance"]
-            wanted = {"commit", "created", "device", "threads", "versions", "seconds", "data", "seed", "inputs"}
-            assert wanted <= facts.keys(), name
-            assert facts["data"] == study.fingerprint and facts["seed"] == seed and facts["profile"] == profile
+            provenance = study.get(name).record["provenance"]
+            expected = {"commit", "created", "device", "threads", "versions", "seconds", "data", "seed", "inputs"}
+            assert expected <= provenance.keys(), name
+            assert (provenance["data"], provenance["seed"]) == (study.fingerprint, seed)
+            assert provenance["profile"] == profile

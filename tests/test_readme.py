@@ -1,10 +1,11 @@
-"""The documents say nothing that the records do not: tables, numbers, links, code and commands are checked."""
+"""The tables, numbers, links and examples of the documents. `test_reproduce.py` runs their commands."""
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
-import shlex
+import runpy
 import subprocess
 import sys
 from functools import cache
@@ -14,11 +15,11 @@ from typing import Any
 
 import nbformat
 import pytest
+import torch
 import yaml
-from prose_numbers import FACTS, NOTEBOOK_FACTS, OTHERS, Fact, told
+from prose_numbers import FACTS, NOTEBOOK_FACTS, OTHERS, expected_sentence
 
-from paperlib import Study, load_profile, paths
-from paperlib.cli import _parser, main
+from paperlib import Study, load_dataset, load_profile, paths
 from paperlib.config.load import profile_names
 from paperlib.config.schema import parse_profile
 from paperlib.config.serialise import to_table
@@ -29,7 +30,7 @@ ROOT = paths.ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 DOCUMENTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PAGES}
 README, SETTINGS = DOCUMENTS["README.md"], DOCUMENTS["docs/settings.md"]
-LONGEST, MOST_LINES = 120, 200
+LONGEST_LINE, MOST_LINES = 120, 200
 
 
 @cache
@@ -42,15 +43,22 @@ def writer() -> ModuleType:
     return module
 
 
-def test_generated_tables_are_those_of_the_published_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``python docs/write_results.py`` would change nothing."""
-    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))
+def test_the_script_changes_no_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of ``docs/write_results.py`` beside copies of the documents: all tables are those of the records."""
+    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PAPERLIB_LOCAL", "no")
     assert [study.seed for study in Study("digits", local=False).runs] == [0, 1, 2]
-    written = dict(writer().tables())
-    assert written.keys() == {name for _, name in writer().TABLES}
-    for document, name in writer().TABLES:
-        assert writer().block(DOCUMENTS[document], name) == written[name], f"{document}: {name}"
+    (tmp_path / "docs").mkdir()
+    for document, text in DOCUMENTS.items():
+        (tmp_path / document).write_text(text, encoding="utf-8")
+    script = tmp_path / "docs" / "write_results.py"
+    script.write_text((ROOT / "docs" / "write_results.py").read_text(encoding="utf-8"), encoding="utf-8")
+    runpy.run_path(str(script), run_name="__main__")
+    assert capsys.readouterr().out == ""
+    for document, text in DOCUMENTS.items():
+        assert (tmp_path / document).read_text(encoding="utf-8") == text, document
 
 
 def test_every_marked_table_is_written_by_the_script() -> None:
@@ -90,29 +98,20 @@ def prose(document: str) -> str:
     return " ".join(text.split())
 
 
-@pytest.mark.parametrize(
-    ("document", "fact"),
-    [(document, fact) for document, facts in FACTS.items() for fact in facts],
-    ids=lambda value: Path(value).stem if isinstance(value, str) else value[0][:40],
-)
-def test_a_number_in_the_prose_is_that_of_the_records_or_the_profile(document: str, fact: Fact) -> None:
-    assert told(fact) in prose(document)
-
-
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_percentage_in_the_prose_is_checked_or_has_a_source(document: str) -> None:
+def test_numbers_in_the_prose_are_those_of_the_records_or_have_a_source(document: str) -> None:
     text, covered = prose(document), set[int]()
-    for sentence in (*map(told, FACTS.get(document, ())), *OTHERS.get(document, {})):
+    for sentence in (*map(expected_sentence, FACTS.get(document, ())), *OTHERS.get(document, {})):
         assert sentence in text, sentence
-        covered |= {place for found in re.finditer(re.escape(sentence), text) for place in range(*found.span())}
-    # "95 %" is the level of the intervals, [0, 1] the range of pixels
+        covered |= {place for match in re.finditer(re.escape(sentence), text) for place in range(*match.span())}
+    # "95 %" is the level of the intervals, [0, 1] the range of pixels.
     numbers = re.finditer(r"\d[\d.,]*(?= (%|points\b))|\[-?\d[\d.]*, -?\d[\d.]*\]", text)
-    bare = [
+    unchecked = [
         text[max(0, n.start() - 40) : n.end() + 10]
         for n in numbers
         if n[0] not in ("95", "[0, 1]") and n.start() not in covered
     ]
-    assert bare == []
+    assert unchecked == []
 
 
 def test_checked_sentences_belong_to_documents() -> None:
@@ -124,21 +123,17 @@ def test_a_number_in_the_prose_of_a_notebook_is_that_of_the_code_or_the_profile(
     cells = nbformat.read(paths.notebooks_dir() / f"{name}.ipynb", 4).cells
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     for fact in NOTEBOOK_FACTS[name]:
-        assert told(fact) in text
+        assert expected_sentence(fact) in text
 
 
-def test_the_readme_is_short() -> None:
+def test_the_readme_and_all_lines_are_short() -> None:
+    """A row of a table is one line of any length."""
     assert len(README.splitlines()) <= MOST_LINES
+    lines = [line for text in DOCUMENTS.values() for line in text.splitlines() if not line.startswith(("|", "!["))]
+    assert [line for line in lines if len(line) > LONGEST_LINE and " " in line.strip()] == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_lines_of_prose_and_code_are_readable(document: str) -> None:
-    """A row of a table is one line, however long."""
-    lines = [line for line in DOCUMENTS[document].splitlines() if not line.startswith(("|", "!["))]
-    assert [line for line in lines if len(line) > LONGEST and " " in line.strip()] == []
-
-
-def test_every_notebook_stands_in_both_maps_of_the_series() -> None:
+def test_every_notebook_is_in_both_lists_of_the_series() -> None:
     start = (paths.notebooks_dir() / "00_start_here.ipynb").read_text(encoding="utf-8")
     for notebook in discover(paths.notebooks_dir()):
         assert f"| `{notebook.path.stem}` |" in README
@@ -152,17 +147,16 @@ def anchors(document: str) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_and_pictures_lead_somewhere(document: str) -> None:
-    folder = (ROOT / document).parent
-    for link in re.findall(r"\]\(([^)]+)\)", DOCUMENTS[document]):
-        if link.startswith("http"):
-            continue
-        file, _, anchor = link.partition("#")
-        target = (folder / file).resolve() if file else ROOT / document
-        assert target.is_relative_to(ROOT) and target.is_file(), link
-        if anchor:
-            assert anchor in anchors(target.relative_to(ROOT).as_posix()), link
+def test_links_and_pictures_have_a_target() -> None:
+    for document, text in DOCUMENTS.items():
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            if link.startswith("http"):
+                continue
+            file, _, anchor = link.partition("#")
+            target = ((ROOT / document).parent / file).resolve() if file else ROOT / document
+            assert target.is_relative_to(ROOT) and target.is_file(), f"{document}: {link}"
+            if anchor:
+                assert anchor in anchors(target.relative_to(ROOT).as_posix()), f"{document}: {link}"
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
@@ -171,76 +165,38 @@ def test_every_page_is_linked_from_the_readme() -> None:
     assert len([link for link in linked if link.endswith(".png")]) >= 3
 
 
-def examples() -> list[str]:
-    found = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(found) == 2
-    return found
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.parametrize(
-    ("example", "check"),
-    [
-        (0, "assert x_adv.shape == x.shape and 0 < int(done.fooled.sum()) < 100"),
-        (1, "assert not report.believed and 'worst-case' in report.fired"),
-    ],
-    ids=["library", "audit"],
-)
-def test_its_examples_run_right_after_a_clone(example: int, check: str, tmp_path: Path) -> None:
-    environment = {"PAPERLIB_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    script = f"{examples()[example]}\n{check}\n"
+def test_the_example_of_the_library_runs_right_after_a_clone(tmp_path: Path) -> None:
+    library, _ = python_blocks(README)
+    script = f"{library}\nassert x_adv.shape == x.shape and 0 < int(result.fooled.sum()) < 100\n"
+    environment = {"PAPERLIB_HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
 
-def test_its_evaluate_command_runs_right_after_a_clone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PAPERLIB_HOME", str(tmp_path))
-    command = re.search(r"`python -m paperlib (evaluate [^`]+)`", README)
-    assert command
-    assert main([*command[1].split(), "--images", "40"]) == 0
-    assert re.search(r"dwf on digits.*n = 40\)", capsys.readouterr().out)
+def test_the_example_of_the_audit_is_that_of_the_recipes() -> None:
+    """`test_reproduce.py` runs the recipe; comments may differ."""
+    _, audit = python_blocks(README)
+    recipe = re.search(r"```python\n# audit_mine.py\n(.*?)```", DOCUMENTS["docs/recipes.md"], re.DOTALL)
+    assert recipe and ast.dump(ast.parse(audit)) == ast.dump(ast.parse(recipe[1]))
 
 
-def commands() -> list[str]:
-    """Every command of the documents but the recipes', which test_recipes.py runs: in blocks and in running text."""
-    found = []
-    for document, text in DOCUMENTS.items():
-        if document == "docs/recipes.md":
-            continue
-        fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        blocks = [block for language, block in fences if not language]
-        lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
-        found += [line for line in lines if line] + re.findall(r"`((?:python|papermill|make|pre-commit) [^`]+)`", text)
-    return list(dict.fromkeys(re.sub(r"^\w+=\S+ ", "", line) for line in found))
-
-
-@pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_documents_is_understood(command: str) -> None:
-    """It names a verb, options, profiles, stages, notebooks and files that exist; the verbs have tests of their own."""
-    words = shlex.split(command)
-    if words[0] == "make":
-        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-        assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE)
-        given = dict(word.split("=", 1) for word in words[2:])
-        assert given.keys() <= {"PROFILE", "ARGS"}
-        if words[1] == "reproduce":
-            profile = given.get("PROFILE", "digits")
-            _parser().parse_args(["reproduce", "--profile", profile, *shlex.split(given.get("ARGS", ""))])
-            load_profile(profile)
-    elif words[:3] == ["python", "-m", "paperlib"]:
-        options = _parser().parse_args(words[3:])
-        profile = load_profile(options.profile)
-        if getattr(options, "stage", None):
-            assert Study(profile, local=False).graph.matching(*options.stage)
-    elif words[0] in ("python", "papermill"):
-        assert (ROOT / words[1]).is_file()
-        if "profile" in words:
-            load_profile(words[words.index("profile") + 1])
-    else:
-        assert command in (". .venv/bin/activate", "pre-commit install")
+def test_the_example_of_the_audit_page_runs() -> None:
+    """It is also the last example of notebook 09."""
+    [example] = python_blocks(DOCUMENTS["docs/audit.md"])
+    cells = nbformat.read(paths.notebooks_dir() / "09_stress.ipynb", 4).cells
+    [shown] = [block for cell in cells for block in python_blocks(cell.source)]
+    assert ast.dump(ast.parse(shown)) == ast.dump(ast.parse(example))
+    test = load_dataset(load_profile("smoke")).test.first(8)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    names: dict[str, Any] = {"model": model, "images": test.images, "labels": test.labels}
+    exec(example, names)
+    assert not names["report"].believed and "worst-case" in names["report"].failed
 
 
 def test_every_profile_is_in_its_table() -> None:
@@ -254,17 +210,17 @@ def test_every_environment_variable_is_in_the_settings() -> None:
     assert used == set(re.findall(r"PAPERLIB_[A-Z_]+[A-Z]", SETTINGS))
 
 
-def fields() -> dict[str, tuple[str, str]]:
-    """Each field of a profile in the settings: what is allowed, and its value at ``digits``."""
+def settings_table() -> dict[str, tuple[str, str]]:
+    """What the settings allow for each field of a profile, and its value at ``digits``."""
     rows = re.findall(r"^\| `([a-z0-9_.]+)` \| [^|]+ \| ([^|]+) \| ([^|]*) \|$", SETTINGS, re.MULTILINE)
     return {name: (allowed, value.strip()) for name, allowed, value in rows}
 
 
-def leaves(table: dict[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def leaves(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    values: dict[str, Any] = {}
     for name, value in table.items():
-        found |= leaves(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return found
+        values |= leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return values
 
 
 def as_text(value: Any) -> str:
@@ -274,9 +230,10 @@ def as_text(value: Any) -> str:
 
 
 def test_every_field_of_a_profile_is_in_the_settings_with_its_value() -> None:
-    known = leaves(to_table(load_profile("digits")))
-    del known["name"]  # that of the file
-    assert {name: value for name, (_, value) in fields().items()} == {n: as_text(value) for n, value in known.items()}
+    expected = leaves(to_table(load_profile("digits")))
+    del expected["name"]  # that of the file
+    documented = {name: value for name, (_, value) in settings_table().items()}
+    assert documented == {name: as_text(value) for name, value in expected.items()}
 
 
 def refused(allowed: str) -> list[Any]:
@@ -294,43 +251,42 @@ def refused(allowed: str) -> list[Any]:
     return [[value] for value in outside] if allowed.startswith("list") else outside
 
 
-@pytest.mark.parametrize("name", fields())
-def test_what_the_settings_do_not_allow_is_refused(name: str) -> None:
-    allowed, _ = fields()[name]
-    *section, key = name.split(".")
-    choices = re.findall(r"`([^`]+)`", allowed) if allowed.startswith("one of") else []
-    for value in (*refused(allowed), *choices):
-        table = to_table(load_profile("digits"))
-        part = table[section[0]] if section else table
-        assert key in part
-        part[key] = value
-        if value in choices:
-            parse_profile(table)
-            continue
-        with pytest.raises(ProfileError, match=re.escape(key)):
-            parse_profile(table)
+def test_profiles_refuse_the_values_that_the_settings_do_not_allow() -> None:
+    for name, (allowed, _) in settings_table().items():
+        *section, key = name.split(".")
+        choices = re.findall(r"`([^`]+)`", allowed) if allowed.startswith("one of") else []
+        for value in (*refused(allowed), *choices):
+            table = to_table(load_profile("digits"))
+            part = table[section[0]] if section else table
+            assert key in part, name
+            part[key] = value
+            if value in choices:
+                parse_profile(table)
+                continue
+            with pytest.raises(ProfileError, match=re.escape(key)):
+                parse_profile(table)
 
 
-def test_the_map_of_changes_names_one_file_each() -> None:
+def test_the_table_of_changes_names_existing_files() -> None:
     section = DOCUMENTS["CONTRIBUTING.md"].split("## Where to change what")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (?!to change)([^|`]+) \| `([^`]+)` \|$", section, re.MULTILINE)
     assert len(rows) == 6
-    for what, file in rows:
-        assert (ROOT / file).is_file(), f"{what}: {file}"
+    for change, file in rows:
+        assert (ROOT / file).is_file(), f"{change}: {file}"
 
 
 def test_files_named_in_the_documents_exist() -> None:
-    """In backticks, from the root of the repository; what a run writes is not there."""
+    """Those in backticks, relative to the root of the repository."""
     for document, text in DOCUMENTS.items():
         for file in re.findall(r"`((?:paperlib|tests|docs|notebooks|figures|data/published)/[\w./-]+)`", text):
             assert (ROOT / file).exists(), f"{document}: {file}"
 
 
-def test_hooks_run_the_style_and_type_checks_of_make_test() -> None:
+def test_hooks_run_the_style_and_type_checks_of_make() -> None:
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     entries = " ".join(hook["entry"] for repo in config["repos"] for hook in repo["hooks"])
-    recipe = (ROOT / "Makefile").read_text(encoding="utf-8").split("\ntest:")[1].split("\n\n")[0]
-    checks = [c.strip().removesuffix(" .") for c in re.findall(r"python -m ((?:ruff|mypy).*)", recipe)]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    checks = {c.strip().removesuffix(" .") for c in re.findall(r"python -m ((?:ruff|mypy).*)", makefile)}
     assert len(checks) == 3
     for check in checks:
         assert f"-m {check}" in entries, check
@@ -344,8 +300,6 @@ def test_issue_templates_have_a_name_and_a_purpose() -> None:
         assert head["name"] and head["about"]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_no_document_names_a_machine(document: str) -> None:
-    assert not re.search(
-        r"(?<![\w.])/(work|home|root|tmp|Users|mnt)/|localhost|\b\d+\.\d+\.\d+\.\d+\b", DOCUMENTS[document]
-    )
+def test_no_document_names_a_machine() -> None:
+    pattern = r"(?<![\w.])/(work|home|root|tmp|Users|mnt)/|localhost|\b\d+\.\d+\.\d+\.\d+\b"
+    assert [document for document, text in DOCUMENTS.items() if re.search(pattern, text)] == []

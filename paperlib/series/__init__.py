@@ -1,1 +1,1 @@
-"""The notebooks as one series: executed by papermill, checked, and bound to an HTML site."""
+"""The notebooks as one series: executed by papermill, checked, and written as an HTML site."""

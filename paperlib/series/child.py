@@ -1,7 +1,7 @@
-"""What runs inside a notebook's own process: papermill, one notebook, and nothing that outlives either.
+"""The script that executes one notebook by papermill in a separate process.
 
 :mod:`paperlib.series.process` starts this file as a script, with the path of a JSON file that describes the job. It
-imports nothing of the package, so that starting it costs no more than papermill does.
+imports nothing from the package, so that it starts as fast as papermill alone.
 """
 
 from __future__ import annotations
@@ -16,74 +16,75 @@ import threading
 from pathlib import Path
 from typing import Any
 
-# Every process a notebook starts inherits it, so all of them can be found again, even those that left their parents.
+# Environment variable with the name of the run. Every process that a notebook starts inherits it, so that all of them
+# can be found and killed, orphans included.
 MARK = "PAPERLIB_RUN"
 _SOCKET_PATH_LIMIT = 104  # macOS; Linux allows 108
 
 
 def first_line(text: str) -> str:
-    """The first line of ``text`` that says something."""
+    """The first line of ``text`` that is not blank; empty if there is none."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def end_everything(run: str) -> bool:
-    """Kill each process that carries ``run``, but not this one; True if there were any.
+    """Kill every process of the run named ``run``, except this process; True if there was any.
 
-    A kernel leads a session of its own, so killing the process group of its parent would leave it running.
+    A kernel is the leader of its own session, so killing the process group of its parent would leave it running.
     """
     import psutil  # type: ignore[import-untyped]
 
-    found = False
+    killed_any = False
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):  # gone meanwhile, or somebody else's
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or belongs to another user
             if process.pid != os.getpid() and process.environ().get(MARK) == run:
                 process.kill()
-                found = True
-    return found
+                killed_any = True
+    return killed_any
 
 
 def connection(scratch: str) -> dict[str, str]:
-    """How to talk to the kernel: through sockets in ``scratch``, with no port to race for; where that fails, TCP."""
+    """Settings of the connection to the kernel: sockets in ``scratch``, which need no free port, or else TCP."""
     import zmq
 
-    sockets = os.path.join(os.path.realpath(scratch), "k")  # left to itself, Jupyter puts them beside the notebook
+    sockets = os.path.join(os.path.realpath(scratch), "k")  # by default Jupyter puts them beside the notebook
     fits = len(sockets) + len("-99") < _SOCKET_PATH_LIMIT
     return {"transport": "ipc", "ip": sockets} if fits and zmq.has("ipc") and sys.platform != "win32" else {}
 
 
 class Notes:
-    """What the runner must know if this process does not live to tell: the cell at work, and what went wrong."""
+    """A JSON file with the running cell and the error, which the runner can read even if this process is killed."""
 
     def __init__(self, path: Path, parameters_at: int) -> None:
         self.path, self.parameters_at = path, parameters_at
-        self.known: dict[str, Any] = {}
+        self.contents: dict[str, Any] = {}
 
     def cell(self, cell: Any, cell_index: int, **_: Any) -> None:
-        """Note the cell that starts, by its place as committed: papermill adds one after the parameters."""
-        at = cell_index - (cell_index > self.parameters_at)
-        self._write(cell=at, source=first_line(cell.source))
+        """Write the index of the cell that starts, in the committed notebook: papermill inserts one cell."""
+        index = cell_index - (cell_index > self.parameters_at)
+        self._write(cell=index, source=first_line(cell.source))
 
     def error(self, error: BaseException) -> None:
-        """Note the exception; papermill's own wraps the one the cell raised."""
+        """Write the name and message of ``error``; papermill's own exception wraps the one that a cell raised."""
         if type(error).__name__ == "PapermillExecutionError":
             name, message = getattr(error, "ename", ""), getattr(error, "evalue", "")
         else:
             name, message = type(error).__name__, str(error)
         self._write(error=name, message=first_line(message))
 
-    def _write(self, **known: Any) -> None:
-        self.known |= known
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(json.dumps(self.known), encoding="utf-8")
-        os.replace(fresh, self.path)
+    def _write(self, **contents: Any) -> None:
+        self.contents |= contents
+        temporary = self.path.with_suffix(".new")
+        temporary.write_text(json.dumps(self.contents), encoding="utf-8")
+        os.replace(temporary, self.path)
 
 
 def execute(job: dict[str, Any], notes: Notes) -> None:
-    """Run the notebook of ``job``; what its cells print goes to this process's output as it comes."""
+    """Run the notebook of ``job``; the output of its cells goes to the standard output of this process at once."""
     import papermill
     from traitlets.config import Config
 
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the runner reports, once
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the runner logs failures
     papermill.execute_notebook(
         _literal_path(job["source"]),
         _literal_path(job["output"]),
@@ -95,19 +96,19 @@ def execute(job: dict[str, Any], notes: Notes) -> None:
         stdout_file=sys.stdout,
         stderr_file=sys.stdout,
         on_cell_execute=notes.cell,
-        iopub_timeout=60,  # papermill makes it an error, and the default of 4 s is short for a busy machine
+        iopub_timeout=60,  # papermill raises an error beyond it; its default of 4 s is too short on a busy machine
         config=Config(KernelManager=connection(os.environ["JUPYTER_RUNTIME_DIR"])),
     )
 
 
 def _literal_path(path: str) -> str:
-    """Papermill formats paths with the parameters, so a brace in a folder's name must be doubled."""
+    """``path`` with doubled braces: papermill treats paths as format strings of the parameters."""
     return path.replace("{", "{{").replace("}", "}}")
 
 
 def _follow(run: str, scratch: Path) -> None:
-    """End everything when the runner does: it holds the other end of our standard input."""
-    while os.read(0, 1):  # not sys.stdin, whose lock would be held when this process ends
+    """Kill all processes of the run when the runner ends, which closes the standard input of this process."""
+    while os.read(0, 1):  # not sys.stdin: its lock would be held when this process exits
         pass
     end_everything(run)
     shutil.rmtree(scratch, ignore_errors=True)
@@ -115,13 +116,13 @@ def _follow(run: str, scratch: Path) -> None:
 
 
 def main(job_file: str) -> int:
-    """Entry point of the process; 0 when papermill got to the end."""
+    """Entry point of the process; returns 0 if papermill executed all cells."""
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     threading.Thread(target=_follow, args=(os.environ[MARK], Path(job_file).parent), daemon=True).start()
     notes = Notes(Path(job_file).with_name("notes.json"), job["parameters_at"])
     try:
         execute(job, notes)
-    except Exception as error:  # a cell's, nbclient's or the file system's: the runner turns each into an outcome
+    except Exception as error:  # from a cell, nbclient or the file system: the runner reports it as a failure
         notes.error(error)
         return 1
     return 0

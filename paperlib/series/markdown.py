@@ -1,4 +1,4 @@
-"""Markdown and formulas as HTML that needs no script: TeX becomes MathML."""
+"""Markdown with formulas as HTML without scripts: TeX is converted to MathML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Formulas:
-    """TeX to MathML; a formula that the converter does not know stays TeX, and is reported."""
+    """Converts TeX to MathML; a formula that cannot be converted stays TeX, and this is logged."""
 
     def __init__(self) -> None:
         self.page = ""
@@ -32,7 +32,7 @@ class Formulas:
         if self.convert is not None:
             try:
                 return self.convert(tex, displaystyle=display)
-            except Exception as error:  # whatever it is, it must not cost the reader the page
+            except Exception as error:  # of any kind: the page is written with the TeX source
                 logger.info(f"{self.page}: a formula stays TeX: {tex.strip()[:80]} ({error})")
         return f'<code class="tex">{html.escape(tex.strip())}</code>'
 
@@ -55,7 +55,7 @@ class _Renderer(IPythonRenderer):
 
 
 class OfflineHTML(HTMLExporter):
-    """nbconvert's exporter with our page around its cells."""
+    """nbconvert's exporter with the page template of this package around the cells."""
 
     def __init__(self, formulas: Formulas) -> None:
         self.formulas = formulas
@@ -64,13 +64,13 @@ class OfflineHTML(HTMLExporter):
 
     @jinja2.pass_context
     def markdown2html(self, context: Any, source: str) -> str:
-        """The filter the template calls for Markdown."""
+        """The filter that the template calls for Markdown."""
         return self.markdown(source, context.get("cell", {}).get("attachments", {}))
 
     def markdown(self, source: str, attachments: dict[str, dict[str, str]] | None = None) -> str:
-        """``source`` as HTML."""
+        """``source``, Markdown, as HTML; ``attachments`` are the cell's, by file name and MIME type."""
         return MarkdownWithMath(renderer=_Renderer(self.formulas, attachments or {})).render(source)
 
     def inline(self, source: str) -> str:
-        """One line of Markdown, without the paragraph around it."""
+        """One line of Markdown as HTML, without a paragraph around it."""
         return self.markdown(source).strip().removeprefix("<p>").removesuffix("</p>")

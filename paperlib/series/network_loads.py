@@ -1,4 +1,4 @@
-"""Which addresses on the network a page loads."""
+"""The addresses on the network that an HTML page loads."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import re
 from html.parser import HTMLParser
 
 _LOADERS = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "object": "data"}
-
-
 _CSS_LOAD = re.compile(r"""(?:url\(\s*["']?|@import\s*["'])((?:https?:)?//[^"')\s]+)""")
 
 
 def network_loads(page: str) -> list[str]:
-    """Every address on the network that a browser would ask for to show ``page``; links to click do not count."""
-    finder = _Loads()
-    finder.feed(page)
-    return finder.found + _CSS_LOAD.findall(page)
+    """The addresses on the network that a browser requests to show ``page``; links to click do not count."""
+    parser = _Loads()
+    parser.feed(page)
+    return parser.addresses + _CSS_LOAD.findall(page)
 
 
 class _Loads(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.addresses: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         address = dict(attrs).get(_LOADERS.get(tag, "")) or ""
         if address.startswith(("http:", "https:", "//")):
-            self.found.append(address)
+            self.addresses.append(address)

@@ -1,4 +1,4 @@
-"""A notebook's parameters, taken strictly: papermill only logs a misspelt one, and turns fractions into text."""
+"""Checks of a notebook's parameters, because papermill only logs a misspelt name."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from paperlib.errors import PaperlibError, ProfileError, did_you_mean
 from paperlib.pipeline.study import Study
 
-INJECTED = "# Parameters"  # the first line of the cell papermill adds
+INJECTED = "# Parameters"  # the first line of the cell that papermill inserts
 
 
 def open_study(profile: str, seed: int, replay: bool, seeds: Sequence[int] = ()) -> Study:
     """The study of a notebook, from the values of its parameters cell.
 
     Args:
-        seeds: without replay, the runs that tables over seeds show; ``seed`` alone if empty.
+        seeds: without ``replay``, the seeds that tables over seeds show; if empty, ``seed`` alone.
 
     Raises:
-        ProfileError: papermill was given a parameter that no notebook of the series has, or an unknown profile.
-        PaperlibError: a seed or a replay switch of another type.
+        ProfileError: papermill received a parameter that no notebook of the series has, or an unknown profile.
+        PaperlibError: ``seed``, ``replay`` or ``seeds`` has a wrong type.
     """
     kernel = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     check_injected(kernel.user_ns.get("In", []) if kernel else [], list(inspect.signature(open_study).parameters))
@@ -30,13 +30,13 @@ def open_study(profile: str, seed: int, replay: bool, seeds: Sequence[int] = ())
     return Study(profile, seed, replay=replay, seeds=seeds)
 
 
-def check_injected(cells: Sequence[str], known: Sequence[str]) -> None:
-    """Raise ProfileError for a name that an injected parameters cell sets and no notebook knows."""
+def check_injected(cells: Sequence[str], names: Sequence[str]) -> None:
+    """Raise ProfileError if a cell that papermill inserted assigns a name that is not in ``names``."""
     for source in cells:
         if not source.startswith(INJECTED):
             continue
         for statement in ast.parse(source).body:
             targets = statement.targets if isinstance(statement, ast.Assign) else []
             for name in (target.id for target in targets if isinstance(target, ast.Name)):
-                if name not in known:
-                    raise ProfileError(f"unknown parameter {name!r}{did_you_mean(name, list(known))}")
+                if name not in names:
+                    raise ProfileError(f"unknown parameter {name!r}{did_you_mean(name, list(names))}")

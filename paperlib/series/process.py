@@ -1,7 +1,7 @@
-"""One notebook in a process of its own: how it is started, heard and ended.
+"""Starts one notebook in a separate process, logs its output, and ends it with all processes that it started.
 
-Apart, because a kernel can die, hang or leave orphans, and the series must outlive it. What runs inside is
-:mod:`paperlib.series.child`.
+The process is separate because a kernel can crash, hang or leave orphans, and the series must continue. The script that
+it runs is :mod:`paperlib.series.child`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from paperlib.log import logger
 from paperlib.series import child
 from paperlib.series.notebook_format import NOISE
 
-# Names of folders that the kernel, started elsewhere, must find where the runner finds them.
+# Variables with folders. They are made absolute, because the kernel starts in another folder.
 _FOLDERS = ("PAPERLIB_HOME", "PAPERLIB_PUBLISHED", "PAPERLIB_DATA")
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to execute, where to write it while it runs, with which parameters, and which cell holds their defaults."""
+    """The notebook to execute, the file to write while it runs, its parameters, and the index of the cell that sets
+    their defaults.
+    """
 
     source: Path
     output: Path
@@ -40,7 +42,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a notebook failed, and where: ``cell`` counts from 0 in the notebook as committed."""
+    """The error of a notebook; ``cell`` is its index in the committed notebook, from 0."""
 
     error: str
     message: str
@@ -48,23 +50,22 @@ class Failure:
     source: str = ""
 
     def __str__(self) -> str:
-        where = f"cell {self.cell} `{self.source[:80]}`: " if self.cell is not None else ""
-        return f"{where}{self.error}: {self.message[:300]}"
+        place = f"cell {self.cell} `{self.source[:80]}`: " if self.cell is not None else ""
+        return f"{place}{self.error}: {self.message[:300]}"
 
 
 def run_in_process(job: Job, timeout: float, prefix: str = "") -> Failure | None:
-    """Run ``job`` and log what its cells print, with ``prefix`` before each line.
+    """Run ``job`` and log the output of its cells, with ``prefix`` before each line.
 
-    When this returns or raises, nothing of it is left running.
-
-    ``timeout`` is in seconds and holds for the whole notebook. None means that papermill got to the end, no more.
+    When this function returns or raises, no process of the notebook is running. ``timeout`` is in seconds and holds for
+    the whole notebook. None means that papermill ended without an error; the outputs are not checked here.
     """
     with tempfile.TemporaryDirectory(prefix="paperlib-", ignore_cleanup_errors=True) as name:
         scratch = Path(name)
-        _describe(job, scratch)
+        _write_job(job, scratch)
         process = _start(scratch)
         try:
-            in_time = _relay(process, time.monotonic() + timeout, prefix)
+            in_time = _log_output(process, time.monotonic() + timeout, prefix)
         finally:
             _end(process, scratch)
         return _failure(_read_notes(scratch), timeout if not in_time else None, process.returncode)
@@ -72,14 +73,14 @@ def run_in_process(job: Job, timeout: float, prefix: str = "") -> Failure | None
 
 def _start(scratch: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        # By its file and not as a module of the package: it needs papermill, and none of what the package imports.
+        # Started as a file and not as a module: it needs papermill, and nothing that the package imports.
         [sys.executable, "-P", child.__file__, str(scratch / "job.json")],
         cwd=scratch,
         env=_environment(scratch),
-        stdin=subprocess.PIPE,  # its other end: the process notices when the runner is gone
+        stdin=subprocess.PIPE,  # the process ends when the runner ends and closes this pipe
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C comes to the runner alone, which then ends the rest in order
+        start_new_session=True,  # Ctrl-C reaches only the runner, which then ends this process
     )
 
 
@@ -94,10 +95,10 @@ def _failure(notes: dict[str, Any], stopped_after: float | None, status: int) ->
     return None
 
 
-def _describe(job: Job, scratch: Path) -> None:
-    """Write what the process reads: its job, and a kernel ``python3`` that is this interpreter.
+def _write_job(job: Job, scratch: Path) -> None:
+    """Write the files that the process reads: the job, and a kernel ``python3`` that runs this interpreter.
 
-    ``JUPYTER_PATH`` comes before the kernels of the user and of the machine, which may be other interpreters.
+    ``JUPYTER_PATH`` has priority over the kernels of the user and of the machine, which may run other interpreters.
     """
     (scratch / "job.json").write_text(json.dumps(dataclasses.asdict(job), default=str), encoding="utf-8")
     folder = scratch / "kernels" / "python3"
@@ -108,11 +109,11 @@ def _describe(job: Job, scratch: Path) -> None:
 
 
 def _environment(scratch: Path) -> dict[str, str]:
-    """The environment of a notebook's process: the user's, less what would make the run depend on user or folder."""
-    env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # or figures would not show
+    """The user's environment, changed so that the result of a notebook does not depend on user and current folder."""
+    env = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # figures need the inline backend
     env |= {name: str(Path(env[name]).expanduser().resolve()) for name in _FOLDERS if env.get(name)}
     env.setdefault("PYTHONHASHSEED", "0")
-    env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be there before the kernel starts
+    env.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # must be set before the kernel starts
     python_path = [str(Path(entry).resolve()) for entry in env.get("PYTHONPATH", "").split(os.pathsep) if entry]
     jupyter_path = [entry for entry in env.get("JUPYTER_PATH", "").split(os.pathsep) if entry]
     return env | {
@@ -123,20 +124,20 @@ def _environment(scratch: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "JUPYTER_PATH": os.pathsep.join([str(scratch), *jupyter_path]),
         "JUPYTER_RUNTIME_DIR": str(scratch),
-        "IPYTHONDIR": str(scratch / "ipython"),  # no start-up files, no history
+        "IPYTHONDIR": str(scratch / "ipython"),  # without start-up files and history
     }
 
 
-def _relay(process: subprocess.Popen[bytes], deadline: float, prefix: str) -> bool:
-    """Log each line that the notebook prints until its process ends; False if the deadline came first."""
+def _log_output(process: subprocess.Popen[bytes], deadline: float, prefix: str) -> bool:
+    """Log each line that the notebook prints until its process ends; False if the deadline passed first."""
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     reader = threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True)
     reader.start()
-    while (left := deadline - time.monotonic()) > 0 and process.poll() is None:
-        _log_next(lines, min(0.2, left), prefix)
+    while (remaining := deadline - time.monotonic()) > 0 and process.poll() is None:
+        _log_next(lines, min(0.2, remaining), prefix)
     in_time = process.poll() is not None
     if in_time:
-        reader.join(timeout=1)  # ends at once, unless an orphan holds the output open
+        reader.join(timeout=1)  # returns at once, unless an orphan keeps the output open
     while _log_next(lines, 0, prefix):
         pass
     return in_time
@@ -156,14 +157,14 @@ def _read_lines(stream: IO[bytes], lines: queue.SimpleQueue[str]) -> None:
     with stream:
         for raw in stream:
             text = raw.decode(errors="replace").rstrip()
-            lines.put(text.rsplit("\r", 1)[-1])  # of a bar that redraws its line, the last drawing
+            lines.put(text.rsplit("\r", 1)[-1])  # of a line that was redrawn, the last version
 
 
 def _end(process: subprocess.Popen[bytes], scratch: Path) -> None:
-    """End the process and all it started: kernel, workers, orphans."""
+    """Kill the process and every process that it started: kernel, workers, orphans."""
     if process.poll() is None:
         process.kill()
-    for _ in range(20):  # again, for one may have started another meanwhile
+    for _ in range(20):  # repeated, because a process may have started another one meanwhile
         if not child.end_everything(scratch.name):
             break
         time.sleep(0.05)

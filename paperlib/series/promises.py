@@ -1,4 +1,4 @@
-"""Whether an executed notebook did all that it should: every cell ran, and every promised file was written."""
+"""Checks of an executed notebook: every cell was executed, and every promised file was written."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ Signatures = dict[str, tuple[int, ...]]
 
 
 def unexecuted_cell(partial: Path, parameters_at: int) -> Failure | None:
-    """The first cell that did not run, or ran into an error, whatever papermill says."""
+    """The first cell of ``partial`` that was not executed or has an error, whether or not papermill reported it."""
     if not partial.exists():
-        return Failure("NoNotebook", "the process ended well but wrote no notebook")
-    for at, cell in enumerate(notebook_format.read(partial).cells):
+        return Failure("NoNotebook", "the process ended without an error but wrote no notebook")
+    for executed_index, cell in enumerate(notebook_format.read(partial).cells):
         if cell.cell_type != "code" or not cell.source.strip():
             continue
-        place, source = at - (at > parameters_at), first_line(cell.source)
+        index, source = executed_index - (executed_index > parameters_at), first_line(cell.source)
         for output in cell.outputs:
             if output.output_type == "error":
-                return Failure(output.ename, first_line(output.evalue), place, source)
+                return Failure(output.ename, first_line(output.evalue), index, source)
         if cell.execution_count is None:
-            return Failure("NotExecuted", "the run ended without this cell", place, source)
+            return Failure("NotExecuted", "the run ended before this cell", index, source)
     return None
 
 
 def file_signatures(notebook: Notebook, profile: str) -> Signatures:
-    """What tells a rewritten file from an old one, without asking a clock."""
-    found: Signatures = {}
+    """Inode, times and size of each promised file that exists; a rewritten file has another signature."""
+    signatures: Signatures = {}
     for promise in notebook.promises:
         with contextlib.suppress(FileNotFoundError):
             stat = (paths.figures_dir(profile) / promise).stat()
-            found[promise] = (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
-    return found
+            signatures[promise] = (stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
+    return signatures
 
 
 def broken_promise(notebook: Notebook, profile: str, before: Signatures) -> Failure | None:
+    """The promised files that are missing, empty, or unchanged since ``before``; None if there is none."""
     after = file_signatures(notebook, profile)
-    broken = [f"{promise} {why}" for promise, why in _broken(notebook.promises, before, after)]
-    return Failure("BrokenPromise", "; ".join(broken)) if broken else None
+    problems = [f"{promise} {problem}" for promise, problem in _problems(notebook.promises, before, after)]
+    return Failure("BrokenPromise", "; ".join(problems)) if problems else None
 
 
-def _broken(promises: Sequence[str], before: Signatures, after: Signatures) -> Iterator[tuple[str, str]]:
+def _problems(promises: Sequence[str], before: Signatures, after: Signatures) -> Iterator[tuple[str, str]]:
     for promise in promises:
         if promise not in after:
             yield promise, "is missing"

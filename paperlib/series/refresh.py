@@ -1,4 +1,4 @@
-"""The committed notebooks: executed in replay, and rewritten with their outputs."""
+"""Executes the committed notebooks from published records, and rewrites them with the new outputs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ from paperlib.series.runner import NotebookRun, run_series
 
 
 def refresh(profile: str = "digits", only: Sequence[str] = (), *, seed: int = 0, timeout: float = 3600) -> list[Path]:
-    """Execute the committed notebooks, replaying, and rewrite them with the new outputs in the committed form.
+    """Execute the committed notebooks from published records, and rewrite them with the new outputs.
 
-    None is rewritten unless all of them ran well.
+    Returns the paths that were written. No notebook is rewritten if one of them fails. ``timeout`` is in seconds and
+    holds for each notebook.
 
     Raises:
-        SeriesError: a notebook's own parameters differ from those of this run, so that its outputs would not be what
-            its cells say; one failed; or one was edited while it ran.
+        SeriesError: the parameters cell of a notebook has other values than this run, so that its outputs would not
+            belong to its cells; a notebook failed; or a notebook was edited while it ran.
     """
     notebooks = select(discover(paths.notebooks_dir()), only)
-    wanted = {"profile": profile, "seed": seed, "replay": True}
+    expected = {"profile": profile, "seed": seed, "replay": True}
     for notebook in notebooks:
-        own = notebook_format.parameters(notebook_format.read(notebook.path), notebook.name)
-        differing = [f"{key} = {own.get(key)!r}, not {wanted[key]!r}" for key in wanted if own.get(key) != wanted[key]]
+        cell = notebook_format.parameters(notebook_format.read(notebook.path), notebook.name)
+        differing = [
+            f"{key} = {cell.get(key)!r}, not {expected[key]!r}" for key in expected if cell.get(key) != expected[key]
+        ]
         if differing:
             raise SeriesError(
-                f"{notebook.name}: its parameters cell must say what is run, but says {', '.join(differing)}"
+                f"{notebook.name}: the parameters cell must set the values of this run, but has {', '.join(differing)}"
             )
     jobs, before = os.cpu_count() or 1, os.environ.get("PAPERLIB_LOCAL", "")
     try:
-        os.environ["PAPERLIB_LOCAL"] = "no"  # the committed outputs show published records, whatever this machine has
+        os.environ["PAPERLIB_LOCAL"] = "no"  # the committed outputs show published records only
         outcomes = run_series(profile, seed=seed, only=only, replay=True, timeout=timeout, jobs=jobs)
     finally:
         os.environ["PAPERLIB_LOCAL"] = before
@@ -45,7 +48,7 @@ def refresh(profile: str = "digits", only: Sequence[str] = (), *, seed: int = 0,
 
 def _refreshed(outcome: NotebookRun) -> str:
     nb = notebook_format.normalise(notebook_format.read(outcome.executed))
-    now = notebook_format.normalise(notebook_format.read(outcome.notebook.path))
-    if [cell.source for cell in nb.cells] != [cell.source for cell in now.cells]:
+    committed = notebook_format.normalise(notebook_format.read(outcome.notebook.path))
+    if [cell.source for cell in nb.cells] != [cell.source for cell in committed.cells]:
         raise SeriesError(f"{outcome.notebook.name} was edited while it ran; run the refresh again")
     return notebook_format.text_of(nb)

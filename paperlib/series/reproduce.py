@@ -1,4 +1,4 @@
-"""The main job: compute everything, execute the notebooks, bind the reading copy, and say where it all lies."""
+"""The main job: compute all stages, execute the notebooks, write the HTML site, and print the places of the results."""
 
 from __future__ import annotations
 
@@ -25,24 +25,28 @@ def reproduce(
     fresh: bool = False,
     timeout: float = 86_400,
 ) -> Path:
-    """Compute, execute, draw, bind: the whole series at ``profile`` without published records; returns the first page.
+    """Run the whole series at ``profile`` without published records; returns the contents page of the HTML site.
 
-    Without ``only`` all stages are computed before the first notebook starts: together they fill the cores better than
-    notebook by notebook. With it, each chosen notebook computes what it needs.
+    Without ``only``, all stages are computed before the first notebook starts, because this uses the cores better. With
+    ``only``, each selected notebook computes the stages that it needs.
 
     Args:
-        seeds: the runs. The first is shown in detail, all stand in the tables over seeds.
+        seeds: training seeds. The notebooks show the first in detail; the tables over seeds contain all.
+        only: numbers or names of notebooks; all if empty.
+        fresh: remove the results that this machine has computed for these seeds first.
+        timeout: seconds for each notebook.
 
     Raises:
         SeriesError: as `run_series`.
+        StoreError: the folder of the figures or of the notebooks cannot be written.
     """
     started = time.monotonic()
-    select(discover(paths.notebooks_dir()), only)  # an unknown notebook is told at once, not after the computing
+    select(discover(paths.notebooks_dir()), only)  # raises for an unknown notebook before the computation
     for folder in (paths.figures_dir(profile), paths.build_dir(profile) / "notebooks"):
-        make_folder(folder)  # one that cannot be written is told before the computing too
+        make_folder(folder)  # raises before the computation if it cannot be written
     runs = Study(profile, seeds[0], replay=False, seeds=seeds).runs
     for run in runs if fresh else ():
-        logger.info(f"forgot {run.forget()} results of profile {profile}, seed {run.seed}")
+        logger.info(f"removed {run.forget()} results of profile {profile}, seed {run.seed}")
     if not only:
         compute_runs(runs)
     computed = time.monotonic()
@@ -58,6 +62,6 @@ def reproduce(
     figures = paths.location(paths.figures_dir(profile))
     logger.info(f"figures and tables   {figures}/ (the main table: {figures}/main_table.md and .csv)")
     logger.info(f"executed notebooks   {paths.location(paths.build_dir(profile) / 'notebooks')}/")
-    logger.info(f"reading copy         {paths.location(page)} (open it in a browser; it needs no network)")
+    logger.info(f"HTML site            {paths.location(page)} (open it in a browser; it needs no network)")
     logger.info(f"computing {computed - started:.0f} s, notebooks {time.monotonic() - computed:.0f} s")
     return page

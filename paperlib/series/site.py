@@ -1,4 +1,4 @@
-"""The executed series as web pages that need no network: verdicts first, figures inline, formulas as MathML."""
+"""The executed series as an HTML site that works offline: verdicts first, figures inline, formulas as MathML."""
 
 from __future__ import annotations
 
@@ -34,22 +34,20 @@ _LOCAL_IMAGE = re.compile(r'(<img\b[^>]*?\bsrc=")(?!data:|[a-z]+:|//)([^"]+)(")'
 
 
 def write_site(profile: str) -> Path:
-    """Write the executed series of ``profile`` as pages; returns the contents page, ``html/index.html``.
+    """Write the executed notebooks of ``profile`` as HTML pages; returns the contents page, ``html/index.html``.
 
     Raises:
         MissingError: no notebook has been executed at this profile.
-        SeriesError: the series, or an executed notebook, cannot be read.
+        SeriesError: a notebook of the series, or an executed notebook, cannot be read.
     """
     executed = paths.build_dir(profile) / "notebooks"
     series = discover(paths.notebooks_dir())
     available = [notebook for notebook in series if (executed / f"{notebook.name}.ipynb").exists()]
     if not available:
-        raise MissingError(
-            f"no executed notebook; make them with: python -m paperlib reproduce --profile {command_name(profile)}"
-        )
+        raise MissingError(f"no executed notebook; run: python -m paperlib reproduce --profile {command_name(profile)}")
     folder = paths.build_dir(profile) / "html"
     exporter = OfflineHTML(Formulas())
-    with replacing_folder(folder) as fresh:
+    with replacing_folder(folder) as new_folder:
         entries = []
         for notebook in series:
             entry = {"name": notebook.name, "number": notebook.path.stem[:2], "title": exporter.inline(notebook.title)}
@@ -57,25 +55,25 @@ def write_site(profile: str) -> Path:
                 path = executed / f"{notebook.name}.ipynb"
                 nb = notebook_format.read(path)
                 exporter.formulas.page = notebook.name
-                _write_page(fresh, notebook.name, _page(exporter, nb, available, available.index(notebook)))
+                _write_page(new_folder, notebook.name, _page(exporter, nb, available, available.index(notebook)))
                 entry |= {"href": f"{notebook.name}.html", "paragraph": _first_paragraph(nb, exporter)}
-                entry |= {"executed": _time_of(path), "picture": _picture(notebook, profile)}
+                entry |= {"executed": _time_of(path), "picture": _first_figure(notebook, profile)}
             entries.append(entry)
-        _write_page(fresh, "index", _contents(entries, available, profile))
+        _write_page(new_folder, "index", _contents(entries, available, profile))
     return folder / "index.html"
 
 
-def _page(exporter: OfflineHTML, nb: Any, series: Sequence[Notebook], at: int) -> str:
+def _page(exporter: OfflineHTML, nb: Any, series: Sequence[Notebook], index: int) -> str:
     for cell in nb.cells:
         if cell.cell_type == "code":
             notebook_format.clean_outputs(cell)
     page = {
-        "title": _plain(series[at].title),
+        "title": _plain(series[index].title),
         "highlighting": _highlighting(),
-        "before": _link(series[at - 1]) if at > 0 else None,
-        "after": _link(series[at + 1]) if at + 1 < len(series) else None,
+        "before": _link(series[index - 1]) if index > 0 else None,
+        "after": _link(series[index + 1]) if index + 1 < len(series) else None,
     }
-    resources = {"metadata": {"name": series[at].title}, "page": page}
+    resources = {"metadata": {"name": series[index].title}, "page": page}
     return str(exporter.from_notebook_node(nb, resources)[0])
 
 
@@ -88,7 +86,7 @@ def _plain(title: str) -> str:
 
 
 def _highlighting() -> list[tuple[str, str]]:
-    """Media queries with the colours of code for a light and a dark screen."""
+    """Media queries with the CSS rules of code highlighting, for light and dark mode."""
     styles = {"not (prefers-color-scheme: dark)": "default", "(prefers-color-scheme: dark)": "github-dark"}
     return [
         (media, HtmlFormatter(style=style, nobackground=True).get_style_defs(".highlight"))
@@ -109,21 +107,21 @@ def _contents(entries: Sequence[dict[str, str]], executed: Sequence[Notebook], p
 
 
 def _verdicts(executed: Sequence[Notebook], profile: str) -> dict[str, Any] | None:
-    """The claims with their verdicts, as the notebook that decides them has saved them; None if it was not run."""
+    """The claims with their verdicts, from the file that the verdicts notebook wrote; None if it was not executed."""
     path = paths.figures_dir(profile) / VERDICTS
-    deciding = [notebook for notebook in executed if VERDICTS in notebook.promises]
-    if not deciding or not path.is_file():
+    sources = [notebook for notebook in executed if VERDICTS in notebook.promises]
+    if not sources or not path.is_file():
         return None
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     for row in rows:
         verdict = row["verdict"].split(" (")[0]  # without the number of seeds
         row |= {"css": verdict.replace(" ", "-"), "sign": _SIGNS.get(verdict, "")}
-    return {"rows": rows, "href": f"{deciding[0].name}.html"}
+    return {"rows": rows, "href": f"{sources[0].name}.html"}
 
 
-def _picture(notebook: Notebook, profile: str) -> str:
-    """The first figure that a notebook promises, as a data URI; empty if it has none."""
+def _first_figure(notebook: Notebook, profile: str) -> str:
+    """The first PNG file among the notebook's promises, as a data URI; empty if there is none."""
     for promise in notebook.promises:
         file = paths.figures_dir(profile) / promise
         if file.suffix == ".png" and file.is_file():
@@ -145,17 +143,17 @@ def _first_paragraph(nb: Any, exporter: OfflineHTML) -> str:
 
 
 def _write_page(folder: Path, name: str, page: str) -> None:
-    page = _LOCAL_IMAGE.sub(_inlined, page)
+    page = _LOCAL_IMAGE.sub(_with_inline_image, page)
     page = _NOTEBOOK_LINK.sub(r"\1\2.html", page)
     for address in network_loads(page):
         logger.info(f"{name}: the page loads {address} from the network")
     (folder / f"{name}.html").write_text(page, encoding="utf-8")
 
 
-def _inlined(found: re.Match[str]) -> str:
-    """The image tag with its file inside, if that is a file of the repository or of the user's results."""
-    file = (paths.notebooks_dir() / html.unescape(found.group(2))).resolve()
+def _with_inline_image(tag: re.Match[str]) -> str:
+    """The image tag with its file as a data URI, if the file is in the repository or among the user's results."""
+    file = (paths.notebooks_dir() / html.unescape(tag.group(2))).resolve()
     if not file.is_file() or not any(file.is_relative_to(base.resolve()) for base in (paths.ROOT, paths.home())):
-        return found.group(0)
+        return tag.group(0)
     kind = mimetypes.guess_type(file.name)[0] or "image/png"
-    return f"{found.group(1)}data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}{found.group(3)}"
+    return f"{tag.group(1)}data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}{tag.group(3)}"

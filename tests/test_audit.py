@@ -204,7 +204,7 @@ def test_the_checks_are_numbered_from_1_to_29() -> None:
 def test_the_table_has_a_row_for_each_check_in_order(report: Report) -> None:
     table = report.table()
     assert table["row"].tolist() == list(range(1, 30))
-    assert table.columns.tolist() == ["row", "asks", "threshold", "value", "verdict"]
+    assert table.columns.tolist() == ["row", "question", "threshold", "value", "verdict"]
     rows = {check.name: (check.row, check.question, check.threshold) for check in CHECKS}
     assert {name: tuple(row) for name, *row in table.iloc[:, :3].itertuples()} == rows
     assert table.loc["finite", "verdict"] == PASSES and table.loc["sample", "verdict"] == NOTED

@@ -90,8 +90,8 @@ class Report:
     def table(self) -> pd.DataFrame:
         """One row for each check, in the order of their numbers."""
         frame = pd.DataFrame([asdict(finding) for finding in self.findings])
-        return frame.rename(columns={"name": "check", "question": "asks"}).set_index("check")[
-            ["row", "asks", "threshold", "value", "verdict"]
+        return frame.rename(columns={"name": "check"}).set_index("check")[
+            ["row", "question", "threshold", "value", "verdict"]
         ]
 
     def json(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from paperlib.cli import main
 from paperlib.config.plugins import MARK, one_version
 from paperlib.config.serialise import to_table
 from paperlib.errors import DataError, ProfileError
-from paperlib.pipeline.publish import told_of
+from paperlib.pipeline.publish import published_configuration
 from paperlib.pipeline.stages import autoattack_systems, stages
 from paperlib.series.child import MARK as MARK_OF_A_NOTEBOOK
 from paperlib.systems.registry import recipes
@@ -209,8 +209,8 @@ def test_images_of_the_wrong_kind_are_told(tmp_path: Path, returned: str, told: 
 
 def test_a_published_profile_keeps_the_place_of_the_file_to_itself(tmp_path: Path) -> None:
     profile = load_profile(written(tmp_path, system()))
-    assert str(tmp_path) in json.dumps(to_table(profile)) and str(tmp_path) not in json.dumps(told_of(profile))
-    assert told_of(profile)["study"]["extension"] == "mine.py"
+    assert str(tmp_path) in json.dumps(to_table(profile)) and str(tmp_path) not in json.dumps(published_configuration(profile))
+    assert published_configuration(profile)["study"]["extension"] == "mine.py"
 
 
 # -- one version of the file in one run ------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import pytest
 
 from paperlib import Study, paths
 from paperlib.atomic_files import checksum, read_json, write_json
-from paperlib.pipeline.publish import told_of
+from paperlib.pipeline.publish import published_configuration
 from paperlib.series.catalogue import discover
 from paperlib.series.hygiene import check_hygiene
 from paperlib.series.notebook_format import tagged
@@ -112,7 +112,7 @@ def test_every_published_profile_renders_without_data_or_weights(
 @pytest.mark.parametrize("profile", PUBLISHED)
 def test_published_configuration_is_that_of_the_profile(profile: str) -> None:
     study = Study(profile, local=False)
-    assert study.published.index["configuration"] == told_of(study.profile)
+    assert study.published.index["configuration"] == published_configuration(study.profile)
     assert study.missing(list(study.stages)) == []
     assert json.dumps(study.published.index).find("/home") < 0
 

@@ -48,7 +48,7 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), *, replace: bool 
     facts = records[seeds[0]]["data"].record["result"]
     description = {
         "profile": profile.name,
-        "configuration": told_of(profile),
+        "configuration": published_configuration(profile),
         "fingerprint": study.fingerprint,
         "data": {name: facts[name] for name in ("label", "classes", "shape", "mean", "std", "counts")},
     }
@@ -64,7 +64,7 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), *, replace: bool 
     return folder
 
 
-def told_of(profile: Profile) -> Json:
+def published_configuration(profile: Profile) -> Json:
     """A profile's configuration as it is published: where the user's own file lies is nobody's business."""
     table = to_table(profile)
     table["study"]["extension"] = Path(profile.study.extension).name

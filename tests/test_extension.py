@@ -209,8 +209,9 @@ def test_images_of_the_wrong_kind_are_told(tmp_path: Path, returned: str, told: 
 
 def test_a_published_profile_keeps_the_place_of_the_file_to_itself(tmp_path: Path) -> None:
     profile = load_profile(written(tmp_path, system()))
-    assert str(tmp_path) in json.dumps(to_table(profile)) and str(tmp_path) not in json.dumps(published_configuration(profile))
-    assert published_configuration(profile)["study"]["extension"] == "mine.py"
+    published = published_configuration(profile)
+    assert str(tmp_path) in json.dumps(to_table(profile)) and str(tmp_path) not in json.dumps(published)
+    assert published["study"]["extension"] == "mine.py"
 
 
 # -- one version of the file in one run ------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def decode_records(text: str) -> Json:
 
 
 def _without_repetition(stage: str, entry: Json, keys: Mapping[str, str]) -> Json:
-    """A record and its provenance without what stands in the line anyway; the record as it is if that is impossible."""
+    """The record and, apart from it, its provenance without fields that the line has; else the unchanged record."""
     record = entry["record"]
     facts = record.get("provenance")
     inputs = facts.get("inputs") if isinstance(facts, dict) else None
@@ -191,7 +191,7 @@ def pack_arrays(arrays: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
 
 def unpack_arrays(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """The inverse of `pack_arrays`. Raises ValueError, KeyError and other errors for damaged names."""
-    arrays = {}
+    arrays: dict[str, Tensor] = {}
     for group, packed in tensors.items():
         dtype, _, sizes = group.partition(" ")
         shape = torch.Size(int(size) for size in sizes.split("x") if size)

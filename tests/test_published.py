@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_cli import Capture, profile
 from toys import changed, micro_table, toml_text
@@ -84,8 +84,8 @@ def folder(tmp_path: Path) -> Path:
 # -- compact form ----------------------------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(["train:dwf", "class", "name", "key", "inputs", "$", "$1"])
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-JSON = st.recursive(SCALARS | NAMES, lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner), max_leaves=8)
+SCALARS = st.sampled_from([None, True, 0, 1, 1.0, -0.5, 1e-300, "", "\u2028"]) | st.text(max_size=3) | NAMES
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner), max_leaves=4)
 LONG = {"class": "System", "name": "$x", "weights": ["train:dwf"] * 9}  # long enough for a reference
 
 
@@ -96,7 +96,7 @@ def provenance(stage: str, key: str, inputs: dict[str, str]) -> dict[str, Any]:
 @st.composite
 def record_tables(draw: st.DrawFn) -> dict[str, Any]:
     """Records with repeated tables; the provenance agrees with stages and keys, disagrees, or is missing."""
-    names = draw(st.lists(st.text() | NAMES, unique=True, max_size=4))
+    names = draw(st.lists(st.text(max_size=3) | NAMES, unique=True, max_size=3))
     keys = {name: draw(st.text(max_size=2)) for name in names}
     table = {}
     for name in names:
@@ -110,6 +110,7 @@ def record_tables(draw: st.DrawFn) -> dict[str, Any]:
     return table
 
 
+@settings(max_examples=40)
 @given(record_tables())
 @example({"a": {"key": "k", "record": {"result": LONG}}, "b": {"key": "l", "record": {"result": [LONG, "$$"]}}})
 def test_records_are_decoded_as_they_were_encoded(table: dict[str, Any]) -> None:
@@ -120,10 +121,10 @@ def test_records_are_decoded_as_they_were_encoded(table: dict[str, Any]) -> None
 
 def test_each_record_is_one_line_and_repeated_tables_and_facts_stand_once() -> None:
     keys = {f"evaluate:dwf:{i}": f"key-{i}" for i in range(9)}
-    table = {
-        stage: {"key": key, "record": {"config": LONG, "provenance": provenance(stage, key, keys) | {"data": "x" * 99}}}
-        for stage, key in keys.items()
-    }
+    table = {}
+    for i, (stage, key) in enumerate(keys.items()):
+        facts = provenance(stage, key, keys) | {"data": "x" * 99, "seconds": i}
+        table[stage] = {"key": key, "record": {"result": {"correct": i}, "config": LONG, "provenance": facts}}
     definitions, lines = [], []
     for line in encode_records(table).splitlines():
         (lines if '"stage"' in line else definitions).append(json.loads(line))
@@ -147,7 +148,7 @@ DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
 @st.composite
 def arrays(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     named = {}
-    for name in draw(st.lists(st.text(), unique=True, max_size=5)):
+    for name in draw(st.lists(st.text(max_size=3), unique=True, max_size=4)):
         dtype, shape = draw(st.sampled_from(DTYPES)), draw(st.lists(st.integers(0, 11), max_size=3))
         limit = draw(st.sampled_from([2, 2**7, 2**15, 2**31, 2**62]))
         array = torch.randint(-limit, limit, shape, generator=torch.Generator().manual_seed(draw(st.integers(0, 9))))
@@ -155,6 +156,7 @@ def arrays(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     return named
 
 
+@settings(max_examples=40)
 @given(arrays())
 def test_arrays_are_unpacked_as_they_were_packed(named: dict[str, torch.Tensor]) -> None:
     unpacked = unpack_arrays(*pack_arrays(named))

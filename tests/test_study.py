@@ -20,7 +20,7 @@ import micro_numbers
 import pytest
 import torch
 from filelock import FileLock, Timeout
-from toys import changed, die, fail, fail_plain, fields_of, live_in, logged, micro_table, recorded, same_state
+from toys import changed, die, fail, fail_plain, fields_of, live_in, logged, recorded, same_state
 
 from paperlib import Profile, Study, load_profile, load_system
 from paperlib.atomic_files import read_json
@@ -43,6 +43,12 @@ EXPERT_STAGES = [f"train:{name}" for name in EXPERTS]
 
 def new_study(profile: Profile, **settings: Any) -> Study:
     return Study(profile, **({"workers": 1} | settings))
+
+
+@pytest.fixture(scope="session")
+def micro() -> Profile:
+    """The profile of ``micro_numbers.json``."""
+    return parse_profile(micro_numbers.table())
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +134,7 @@ def test_missing_lists_no_stage_that_has_a_result(micro: Profile, full: Path) ->
 
 
 def test_a_new_computation_needs_weights_and_not_only_published_records(micro: Profile, replayed: Path) -> None:
-    study = new_study(parse_profile(changed(micro_table(), "evaluation.step", "0.05")))
+    study = new_study(parse_profile(changed(micro_numbers.table(), "evaluation.step", "0.05")))
     assert study.missing(["train:plain", "evaluate:plain:fgsm@0.1"]) == []
     assert study.missing(["evaluate:plain:pgd-2@0.1"]) == ["train:plain", "evaluate:plain:pgd-2@0.1"]
 
@@ -205,7 +211,7 @@ def test_an_error_in_a_worker_is_raised_unchanged(micro: Profile, home: Path, mo
 def test_workers_end_with_the_process_that_started_them(home: Path) -> None:
     script = (
         "import paperlib, paperlib.pipeline.compute, toys; paperlib.pipeline.compute._work = toys.linger\n"
-        "profile = paperlib.pipeline.compute.parse_profile(toys.micro_table())\n"
+        "profile = paperlib.pipeline.compute.parse_profile(toys.micro_numbers.table())\n"
         "if __name__ == '__main__':\n"
         "    paperlib.Study(profile, workers=2).compute(['train:plain', 'train:pgd-at'])\n"
     )
@@ -320,7 +326,7 @@ def test_local_false_leaves_only_published_records(micro: Profile, shared: None)
 
 
 def test_records_of_another_configuration_or_seed_are_not_replayed(micro: Profile, replayed: Path) -> None:
-    other = parse_profile(changed(micro_table(), "phase1.lr", 0.123))
+    other = parse_profile(changed(micro_numbers.table(), "phase1.lr", 0.123))
     assert new_study(other).find("evaluate:dwf:clean") is None
     assert new_study(other).find("data") is not None
     assert new_study(micro, seed=1).find("evaluate:dwf:clean") is None
@@ -365,7 +371,7 @@ def test_a_damaged_index_is_named_in_the_error(micro: Profile, replayed: Path) -
 
 
 def test_data_other_than_the_published_ones_are_refused(micro: Profile, replayed: Path) -> None:
-    other = parse_profile(changed(micro_table(), "data.split_seed", 5))
+    other = parse_profile(changed(micro_numbers.table(), "data.split_seed", 5))
     with pytest.raises(DataError, match="are not those of the published records"):
         _ = new_study(other).data
     assert new_study(other, replay=False).data.label == "digits"
@@ -449,7 +455,7 @@ def test_published_half_precision_weights_give_nearly_the_same_logits(micro: Pro
 
 
 def test_published_weights_of_another_configuration_or_seed_are_not_loaded(micro: Profile, replayed: Path) -> None:
-    other = parse_profile(changed(micro_table(), "phase2.lr", 0.123))
+    other = parse_profile(changed(micro_numbers.table(), "phase2.lr", 0.123))
     with pytest.raises(MissingError, match="train:dwf"):
         load_system("dwf", other)
     with pytest.raises(MissingError, match="train:dwf"):
@@ -535,7 +541,7 @@ def test_an_attack_with_another_step_size_is_another_result(micro: Profile, full
 def test_an_attack_outside_the_series_is_computed_with_two_workers(micro: Profile, home: Path) -> None:
     study = new_study(micro, workers=2)
     result = study.outcome("plain", fgsm_spec(Fraction("0.03"))).record["result"]
-    assert (result["attack"]["eps"], result["n"]) == ("0.03", 30)
+    assert (result["attack"]["eps"], result["n"]) == ("0.03", 12)
 
 
 # -- contents of the records -----------------------------------------------------------------------------------------
@@ -556,8 +562,8 @@ def test_a_record_contains_result_and_provenance(micro: Profile, shared: None) -
         "objective": "cross-entropy",
     }
     correct = artefact.arrays["correct"]
-    assert (result["n"], result["correct"]) == (30, int(correct.sum()))
-    assert result["interval"] == list(wilson(result["correct"], 30))
+    assert (result["n"], result["correct"]) == (12, int(correct.sum()))
+    assert result["interval"] == list(wilson(result["correct"], 12))
     assert result["passes_per_image"] >= 1
     assert result["seconds"] > 0
     assert (facts["seed"], facts["profile"], facts["stage"]) == (0, "micro", "evaluate:dwf:pgd-2@0.1")
@@ -592,7 +598,7 @@ def test_every_compared_system_is_evaluated_under_every_attack_of_the_sweep(micr
 
 def test_recorded_accuracy_is_that_of_the_loaded_system(micro: Profile, shared: None) -> None:
     study = new_study(micro)
-    split = study.data.test.first(30)
+    split = study.data.test.first(12)
     for system in ("plain", "uniform", "dwf"):
         correct = load_system(system, micro)(split.images).argmax(dim=1) == split.labels
         assert torch.equal(study.get(f"evaluate:{system}:clean").arrays["correct"], correct)
@@ -612,7 +618,7 @@ def test_the_data_record_describes_the_data(micro: Profile, shared: None) -> Non
     record = study.record("data")
     data = study.data
     assert (record["label"], record["classes"], record["shape"]) == ("digits", list(data.classes), [1, 8, 8])
-    assert [sum(record["counts"][split]) for split in ("train", "validation", "test")] == [60, 20, 40]
+    assert [sum(record["counts"][split]) for split in ("train", "validation", "test")] == [20, 10, 20]
     arrays = study.get("data").arrays
     assert arrays["labels"].tolist() == list(range(10))
     assert all(any(torch.equal(image, other) for other in data.test.images) for image in arrays["images"])
@@ -632,7 +638,7 @@ def test_a_training_record_contains_history_and_cost(micro: Profile, replayed: P
     dwf = study.record("train:dwf")
     gate = dwf["inference_cost"] - 9
     assert 0 < gate < 2  # at width 2 the gate is about as large as an expert
-    passes = dwf["history"]["passes"] / 60
+    passes = dwf["history"]["passes"] / 20
     assert dwf["training_units"] == pytest.approx(passes * (9 + gate))
     # TRADES: the clean logits, ten steps, and two passes of the update
     assert study.record("train:trades")["training_units"] == (micro.phase1.epochs + micro.phase2.epochs) * 13
@@ -652,8 +658,8 @@ def test_gate_weights_of_each_image_are_a_distribution_over_the_experts(micro: P
     assert [row["attack"] for row in rows] == ["clean", "fgsm@0.1", "fgsm@0.2", "pgd@0.1", "pgd@0.2"]
     for row in rows:
         weights = artefact.arrays[row["attack"]].float()
-        assert weights.shape == (30, 9)
-        assert torch.allclose(weights.sum(dim=1), torch.ones(30), atol=1e-2)
+        assert weights.shape == (12, 9)
+        assert torch.allclose(weights.sum(dim=1), torch.ones(12), atol=1e-2)
         assert row["mean_weights"] == pytest.approx(weights.mean(dim=0).tolist(), abs=1e-3)
         assert 0 <= row["entropy"] <= 2.1973  # log 9
         assert 1 / 9 <= row["favourite_share"] <= 1
@@ -782,7 +788,7 @@ def test_in_replay_the_runs_are_the_published_ones(micro: Profile, shared: None)
     study = new_study(micro)
     (run,) = study.runs
     assert run.get("train:plain").source == "published" and study.get("train:plain").source == "computed"
-    other = new_study(parse_profile(changed(micro_table(), "phase1.lr", 0.123)))
+    other = new_study(parse_profile(changed(micro_numbers.table(), "phase1.lr", 0.123)))
     assert other.runs == [other]  # what is published is of another configuration
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import micro_numbers
 import pytest
 from toys import changed, micro_table
 
@@ -194,8 +195,8 @@ def test_a_field_that_a_configuration_must_not_contain_is_detected(monkeypatch: 
 
 
 def keys_of(**fields: Any) -> dict[str, str]:
-    """The key of every stage of the micro profile with other values of some fields."""
-    table = micro_table()
+    """The key of every stage of a small profile with other values of some fields."""
+    table = micro_numbers.table()
     for field, value in fields.items():
         table = changed(table, field.replace("__", "."), value)
     study = Study(parse_profile(table), workers=1)

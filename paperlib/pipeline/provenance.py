@@ -95,7 +95,7 @@ def commit() -> str:
 
 @functools.cache
 def source_digest() -> str:
-    """A hash of the code that changes numbers (12 hex digits), known without git too."""
+    """A hash of the code that changes numbers (12 hex digits); it needs no git."""
     digest = hashlib.sha256()
     for part in NUMERICAL_CODE:
         path = ROOT / "paperlib" / part

@@ -1,14 +1,14 @@
 """The compact form of the published files of one seed: records as JSON Lines, arrays as packed safetensors.
 
-``records-seed-S.jsonl`` first holds the tables that occur in several records, one in a line: ``{"name": N, "table":
-{...}}``. The string ``"$N"`` stands for such a table in later lines; any other string that begins with ``$`` has one
-more ``$`` in front. Then follow the records, one in a line:
+``records-seed-S.jsonl`` begins with the tables that occur in several records, one in each line: ``{"name": N, "table":
+{...}}``. In later lines, the string ``"$N"`` stands for such a table; any other string that begins with ``$`` is
+written with one more ``$``. The other lines are records, one in each line:
 
     {"stage": ..., "key": ..., "record": {...}, "provenance": {"common": ..., "inputs": [stages], ...}}
 
-A line has ``provenance`` if that of the record names the stage and the key of the line, and if its inputs have the
-keys of other lines; all of these are left out and restored when the file is read. ``common`` holds the fields that
-many records share, such as the library versions.
+Reading adds stage, key and the keys of the inputs to the provenance and puts it into the record. ``common`` contains
+the fields that many records share, such as the library versions. A provenance whose stage, key or keys of the inputs
+differ from those of the lines stays in the record, unchanged.
 
 ``arrays-seed-S.safetensors`` holds one tensor for each dtype and shape, such as ``float16 360x9``, with one row for
 each array. The metadata list the names of the rows (``STAGE|ARRAY``) under the same name. Booleans are stored as bits,
@@ -138,7 +138,7 @@ def decode_records(text: str) -> Json:
 
 
 def _without_repetition(stage: str, entry: Json, keys: Mapping[str, str]) -> Json:
-    """The record and, apart from it, its provenance without fields that the line has; else the unchanged record."""
+    """The parts of the line: the record, and its provenance without fields that the line contains anyway."""
     record = entry["record"]
     facts = record.get("provenance")
     inputs = facts.get("inputs") if isinstance(facts, dict) else None

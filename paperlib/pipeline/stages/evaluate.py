@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from paperlib.attacks import cross_entropy, pgd
 from paperlib.config.schema import Profile
 from paperlib.evaluation import AttackSpec, basic_attacks, evaluate, headline, surrogate_attacks, sweep
 from paperlib.pipeline.stage import Context, Result, Stage
 from paperlib.seeds import cpu_generator, hash_seed
+from paperlib.shapes import Images, Labels, Logits, PerImage
 from paperlib.systems.build import System, system_of
 from paperlib.systems.recipe import Recipe
 from paperlib.systems.registry import COMPARED
@@ -96,7 +97,7 @@ def _trace(context: Context, config: TraceConfiguration) -> Result:
     losses: list[float] = []
     accuracies: list[float] = []
 
-    def recording(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def recording(model: nn.Module, x: Images, y: Labels) -> tuple[Logits, PerImage]:
         logits, values = cross_entropy(model, x, y)
         losses.append(float(values.detach().mean()))
         accuracies.append(float((logits.argmax(dim=1) == y).float().mean()))

@@ -64,7 +64,8 @@ def computed(micro: Profile, reads: dict[str, set[str]], tmp_path_factory: pytes
     with pytest.MonkeyPatch.context() as patched:
         live_in(folder, patched)
         study = new_study(micro)
-        study.stages = {name: recording(stage, reads.setdefault(name, set())) for name, stage in study.stages.items()}
+        for name, stage in study.stages.items():
+            study.stages[name] = recording(stage, reads.setdefault(name, set()))
         study.compute()
         publish(micro)
     return folder
@@ -202,16 +203,11 @@ def test_a_killed_worker_is_reported_as_one_error(micro: Profile, home: Path, mo
         new_study(micro, workers=2).compute(["train:plain", "train:pgd-at"])
 
 
-def test_an_error_in_a_worker_is_raised_unchanged(micro: Profile, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paperlib.pipeline.compute._work", fail_plain)
-    with pytest.raises(NotFiniteError, match=r"^train:plain: the loss is nan$"):
-        new_study(micro, workers=2).compute(["train:plain", "train:expert-0"])
-
-
 def test_workers_end_with_the_process_that_started_them(home: Path) -> None:
     script = (
-        "import paperlib, paperlib.pipeline.compute, toys; paperlib.pipeline.compute._work = toys.linger\n"
-        "profile = paperlib.pipeline.compute.parse_profile(toys.micro_numbers.table())\n"
+        "import micro_numbers, paperlib, toys, paperlib.pipeline.compute\n"
+        "paperlib.pipeline.compute._work = toys.linger\n"
+        "profile = paperlib.pipeline.compute.parse_profile(micro_numbers.table())\n"
         "if __name__ == '__main__':\n"
         "    paperlib.Study(profile, workers=2).compute(['train:plain', 'train:pgd-at'])\n"
     )
@@ -219,7 +215,7 @@ def test_workers_end_with_the_process_that_started_them(home: Path) -> None:
     signs[0].parent.mkdir()
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300  # far more than a busy machine needs
         while not all(sign.exists() for sign in signs) and parent.poll() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert all(sign.exists() for sign in signs)
@@ -776,8 +772,8 @@ def test_several_failures_are_reported_together(micro: Profile, home: Path, monk
         study.compute(["evaluate:plain:clean", "train:pgd-at"])
     assert str(caught.value).splitlines() == [
         "2 stages failed, 1 that need them were not computed:",
-        "  train:plain: train:plain: the loss is nan",
         "  train:pgd-at: train:pgd-at: the loss is nan",
+        "  train:plain: train:plain: the loss is nan",
     ]
 
 

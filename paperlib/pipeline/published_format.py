@@ -11,8 +11,8 @@ the fields that many records share, such as the library versions. A provenance w
 differ from those of the lines stays in the record, unchanged.
 
 ``arrays-seed-S.safetensors`` holds one tensor for each dtype and shape, such as ``float16 360x9``, with one row for
-each array. The metadata list the names of the rows (``STAGE|ARRAY``) under the same name. Booleans are stored as bits,
-and signed integers in the smallest type that holds them; reading restores dtype and shape.
+each array. The metadata field ``rows`` lists the names of the rows (``STAGE|ARRAY``) of each tensor. Booleans are
+stored as bits, and signed integers in the smallest type that holds them; reading restores dtype and shape.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Tensor]) -> None:
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
     """What `write_arrays` wrote, with the same dtypes and shapes. Raises StoreError for a missing or damaged file."""
-    tensors, names = read_tensors(path)
+    tensors, notes = read_tensors(path)
     try:
-        return unpack_arrays(tensors, names)
+        return unpack_arrays(tensors, notes)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise StoreError(f"{shown(path)}: not readable ({error})") from error
 
@@ -186,17 +186,18 @@ def pack_arrays(arrays: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
     for name, array in sorted(arrays.items()):
         groups[f"{str(array.dtype).removeprefix('torch.')} {'x'.join(map(str, array.shape))}"].append(name)
     tensors = {group: _packed(torch.stack([arrays[name].cpu() for name in names])) for group, names in groups.items()}
-    return tensors, {group: _text(names) for group, names in groups.items()}
+    return tensors, {"rows": _text(groups)}  # one field, because safetensors writes several in random order
 
 
-def unpack_arrays(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """The inverse of `pack_arrays`. Raises ValueError, KeyError and other errors for damaged names."""
+def unpack_arrays(tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> dict[str, Tensor]:
+    """The inverse of `pack_arrays`. Raises ValueError, KeyError and other errors for a damaged file."""
     arrays: dict[str, Tensor] = {}
+    names = json.loads(notes["rows"])
     for group, packed in tensors.items():
         dtype, _, sizes = group.partition(" ")
         shape = torch.Size(int(size) for size in sizes.split("x") if size)
         rows = _unpacked(packed, getattr(torch, dtype), shape)
-        arrays |= {name: row.clone() for name, row in zip(json.loads(names[group]), rows, strict=True)}
+        arrays |= {name: row.clone() for name, row in zip(names[group], rows, strict=True)}
     return arrays
 
 

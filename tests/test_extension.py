@@ -17,7 +17,7 @@ from paperlib.config import plugins
 from paperlib.config.plugins import MARK, one_version
 from paperlib.config.serialise import to_table
 from paperlib.errors import DataError, ProfileError
-from paperlib.pipeline.publish import told_of as published_table
+from paperlib.pipeline.publish import published_configuration
 from paperlib.pipeline.stages import autoattack_systems, stages
 from paperlib.series.child import MARK as MARK_OF_KERNELS
 from paperlib.systems.registry import recipes
@@ -201,8 +201,10 @@ def test_images_of_another_type_are_refused(tmp_path: Path) -> None:
 
 def test_a_published_profile_does_not_contain_the_folder_of_the_file(tmp_path: Path) -> None:
     profile = load_profile(write_profile(tmp_path, system_code()))
-    assert str(tmp_path) in json.dumps(to_table(profile)) and str(tmp_path) not in json.dumps(published_table(profile))
-    assert published_table(profile)["study"]["extension"] == "mine.py"
+    assert str(tmp_path) in json.dumps(to_table(profile)) and str(tmp_path) not in json.dumps(
+        published_configuration(profile)
+    )
+    assert published_configuration(profile)["study"]["extension"] == "mine.py"
 
 
 # One version of the file in a run -------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ import pytest
 
 from paperlib import Study, paths
 from paperlib.atomic_files import checksum, read_json, write_json
-from paperlib.pipeline.publish import told_of
+from paperlib.pipeline.publish import published_configuration
+from paperlib.pipeline.published_format import read_records, write_records
 from paperlib.series.catalogue import discover
 from paperlib.series.hygiene import check_hygiene
 from paperlib.series.notebook_format import tagged
@@ -73,11 +74,11 @@ def test_a_changed_record_fails_nbval(tmp_path: Path) -> None:
     changed = tmp_path / "published" / "digits"
     shutil.copytree(original, changed)
     index = read_json(changed / "index.json")
-    records = read_json(changed / "records-seed-0.json")
+    records = read_records(changed / "records-seed-0.jsonl")
     name = next(name for name in records if name.startswith("evaluate:plain:pgd"))
     records[name]["record"]["result"]["accuracy"] += 0.01
-    write_json(changed / "records-seed-0.json", records)
-    index["files"]["records-seed-0.json"] = checksum(changed / "records-seed-0.json")
+    write_records(changed / "records-seed-0.jsonl", records)
+    index["files"]["records-seed-0.jsonl"] = checksum(changed / "records-seed-0.jsonl")
     write_json(changed / "index.json", index)
     notebook = next(path for path in NOTEBOOKS if path.stem.startswith("02"))
     run = nbval([notebook], tmp_path / "home", tmp_path / "published")
@@ -108,7 +109,7 @@ def test_every_published_profile_renders_without_data_or_weights(
 @pytest.mark.parametrize("profile", PUBLISHED)
 def test_published_configuration_is_that_of_the_profile(profile: str) -> None:
     study = Study(profile, local=False)
-    assert study.published.index["configuration"] == told_of(study.profile)
+    assert study.published.index["configuration"] == published_configuration(study.profile)
     assert study.missing(list(study.stages)) == []
     assert json.dumps(study.published.index).find("/home") < 0
 

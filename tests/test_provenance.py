@@ -1,4 +1,4 @@
-"""The commit of a record is that of this very copy of the code, or unknown."""
+"""The commit of a record is that of this copy of the code, or ``unknown``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def git(folder: Path, *arguments: str) -> str:
 def copy_of_the_code(folder: Path) -> Path:
     (folder / "paperlib").mkdir(parents=True)
     (folder / "paperlib" / "__init__.py").write_text("")
-    (folder / "paperlib" / "checks.py").write_text("")  # decides numbers
+    (folder / "paperlib" / "seeds.py").write_text("")  # changes numbers
     (folder / "pyproject.toml").write_text("")
     return folder
 
@@ -39,7 +39,7 @@ def repository(folder: Path, *, tracked: bool = True) -> str:
 
 @pytest.fixture(autouse=True)
 def plain_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No configuration of the user's, and no repository around the temporary folder."""
+    """Git without the user's configuration, and without a repository that contains the temporary folder."""
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
@@ -49,16 +49,16 @@ def plain_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def commit(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], str]:
-    """The commit of a copy in a folder, found anew."""
+    """Returns the commit that a copy of the code in a folder reports."""
 
-    def found(folder: Path) -> str:
+    def of_copy(folder: Path) -> str:
         monkeypatch.setattr(provenance, "ROOT", folder)
         return provenance.commit.__wrapped__()
 
-    return found
+    return of_copy
 
 
-def test_a_clone_has_its_commit_and_says_when_code_that_decides_numbers_has_changed(
+def test_a_clone_has_its_commit_with_a_plus_after_a_change_of_numerical_code(
     tmp_path: Path, commit: Callable[[Path], str]
 ) -> None:
     clone = copy_of_the_code(tmp_path / "clone")
@@ -66,11 +66,11 @@ def test_a_clone_has_its_commit_and_says_when_code_that_decides_numbers_has_chan
     assert commit(clone) == first
     (clone / "notes.txt").write_text("")
     assert commit(clone) == first
-    (clone / "paperlib" / "checks.py").write_text("changed")
+    (clone / "paperlib" / "seeds.py").write_text("changed")
     assert commit(clone) == f"{first}+"
 
 
-def test_a_worktree_has_its_commit(tmp_path: Path, commit: Callable[[Path], str]) -> None:
+def test_a_worktree_has_its_own_commit(tmp_path: Path, commit: Callable[[Path], str]) -> None:
     repository(copy_of_the_code(tmp_path / "clone"))
     git(tmp_path / "clone", "worktree", "add", "--quiet", "../worktree")
     assert (tmp_path / "worktree" / ".git").is_file()
@@ -101,30 +101,31 @@ def without_a_repository(folder: Path) -> Path:
     return copy_of_the_code(folder)
 
 
-@pytest.mark.parametrize("place", [inside_another, tracked_inside_another, unpacked_over_another, without_a_repository])
-def test_a_copy_that_is_no_clone_has_no_commit(
-    tmp_path: Path, commit: Callable[[Path], str], place: Callable[[Path], Path]
+@pytest.mark.parametrize("make", [inside_another, tracked_inside_another, unpacked_over_another, without_a_repository])
+def test_the_commit_of_a_copy_that_is_not_a_clone_is_unknown(
+    tmp_path: Path, commit: Callable[[Path], str], make: Callable[[Path], Path]
 ) -> None:
-    assert commit(place(tmp_path / "folder")) == "unknown"
+    assert commit(make(tmp_path / "folder")) == "unknown"
 
 
-@pytest.mark.parametrize("names", [("GIT_DIR",), ("GIT_DIR", "GIT_WORK_TREE"), ("GIT_DIR", "GIT_INDEX_FILE")])
-def test_variables_that_point_to_another_repository_change_nothing(
-    tmp_path: Path, commit: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+def test_environment_variables_that_name_another_repository_have_no_effect(
+    tmp_path: Path, commit: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clone, other = copy_of_the_code(tmp_path / "clone"), copy_of_the_code(tmp_path / "other")
     copy = copy_of_the_code(tmp_path / "copy")
-    own = repository(clone)
+    first = repository(clone)
     (other / "more.txt").write_text("")
-    assert repository(other) != own
+    assert repository(other) != first
     values = {"GIT_DIR": other / ".git", "GIT_WORK_TREE": other, "GIT_INDEX_FILE": other / ".git" / "index"}
-    for name in names:
-        monkeypatch.setenv(name, str(values[name]))
-    assert commit(copy) == "unknown"
-    assert commit(clone) == own
+    for names in (("GIT_DIR",), ("GIT_DIR", "GIT_WORK_TREE"), ("GIT_DIR", "GIT_INDEX_FILE")):
+        with monkeypatch.context() as patched:
+            for name in names:
+                patched.setenv(name, str(values[name]))
+            assert commit(copy) == "unknown"
+            assert commit(clone) == first
 
 
-def test_without_git_it_is_unknown(
+def test_the_commit_is_unknown_without_git(
     tmp_path: Path, commit: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clone = copy_of_the_code(tmp_path / "clone")
@@ -133,7 +134,7 @@ def test_without_git_it_is_unknown(
     assert commit(clone) == "unknown"
 
 
-def test_where_git_refuses_it_is_unknown(
+def test_the_commit_is_unknown_if_git_refuses_the_repository(
     tmp_path: Path, commit: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clone = copy_of_the_code(tmp_path / "clone")

@@ -17,10 +17,9 @@ import torch
 from matplotlib.figure import Figure
 
 from paperlib import Study
-from paperlib.atomic_files import read_json
 from paperlib.errors import StoreError
 from paperlib.evaluation import basic_attacks, headline, surrogate_attacks
-from paperlib.paths import ROOT, figures_dir, published_dir
+from paperlib.paths import ROOT, figures_dir
 from paperlib.pipeline.stages import ROUTED, audited_systems, autoattack_systems
 from paperlib.report import figures, outcomes, style, tables
 from paperlib.report.figures.stress import LAYERS
@@ -35,7 +34,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def records(study: Study) -> dict[str, dict[str, dict[str, object]]]:
-    table: dict[str, dict[str, dict[str, object]]] = read_json(published_dir("digits") / "records-seed-0.json")
+    table: dict[str, dict[str, dict[str, object]]] = study.published.records(0)
     return table
 
 

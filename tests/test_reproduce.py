@@ -29,11 +29,12 @@ from safetensors.torch import load_model, save_model
 from toys import changed, live_in, logged, micro_table, toml_text
 
 from paperlib import Study, load_dataset, load_profile, paths
-from paperlib.atomic_files import checksum, read_json, read_tensors, write_json, write_tensors
+from paperlib.atomic_files import checksum, read_json, write_json
 from paperlib.cli import _parser, main
 from paperlib.errors import StoreError
 from paperlib.evaluation import headline
 from paperlib.pipeline.publish import publish
+from paperlib.pipeline.published_format import read_arrays, read_records, write_arrays, write_records
 from paperlib.report import benchmarks, figures, outcomes, style, tables
 from paperlib.series.catalogue import discover
 from paperlib.series.network_loads import network_loads
@@ -164,19 +165,19 @@ def test_altered_published_records_and_figures_change_nothing(
 def invert_outcomes(folder: Path) -> None:
     """Invert every outcome of published records, and renew the checksums."""
     index = read_json(folder / "index.json")
-    records = read_json(folder / "records-seed-0.json")
+    records = read_records(folder / "records-seed-0.jsonl")
     for entry in records.values():
         result = entry["record"]["result"]
         if "correct" in result:
             result["correct"] = result["n"] - result["correct"]
             result["accuracy"] = result["correct"] / result["n"]
-    write_json(folder / "records-seed-0.json", records)
-    arrays, _ = read_tensors(folder / "arrays-seed-0.safetensors")
-    write_tensors(
+    write_records(folder / "records-seed-0.jsonl", records)
+    arrays = read_arrays(folder / "arrays-seed-0.safetensors")
+    write_arrays(
         folder / "arrays-seed-0.safetensors",
         {name: ~value if value.dtype == torch.bool else value for name, value in arrays.items()},
     )
-    index["files"] |= {name: checksum(folder / name) for name in ("records-seed-0.json", "arrays-seed-0.safetensors")}
+    index["files"] |= {name: checksum(folder / name) for name in ("records-seed-0.jsonl", "arrays-seed-0.safetensors")}
     write_json(folder / "index.json", index)
 
 

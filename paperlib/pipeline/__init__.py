@@ -1,1 +1,1 @@
-"""From a profile to results: stages, keys, the store, published records, and running them in parallel."""
+"""From a profile to results: stages, keys, stored and published results, parallel computation."""

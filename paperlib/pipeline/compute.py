@@ -49,7 +49,7 @@ def compute_stages(study: Study, names: Sequence[str]) -> None:
 
 
 def compute_stage(study: Study, name: str) -> None:
-    """Compute one stage and store its result, unless another process has done so meanwhile."""
+    """Compute one stage and store its result, unless another process has done so in the meantime."""
     stage = study.stage(name)
     key = study.key(stage)
     with study.store.lock(name, key):

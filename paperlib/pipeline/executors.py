@@ -95,7 +95,7 @@ class ProcessExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an interruption, do not wait for minutes of work whose result nobody will read.
+        # After an interruption, do not wait for stages that still run; they may take minutes.
         for process in list((self._pool._processes or {}).values()) if self._running else ():
             process.terminate()
         self._pool.shutdown(cancel_futures=True)

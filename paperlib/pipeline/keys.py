@@ -1,4 +1,4 @@
-"""The key of a result: a hash of everything that decides it."""
+"""The key of a result: a hash of everything that the result depends on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paperlib.config.serialise import canonical
 
 
 def as_json(value: Any) -> Any:
-    """A configuration as plain values. Dataclasses carry the name of their class, so that no two look alike."""
+    """A configuration as JSON-ready values; dataclasses become tables with the name of their class."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **fields}

@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, commit, device, time. Never a path, a host or a user."""
+"""The origin of a number: versions, commit, device, time; no path, host name or user name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from paperlib.paths import ROOT
 
-# The code that decides numbers; the rest only stores, draws or reports them.
+# The code that changes numbers; all other code only stores, draws or reports them.
 NUMERICAL_CODE = (
     "arguments.py",
     "seeds.py",
@@ -33,8 +33,8 @@ NUMERICAL_CODE = (
     "systems",
     "training",
 )
-# Environment variables that make git answer for another repository than the one around the current folder.
-ELSEWHERE = (
+# Environment variables that make git read another repository than that of the current folder.
+GIT_LOCATIONS = (
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_COMMON_DIR",
@@ -46,7 +46,7 @@ ELSEWHERE = (
 
 
 def provenance(device: torch.device, threads: int) -> dict[str, Any]:
-    """What every record carries beside its numbers."""
+    """What every record contains beside its numbers: time, device, CPU threads, library versions, commit, code."""
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device_name(device),
@@ -58,7 +58,7 @@ def provenance(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """``cpu`` with its instruction set, or the accelerator's model name."""
+    """``cpu`` with its instruction set, or the model name of the accelerator."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {torch.backends.cpu.get_cpu_capability()})"
@@ -66,22 +66,22 @@ def device_name(device: torch.device) -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """The libraries that can change a number."""
+    """Versions of Python and of the libraries that can change a number; ``unknown`` without package metadata."""
     names = ("torch", "torchvision", "numpy", "safetensors")
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in names:
         try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # e.g. a vendor's build without metadata
-            found[name] = "unknown"
-    return found
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # for example a vendor's build without metadata
+            installed[name] = "unknown"
+    return installed
 
 
 @functools.cache
 def commit() -> str:
-    """The git commit of the code, with ``+`` where files that decide numbers have changed since; else ``unknown``.
+    """The git commit of the code (12 hex digits), followed by ``+`` if files that change numbers differ from it.
 
-    Unknown too where git answers for another repository: this copy lies inside one, or was unpacked over one.
+    ``unknown`` without git, and if git finds another repository: this copy lies inside one or was unpacked over one.
     """
     try:
         if not _is_checkout():
@@ -95,7 +95,7 @@ def commit() -> str:
 
 @functools.cache
 def source_digest() -> str:
-    """A hash of the code that decides numbers, for checkouts without git (12 hex digits)."""
+    """A hash of the code that changes numbers (12 hex digits); it needs no git."""
     digest = hashlib.sha256()
     for part in NUMERICAL_CODE:
         path = ROOT / "paperlib" / part
@@ -105,18 +105,20 @@ def source_digest() -> str:
 
 
 def _is_checkout() -> bool:
-    """True if the repository that git finds begins in this very folder and tracks this code. Raises as `_git`."""
+    """Whether the repository that git finds has this folder as its root and tracks this code. Raises as `_git`."""
     _git("ls-files", "--error-unmatch", "--", "paperlib/__init__.py", "pyproject.toml")  # fails for untracked files
     return ROOT.samefile(_git("rev-parse", "--show-toplevel"))
 
 
 def _git(*arguments: str) -> str:
-    """What git prints, asked in the folder of this code and about no other repository.
+    """The output of git, run in the folder of this code and for no other repository.
 
     Raises:
-        OSError, subprocess.SubprocessError: git is missing, refuses, fails or hangs.
+        OSError, subprocess.SubprocessError: git is missing, fails or does not end.
     """
-    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
-    environment["GIT_OPTIONAL_LOCKS"] = "0"  # a look at the status must not write to the repository
-    done = subprocess.run(["git", *arguments], cwd=ROOT, env=environment, capture_output=True, check=True, timeout=10)
-    return os.fsdecode(done.stdout).strip()
+    environment = {name: value for name, value in os.environ.items() if name not in GIT_LOCATIONS}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"  # otherwise `git status` may write to the repository
+    process = subprocess.run(
+        ["git", *arguments], cwd=ROOT, env=environment, capture_output=True, check=True, timeout=10
+    )
+    return os.fsdecode(process.stdout).strip()

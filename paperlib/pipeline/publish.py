@@ -1,4 +1,4 @@
-"""Publishing: copy this machine's records of a profile into the folder that is committed."""
+"""Publishing: copy the records of a profile from this machine into the folder that is committed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from paperlib.pipeline.stages import PUBLISHED_WEIGHTS
 from paperlib.pipeline.store import Artefact
 from paperlib.pipeline.study import Json, Study
 
+LARGEST_WEIGHTS = 10_000_000  # bytes; larger weights are not published
+
 
 def publish(profile: Profile | str, seeds: Sequence[int] = (), *, replace: bool = False) -> Path:
-    """Copy this machine's records of a profile, all stages of ``seeds``, into ``data/published/PROFILE``.
+    """Copy the records of all stages and ``seeds`` from this machine into ``data/published/PROFILE``.
 
-    Other seeds that are published stay if they are of the same configuration, data and code; ``replace`` drops them.
+    Args:
+        seeds: by default those of the profile.
+        replace: remove seeds published earlier. Otherwise they stay if they have the same configuration, data and code.
 
     Raises:
-        MissingError: a stage has not been computed here; the message says which command does it.
-        StoreError: other seeds are published that stem from another configuration, other data or other code.
+        MissingError: a stage has not been computed here; the message contains the command that computes it.
+        StoreError: seeds published earlier have another configuration, other data or other code.
     """
-    called = command_name(profile)
+    name = command_name(profile)
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     seeds = list(seeds) or list(profile.run.seeds)
     records: dict[int, dict[str, Artefact]] = {}
@@ -36,21 +40,21 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), *, replace: bool 
         if missing := study.missing(list(study.stages)):
             raise MissingError(
                 f"profile {profile.name}, seed {seed}: {len(missing)} stages are not computed yet ({missing[0]}, ...); "
-                f"run: python -m paperlib run --profile {called} --seeds {','.join(map(str, seeds))}"
+                f"run: python -m paperlib run --profile {name} --seeds {','.join(map(str, seeds))}"
             )
-        records[seed] = {name: study.get(name) for name in study.stages}
+        records[seed] = {stage: study.get(stage) for stage in study.stages}
         if seed == min(seeds):
             for system in PUBLISHED_WEIGHTS:
                 tensors = study.model(system).state_dict()
-                halved = {name: v.half() if v.is_floating_point() else v for name, v in tensors.items()}
-                if sum(v.numel() * v.element_size() for v in halved.values()) < 10_000_000:
+                halved = {key: v.half() if v.is_floating_point() else v for key, v in tensors.items()}
+                if sum(v.numel() * v.element_size() for v in halved.values()) < LARGEST_WEIGHTS:
                     weights[f"{system}-seed-{seed}"] = halved
     facts = records[seeds[0]]["data"].record["result"]
     description = {
         "profile": profile.name,
-        "configuration": told_of(profile),
+        "configuration": published_configuration(profile),
         "fingerprint": study.fingerprint,
-        "data": {name: facts[name] for name in ("label", "classes", "shape", "mean", "std", "counts")},
+        "data": {field: facts[field] for field in ("label", "classes", "shape", "mean", "std", "counts")},
     }
     folder = published_dir(profile.name)
 
@@ -58,14 +62,14 @@ def publish(profile: Profile | str, seeds: Sequence[int] = (), *, replace: bool 
         other = Study(profile, seed, replay=False)
         return {name: other.key(stage) for name, stage in other.stages.items()}
 
-    held = write_published(folder, description, records, weights, keys=keys, replace=replace)
+    all_seeds = write_published(folder, description, records, weights, keys=keys, replace=replace)
     logger.info(f"published {len(study.stages)} records for each of seeds {seeds} of profile {profile.name}")
-    logger.info(f"{location(folder)} now holds seeds {held}")
+    logger.info(f"{location(folder)} now holds seeds {all_seeds}")
     return folder
 
 
-def told_of(profile: Profile) -> Json:
-    """A profile's configuration as it is published: where the user's own file lies is nobody's business."""
+def published_configuration(profile: Profile) -> Json:
+    """The configuration of a profile as it is published: without the folder of the user's extension."""
     table = to_table(profile)
     table["study"]["extension"] = Path(profile.study.extension).name
     return table

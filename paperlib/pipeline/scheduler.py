@@ -18,13 +18,13 @@ def run_graph(inputs: Mapping[str, Sequence[str]], costs: Mapping[str, float], e
     """Compute every stage of ``inputs``.
 
     Args:
-        inputs: by stage, the stages that it needs; those that are not keys themselves are available already.
+        inputs: by stage, the stages that it needs; those that are not in ``inputs`` have been computed already.
         costs: expected cost by stage; of the stages that may start, the most expensive starts first.
 
     Raises:
         PaperlibError, or whatever a single failed stage raised: at the end, if any failed.
     """
-    needs = {name: [needed for needed in given if needed in inputs] for name, given in inputs.items()}
+    needs = {name: [needed for needed in required if needed in inputs] for name, required in inputs.items()}
     sorter = TopologicalSorter(needs)
     sorter.prepare()
     ready: list[str] = []
@@ -50,11 +50,11 @@ def run_graph(inputs: Mapping[str, Sequence[str]], costs: Mapping[str, float], e
 
 def _without(needs: Mapping[str, Sequence[str]], failed: str) -> str:
     """Which stages cannot be computed without the failed one, as the end of a message."""
-    lost = {failed}
-    for name, given in needs.items():  # inputs stand before what needs them
-        if lost.intersection(given):
-            lost.add(name)
-    skipped = [name for name in needs if name in lost and name != failed]
+    affected = {failed}
+    for name, required in needs.items():  # the inputs of a stage come before the stage
+        if affected.intersection(required):
+            affected.add(name)
+    skipped = [name for name in needs if name in affected and name != failed]
     return f"; not computed without it: {', '.join(skipped)}" if skipped else ""
 
 

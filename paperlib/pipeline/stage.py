@@ -1,4 +1,4 @@
-"""What a stage is: a named computation, what decides its result, and what it may ask for while it runs."""
+"""A stage: a named computation, all that decides its result, and the context that it computes with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 class Context(Protocol):
-    """What a computation may ask for beside its own configuration. There is no profile among it, on purpose."""
+    """What a computation may use beside its own configuration. It contains no profile; see `Stage`."""
 
     seed: int
     device: torch.device
@@ -39,7 +39,7 @@ class Context(Protocol):
 
 @dataclass(frozen=True)
 class Result:
-    """What a computation returns; the store adds provenance."""
+    """What a computation returns. `compute_stage` adds configuration and provenance to the record."""
 
     record: Json
     arrays: Mapping[str, Tensor] = field(default_factory=dict)
@@ -50,15 +50,15 @@ class Result:
 class Stage:
     """A named computation.
 
-    Its result follows from its fields, the results of its inputs, the data and the seed, and from nothing else:
-    ``compute`` is a plain function of a context and ``config``, and a context knows no profile. So the key, a hash of
-    all of these, can miss nothing.
+    Its result depends on its fields, the results of its inputs, the data and the seed, and on nothing else:
+    ``compute`` is a plain function of a context and ``config``, and the context contains no profile. The key is a hash
+    of all of these.
     """
 
     name: str
-    version: int  # of its code: raise it when a change of code changes numbers
+    version: int  # of its code; raise it if a change of the code changes numbers
     config: Any  # a frozen dataclass
     inputs: tuple[str, ...]  # stages whose weights or records it needs
     compute: Callable[[Context, Any], Result]
-    threads: int = 0  # CPU threads it computes with, 0 for torch's choice; with others, sums round differently
-    cost: float = 0.0  # expected network passes, to start long stages first
+    threads: int = 0  # CPU threads, 0 for torch's default; another number rounds sums differently
+    cost: float = 0.0  # expected passes of one network, so that long stages start first

@@ -1,7 +1,8 @@
-"""The artefact store: results keyed by everything they depend on, written whole or not at all, verified when read.
+"""The results computed on this machine, each under a key; written completely or not at all, verified when read.
 
-An artefact is a folder: ``record.json`` (what was measured), optionally ``arrays.safetensors`` (per-example outcomes)
-and ``weights.safetensors``, and, written last, ``manifest.json`` with the checksum of each. Nothing is ever unpickled.
+An artefact is a folder with ``record.json`` (the measured values), optionally ``arrays.safetensors`` (the outcome for
+each image) and ``weights.safetensors``, and ``manifest.json``, written last, with the checksum of each file. No file is
+unpickled.
 """
 
 from __future__ import annotations
@@ -30,48 +31,48 @@ from paperlib.errors import StoreError
 from paperlib.paths import shown
 
 Json = dict[str, Any]
-
-
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Artefact:
-    """One stored result. ``source`` says where it came from: ``computed`` here, or ``published``."""
+    """One stored result."""
 
     key: str
     record: Json
     arrays: dict[str, Tensor]
-    weights: Path | None
-    source: str
+    weights: Path | None  # a safetensors file
+    source: str  # "computed" (on this machine) or "published"
 
 
 class Store:
-    """The artefacts computed on this machine, below one folder."""
+    """The artefacts below one folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def folder(self, name: str, key: str) -> Path:
-        """Where an artefact lives: a readable name, and the key that makes it unique."""
+        """The folder of an artefact: a readable name, and the key that makes it unique."""
         return self.root / f"{name.replace(':', '-').replace('/', 'of')}-{key}"
 
     def read(self, name: str, key: str) -> Artefact | None:
-        """The artefact, or None if it is not there.
+        """The artefact, or None if it does not exist.
 
         Raises:
-            StoreError: it is there but a file is missing or does not match its checksum.
+            StoreError: a file of it is missing or does not match its checksum.
         """
         folder = self.folder(name, key)
         if not (folder / MANIFEST).exists():
             return None
-        manifest, where = read_json(folder / MANIFEST), shown(folder)
+        manifest, location = read_json(folder / MANIFEST), shown(folder)
         files = manifest.get("files") if isinstance(manifest, dict) else None
         if not isinstance(files, dict) or "record.json" not in files:
-            raise StoreError(f"{where}/{MANIFEST}: not what was written; delete {where} to compute it again")
+            raise StoreError(f"{location}/{MANIFEST}: not what was written; delete {location} to compute it again")
         for file, expected in files.items():
             if not (folder / file).is_file() or checksum(folder / file) != expected:
-                raise StoreError(f"{where}/{file}: missing or not what was written; delete {where} to compute it again")
+                raise StoreError(
+                    f"{location}/{file}: missing or not what was written; delete {location} to compute it again"
+                )
         arrays = read_tensors(folder / "arrays.safetensors")[0] if "arrays.safetensors" in files else {}
         weights = folder / "weights.safetensors" if "weights.safetensors" in files else None
         return Artefact(key, read_json(folder / "record.json"), arrays, weights, "computed")
@@ -84,7 +85,7 @@ class Store:
         arrays: Mapping[str, Tensor] | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> Artefact:
-        """Store a result, replacing an older one of the same key. Raises StoreError; then the old one is untouched."""
+        """Store a result in place of an older one with the same key. Raises StoreError; then the older one remains."""
         with replacing_folder(self.folder(name, key)) as temporary:
             write_json(temporary / "record.json", record)
             for file, tensors in (("arrays.safetensors", arrays), ("weights.safetensors", weights)):
@@ -99,13 +100,18 @@ class Store:
     def delete(self, name: str, key: str) -> bool:
         """Remove an artefact; True if there was one."""
         folder = self.folder(name, key)
-        if there := folder.exists():
+        exists = folder.exists()
+        if exists:
             shutil.rmtree(folder)
-        return there
+        return exists
 
     @contextmanager
     def lock(self, name: str, key: str) -> Iterator[None]:
-        """Held while an artefact is computed: a second process waits, then finds it done. Freed if its holder dies."""
+        """Let one process at a time compute an artefact; others wait. The lock is released if its process dies.
+
+        Raises:
+            StoreError: the folder cannot be written.
+        """
         lock = FileLock(self.root / f".{self.folder(name, key).name}.lock")
         make_folder(self.root)
         try:

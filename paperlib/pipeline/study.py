@@ -1,4 +1,4 @@
-"""A study: all results of one profile and one seed, found or computed."""
+"""A study: all results of one profile and one seed, read or computed."""
 
 from __future__ import annotations
 
@@ -70,9 +70,11 @@ class Study:
         self.seeds = tuple(dict.fromkeys(seeds)) or (seed,)
         self.local = local and os.environ.get("PAPERLIB_LOCAL") != "no"
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.extension = load_extension(self.profile.study.extension)  # one version for as long as the study lives
+        self.extension = load_extension(
+            self.profile.study.extension
+        )  # loaded once, so that later edits of the file have no effect
         self.workers = workers or _default_workers(self.device, self.profile.run.threads)
-        # A profile built on another shares its results: equal keys mean equal numbers.
+        # A profile shares the results of its base: equal keys mean equal numbers.
         self.store = Store(store_dir() / (self.profile.base or self.profile.name))
         self.graph = Graph(self.profile, seed, lambda: self.fingerprint)
         self.used: dict[str, Artefact] = {}  # what this study has returned, for the provenance table
@@ -80,10 +82,10 @@ class Study:
     @functools.cached_property
     def published(self) -> Published:
         """The published records; empty without replay, and then no published file is opened."""
-        own = Published(published_dir(self.profile.name))
+        published = Published(published_dir(self.profile.name))
         if not self.replay:
-            return Published.none(own.folder)
-        return own if own.index else Published(published_dir(self.profile.base or self.profile.name))
+            return Published.none(published.folder)
+        return published if published.index else Published(published_dir(self.profile.base or self.profile.name))
 
     @functools.cached_property
     def study_data(self) -> StudyData:
@@ -198,7 +200,7 @@ class Study:
         return Study(self.profile, seed, replay=False, local=self.local, workers=self.workers)
 
     def prepare(self, *patterns: str) -> None:
-        """What a notebook does first: compute the records that are missing, and say where all of them come from."""
+        """Compute the missing records of matching stages, and log where all come from; notebooks call this first."""
         names = self.graph.matching(*patterns)
         compute_runs([self] if self.replay else self.runs, names)
         artefacts = [artefact for name in names if (artefact := self.find(name))]
@@ -206,10 +208,10 @@ class Study:
         sources = ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
         logger.info(f"{len(names)} records of profile {self.profile.name}, seed {self.seed}: {sources}")
         for source in counts:
-            self._say_other_code(source, [artefact for artefact in artefacts if artefact.source == source])
+            self._log_other_code(source, [artefact for artefact in artefacts if artefact.source == source])
 
-    def _say_other_code(self, source: str, artefacts: Sequence[Artefact]) -> None:
-        """Say how many records were computed by other code than this, and by which commits."""
+    def _log_other_code(self, source: str, artefacts: Sequence[Artefact]) -> None:
+        """Log how many records were computed by other code than this, and by which commits."""
         others = [a.record["provenance"] for a in artefacts if a.record["provenance"]["source"] != source_digest()]
         if others:
             commits = ", ".join(sorted({facts["commit"] for facts in others}))
@@ -232,8 +234,8 @@ def load_system(system: str, profile: Profile | str, seed: int = 0) -> nn.Module
 
 
 def _default_workers(device: torch.device, threads: int) -> int:
-    if asked := os.environ.get("PAPERLIB_WORKERS"):
-        if not asked.isdecimal():
-            raise PaperlibError(f"PAPERLIB_WORKERS={asked}: expected a whole number, 1 or more")
-        return max(1, int(asked))
+    if setting := os.environ.get("PAPERLIB_WORKERS"):
+        if not setting.isdecimal():
+            raise PaperlibError(f"PAPERLIB_WORKERS={setting}: expected a whole number, 1 or more")
+        return max(1, int(setting))
     return max(1, (os.cpu_count() or 1) // threads) if device.type == "cpu" and threads else 1

@@ -1,4 +1,4 @@
-"""The data of a study: the images, their fingerprint, and what networks must know of them."""
+"""The data of a study: the images, their fingerprint, and the facts that networks are built with."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class StudyData:
 
     @functools.cached_property
     def facts(self) -> DataFacts:
-        """What networks must know of the data; the published facts in replay, so that no images are needed."""
+        """The facts that networks are built with; in replay the published ones, so that no images are needed."""
         facts = self.published.index.get("data")
         if facts is None:
             return DataFacts.of(self.dataset)

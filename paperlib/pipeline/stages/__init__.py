@@ -1,8 +1,8 @@
-"""The graph of computations: every training run and every measurement of the series as a named stage.
+"""All computations: every training run and every measurement of the series as a named stage.
 
-A stage says what it depends on (configuration, inputs, version of its code) and how it is computed; a
-`paperlib.pipeline.study.Study` finds its result or computes it. Raise the ``version`` of a stage when a change of code
-changes its numbers; the tests notice such a change.
+A stage holds what its result depends on (configuration, inputs, version of its code) and the function that computes it;
+`paperlib.pipeline.study.Study` reads or computes its result. Raise the ``version`` of a stage if a change of the code
+changes its numbers; the tests detect such a change.
 """
 
 from __future__ import annotations
@@ -45,23 +45,24 @@ __all__ = [
     "stress_tested_systems",
 ]
 
-GATED = ("frozen", "dwf")  # their gates are recorded over all eps, those of the next at the headline eps alone
+GATED = ("frozen", "dwf")  # gate weights are recorded at all eps of the sweep
+# Gate weights are recorded at the headline eps only.
 ROUTED = ("soe", "soe-own", "soe-moe", "advmoe", "advmoe-own", "more", "more-own")
 TRACED = ("plain", "pgd-at", "dwf")
-SHOWN = ("plain", "dwf")
+GALLERIES = ("plain", "dwf")
 PUBLISHED_WEIGHTS = ("dwf",)
 
 
 def stages(profile: Profile) -> dict[str, Stage]:
-    """Every stage of the series at the scale of ``profile``, by name; inputs stand before what needs them."""
-    known = recipes(profile)
+    """Every stage of the series at the scale of ``profile``, by name; inputs come before the stages that need them."""
+    systems = recipes(profile)
     listed = [data_facts()]
-    listed += [training(recipe, profile) for recipe in known.values() if recipe.has_weights]
-    listed += [stage for recipe in known.values() for stage in evaluations(recipe, profile)]
-    listed += traces([known[system] for system in TRACED], profile)
-    listed += [gate(known[system], profile, gate_attacks(profile)) for system in GATED]
+    listed += [training(recipe, profile) for recipe in systems.values() if recipe.has_weights]
+    listed += [stage for recipe in systems.values() for stage in evaluations(recipe, profile)]
+    listed += traces([systems[system] for system in TRACED], profile)
+    listed += [gate(systems[system], profile, gate_attacks(profile)) for system in GATED]
     at_headline = [("clean", Fraction(0)), ("pgd", profile.evaluation.eps)]
-    listed += [gate(known[system], profile, at_headline) for system in ROUTED if system in known]
-    listed += [gallery(known[system], profile) for system in SHOWN]
+    listed += [gate(systems[system], profile, at_headline) for system in ROUTED if system in systems]
+    listed += [gallery(systems[system], profile) for system in GALLERIES]
     listed += [nan_router(profile), *stress_stages(profile), *audit_stages(profile)]
     return {stage.name: stage for stage in listed}

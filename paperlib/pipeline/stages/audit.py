@@ -1,4 +1,4 @@
-"""Stages of the audit: of the systems whose accuracy is printed, and of networks with planted faults."""
+"""Stages of the audit: of systems of the main table, and of networks with planted faults."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from paperlib.systems.registry import recipes
 
 AUDITED = ("plain", "pgd-at", "dwf", "soe", "advmoe")
 CONTROLS = "audit:controls"
-# Planted faults show at once; only the two honest networks of the controls need the whole effort.
+# A small budget finds the planted faults; only the two controls without a fault need the full audit budget.
 PLANTED = AuditBudget(steps=50, restarts=2, draws=100, queries=200, autoattack=False)
 
 
 @dataclass(frozen=True)
 class Outcomes:
-    """The records of a system's attacks, so that its audit need not run them again."""
+    """The stages that attacked a system, so that its audit does not run these attacks again."""
 
-    evaluations: tuple[str, ...]  # stages
-    stress: str  # stage
-    autoattack: str  # stage
+    evaluations: tuple[str, ...]
+    stress: str
+    autoattack: str
 
     @classmethod
     def of(cls, system: str, profile: Profile) -> Outcomes:
@@ -46,10 +46,10 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class AuditConfiguration:
-    """The audit of a system's PGD accuracy: the number a paper would print."""
+    """The audit of a system's PGD accuracy, the number that papers report."""
 
     system: System
-    benign: int | None  # which expert was pre-trained on clean images alone
+    benign: int | None  # index of the expert that was pre-trained on clean images only
     outcomes: Outcomes
     eps: Fraction
     images: int
@@ -58,11 +58,11 @@ class AuditConfiguration:
 
 @dataclass(frozen=True)
 class ControlsConfiguration:
-    """The audit of planted faults with little effort, and of two honest networks with all of it."""
+    """The audit of planted faults with a small budget, and of two networks without faults with the full budget."""
 
     undefended: System
     defended: System
-    outcomes: tuple[Outcomes, Outcomes]  # of the two, in this order
+    outcomes: tuple[Outcomes, Outcomes]  # of the undefended and the defended network
     eps: Fraction
     images: int
     planted: AuditBudget
@@ -71,17 +71,18 @@ class ControlsConfiguration:
 
 def audit_stages(profile: Profile) -> list[Stage]:
     """``audit:SYSTEM`` and ``audit:controls``."""
-    known = recipes(profile)
-    return [*(_audit_stage(known[name], profile) for name in audited_systems(profile)), _controls_stage(known, profile)]
+    systems = recipes(profile)
+    audits = [_audit_stage(systems[name], profile) for name in audited_systems(profile)]
+    return [*audits, _controls_stage(systems, profile)]
 
 
 def audited_systems(profile: Profile) -> list[str]:
-    """The systems whose printed number is audited."""
+    """The systems whose PGD accuracy is audited."""
     return [name for name in AUDITED if name in recipes(profile)]
 
 
 def audit_budget_of(profile: Profile) -> AuditBudget:
-    """How hard the profile's audits try."""
+    """The audit budget of a profile."""
     config = profile.stress
     return AuditBudget(profile.evaluation.steps, config.restarts, config.draws, config.iterations, config.queries)
 
@@ -107,36 +108,40 @@ def _audit(context: Context, config: AuditConfiguration) -> Result:
         audit_budget=config.audit_budget,
         seed=hash_seed(context.seed, "audit"),
         label=config.system.name,
-        **_known(context, config.outcomes, config.images),
+        **_recorded_outcomes(context, config.outcomes, config.images),
     )
     return Result(report.json())
 
 
-def _known(context: Context, outcomes: Outcomes, images: int) -> dict[str, Any]:
-    """What the records say of the first images, as arguments of `audit`."""
-    known = {stage.split(":", 2)[2]: context.get(stage).arrays["correct"][:images] for stage in outcomes.evaluations}
-    known |= context.get(outcomes.stress).arrays
-    auto = context.get(outcomes.autoattack)
-    if "not_run" in auto.record["result"]:
-        return {"outcomes": known}
-    known[auto.record["result"]["name"]] = auto.arrays["correct"]
-    return {"outcomes": known, "won_by": auto.arrays["first_success"]}
+def _recorded_outcomes(context: Context, outcomes: Outcomes, images: int) -> dict[str, Any]:
+    """The recorded outcomes of the first images, as arguments of `audit`."""
+    correct = {stage.split(":", 2)[2]: context.get(stage).arrays["correct"][:images] for stage in outcomes.evaluations}
+    correct |= context.get(outcomes.stress).arrays
+    autoattack = context.get(outcomes.autoattack)
+    if "not_run" in autoattack.record["result"]:
+        return {"outcomes": correct}
+    correct[autoattack.record["result"]["name"]] = autoattack.arrays["correct"]
+    return {"outcomes": correct, "won_by": autoattack.arrays["first_success"]}
 
 
-def _controls_stage(known: dict[str, Recipe], profile: Profile) -> Stage:
+def _controls_stage(systems: dict[str, Recipe], profile: Profile) -> Stage:
     images, full = profile.stress.images, audit_budget_of(profile)
-    short = replace(PLANTED, steps=full.steps, draws=min(PLANTED.draws, full.draws))
-    short = replace(short, queries=min(PLANTED.queries, full.queries))
+    small = replace(
+        PLANTED,
+        steps=full.steps,
+        draws=min(PLANTED.draws, full.draws),
+        queries=min(PLANTED.queries, full.queries),
+    )
     config = ControlsConfiguration(
-        undefended=system_of(known["plain"], profile),
-        defended=system_of(known["pgd-at"], profile),
+        undefended=system_of(systems["plain"], profile),
+        defended=system_of(systems["pgd-at"], profile),
         outcomes=(Outcomes.of("plain", profile), Outcomes.of("pgd-at", profile)),
         eps=profile.evaluation.eps,
         images=images,
-        planted=short,
+        planted=small,
         honest=full,
     )
-    outcomes = [stage for found in config.outcomes for stage in found.stages]
+    outcomes = [stage for of_system in config.outcomes for stage in of_system.stages]
     inputs = (*config.undefended.weights, *config.defended.weights, *outcomes)
     cost = images * profile.evaluation.steps * 200
     return Stage(CONTROLS, 2, config, inputs, _controls, profile.run.threads, cost)
@@ -146,25 +151,26 @@ def _controls(context: Context, config: ControlsConfiguration) -> Result:
     data = context.data.to(context.device)
     test = data.test.first(config.images)
     networks = context.model(config.undefended), context.model(config.defended)
-    ground = Ground(*networks, data.train, data.validation, test, float(config.eps))
+    basis = Ground(*networks, data.train, data.validation, test, float(config.eps))
     honest = dict(zip(("undefended", "defended"), config.outcomes, strict=True))
     rows = []
-    for control in controls(ground):
-        how: dict[str, Any] = {"audit_budget": config.planted}
+    for control in controls(basis):
+        arguments: dict[str, Any] = {"audit_budget": config.planted}
         if control.name in honest:
             outcomes = honest[control.name]
-            # What an honest author would claim: what AutoAttack leaves, or PGD where AutoAttack cannot be run.
+            # The claim is the accuracy under AutoAttack, or (None) under PGD where AutoAttack cannot be run.
             claimed: float | None = context.get(outcomes.autoattack).record["result"].get("accuracy")
-            how = {"audit_budget": config.honest, "claimed": claimed, **_known(context, outcomes, config.images)}
-        rows.append(_audit_control(context, control, test, how))
+            arguments = {"audit_budget": config.honest, "claimed": claimed}
+            arguments |= _recorded_outcomes(context, outcomes, config.images)
+        rows.append(_audit_control(context, control, test, arguments))
     return Result({"n": config.images, "eps": budget_text(config.eps), "rows": rows})
 
 
-def _audit_control(context: Context, control: Control, test: Split, how: dict[str, Any]) -> Json:
+def _audit_control(context: Context, control: Control, test: Split, arguments: dict[str, Any]) -> Json:
     report = audit(
         images=test.images,
         labels=test.labels,
-        **{**control.arguments, **how},
+        **{**control.arguments, **arguments},
         seed=hash_seed(context.seed, "audit"),
         label=control.name,
     )

@@ -1,4 +1,4 @@
-"""The data stage: what the images are, and one of each class."""
+"""The data stage: facts about the data set, and one image of each class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paperlib.pipeline.stages.gate import one_per_class
 
 @dataclass(frozen=True)
 class DataConfiguration:
-    """Empty: the fingerprint of the data, part of every key, says all there is."""
+    """Empty: the fingerprint of the data, part of every key, identifies the data."""
 
 
 def data_facts() -> Stage:
@@ -34,5 +34,5 @@ def _data(context: Context, config: DataConfiguration) -> Result:
         "std": list(data.std),
         "counts": counts,
     }
-    shown = one_per_class(data.test)
-    return Result(record, {"images": shown.images.cpu(), "labels": shown.labels.cpu()})
+    examples = one_per_class(data.test)
+    return Result(record, {"images": examples.images.cpu(), "labels": examples.labels.cpu()})

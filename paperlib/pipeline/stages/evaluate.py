@@ -1,17 +1,18 @@
-"""Evaluation stages: one system under one attack, and the course of an attack by iteration."""
+"""Evaluation stages: one system under one attack, and loss and accuracy at each iterate of an attack."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from paperlib.attacks import cross_entropy, pgd
 from paperlib.config.schema import Profile
 from paperlib.evaluation import AttackSpec, basic_attacks, evaluate, headline, surrogate_attacks, sweep
 from paperlib.pipeline.stage import Context, Result, Stage
 from paperlib.seeds import cpu_generator, hash_seed
+from paperlib.shapes import Images, Labels, Logits, PerImage
 from paperlib.systems.build import System, system_of
 from paperlib.systems.recipe import Recipe
 from paperlib.systems.registry import COMPARED
@@ -39,7 +40,7 @@ class TraceConfiguration:
 
 
 def attacks_on(recipe: Recipe, profile: Profile) -> list[AttackSpec]:
-    """The attacks of the main table a system faces; one that picks an expert by argmax also faces its soft stand-in."""
+    """The attacks of the main table on a system; with hard routing, attacks on its differentiable surrogate too."""
     if recipe.family == "member":
         return []
     specs = basic_attacks(profile.evaluation)
@@ -47,7 +48,7 @@ def attacks_on(recipe: Recipe, profile: Profile) -> list[AttackSpec]:
 
 
 def evaluations(recipe: Recipe, profile: Profile) -> list[Stage]:
-    """Every attack of the main table on one system, and of the sweeps for those followed over eps."""
+    """Every attack of the main table on one system; for the systems of `COMPARED`, those of the sweeps too."""
     specs = attacks_on(recipe, profile)
     if recipe.system in COMPARED:
         specs += [spec for spec in sweep(profile.evaluation) if spec not in specs]
@@ -66,7 +67,7 @@ def evaluation(recipe: Recipe, spec: AttackSpec, profile: Profile) -> Stage:
 
 def _evaluate(context: Context, config: EvaluationConfiguration) -> Result:
     name, spec = config.system.name, config.attack
-    # One seed for every system: they face the same random starts, and are compared image by image.
+    # The same seed, and so the same random starts, for every system: outcomes are compared image by image.
     outcome = evaluate(
         context.model(config.system),
         context.data.test.first(config.images).to(context.device),
@@ -96,13 +97,13 @@ def _trace(context: Context, config: TraceConfiguration) -> Result:
     losses: list[float] = []
     accuracies: list[float] = []
 
-    def recorded(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def recording(model: nn.Module, x: Images, y: Labels) -> tuple[Logits, PerImage]:
         logits, values = cross_entropy(model, x, y)
         losses.append(float(values.detach().mean()))
         accuracies.append(float((logits.argmax(dim=1) == y).float().mean()))
         return logits, values
 
-    # One step more than asked: the objective sees iterates 0 to ``steps``.
+    # One step more, so that the objective is computed at iterates 0 to ``steps``.
     pgd(
         context.model(config.system),
         split.images,
@@ -111,7 +112,7 @@ def _trace(context: Context, config: TraceConfiguration) -> Result:
         step_size=spec.step,
         steps=spec.steps + 1,
         generator=cpu_generator(hash_seed(context.seed, "trace")),
-        objective=recorded,
+        objective=recording,
     )
     table = {"system": config.system.name, "attack": spec.table(), "n": config.images}
     return Result({**table, "loss": losses, "accuracy_at_iterate": accuracies})

@@ -1,4 +1,4 @@
-"""Stages that look inside a system: the gate's weights under attack, and the gallery of one image of each class."""
+"""Stages of the gate weights under attack, and of the gallery: one image of each class with its predictions."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from paperlib.models import Mixture
 from paperlib.models.modes import eval_mode
 from paperlib.pipeline.stage import Context, Json, Result, Stage
 from paperlib.seeds import cpu_generator, hash_seed
+from paperlib.shapes import GateWeights, Images
 from paperlib.systems.build import System, system_of
 from paperlib.systems.recipe import Recipe
 
@@ -35,7 +36,7 @@ class GateConfiguration:
 
 @dataclass(frozen=True)
 class GalleryConfiguration:
-    """The first test image of each class, clean and under FGSM and PGD, with what the system makes of it."""
+    """The first test image of each class, clean and under FGSM and PGD, with logits and gate weights."""
 
     system: System
     eps: Fraction
@@ -43,7 +44,7 @@ class GalleryConfiguration:
 
 
 def gate_attacks(profile: Profile) -> tuple[tuple[str, Fraction], ...]:
-    """The attacks under which the gate of a followed system is recorded: (kind, eps), clean first."""
+    """The attacks of the eps sweep under which gate weights are recorded: (kind, eps), clean first."""
     eps_sweep = profile.evaluation.eps_sweep
     return (("clean", Fraction(0)), *((kind, eps) for kind in ("fgsm", "pgd") for eps in eps_sweep))
 
@@ -66,7 +67,7 @@ def _gate(context: Context, config: GateConfiguration) -> Result:
         weights = _gate_weights(model, x)
         name = kind if kind == "clean" else f"{kind}@{budget_text(eps)}"
         arrays[name] = weights.half()
-        rows.append({"attack": name, "kind": kind, "eps": budget_text(eps), **_gate_health(weights)})
+        rows.append({"attack": name, "kind": kind, "eps": budget_text(eps), **_gate_statistics(weights)})
     record = {"system": config.system.name, "n": config.images, "pgd_steps": config.steps, "rows": rows}
     return Result(record, arrays)
 
@@ -88,10 +89,10 @@ def _gallery(context: Context, config: GalleryConfiguration) -> Result:
         arrays[f"{kind}/images"] = x.cpu()
         with eval_mode(model), torch.no_grad():
             if isinstance(model, Mixture):
-                forward_with_experts = model.forward_with_experts(x)
-                arrays[f"{kind}/expert_logits"] = forward_with_experts.expert_logits.cpu()
-                arrays[f"{kind}/gate_weights"] = forward_with_experts.gate_weights.cpu()
-                arrays[f"{kind}/logits"] = forward_with_experts.logits.cpu()
+                output = model.forward_with_experts(x)
+                arrays[f"{kind}/expert_logits"] = output.expert_logits.cpu()
+                arrays[f"{kind}/gate_weights"] = output.gate_weights.cpu()
+                arrays[f"{kind}/logits"] = output.logits.cpu()
             else:
                 arrays[f"{kind}/logits"] = model(x).cpu()
     record = {"system": config.system.name, "eps": budget_text(config.eps), "pgd_steps": config.steps}
@@ -105,28 +106,27 @@ def one_per_class(split: Split) -> Split:
     return Split(split.images[index], split.labels[index])
 
 
-def _attacked(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: int, seed: int) -> Tensor:
+def _attacked(model: nn.Module, split: Split, kind: str, eps: Fraction, steps: int, seed: int) -> Images:
     if kind == "clean":
         return split.images
     if kind == "fgsm":
         return fgsm(model, split.images, split.labels, eps=eps)
     generator = cpu_generator(seed)
-    how = {"eps": eps, "step_size": eps / 4, "steps": steps}
-    return pgd(model, split.images, split.labels, **how, generator=generator)  # type: ignore[arg-type]
+    return pgd(model, split.images, split.labels, eps=eps, step_size=eps / 4, steps=steps, generator=generator)
 
 
-def _gate_weights(model: nn.Module, x: Tensor) -> Tensor:
+def _gate_weights(model: nn.Module, x: Images) -> GateWeights:
     with eval_mode(model), torch.no_grad():
         parts = [model.forward_with_experts(part).gate_weights for part in x.split(GATE_BATCH)]  # type: ignore[operator]
     return torch.cat(parts).cpu()
 
 
-def _gate_health(weights: Tensor) -> Json:
-    """Mean weight of each expert; how decided the gate is (mean entropy, nats); how often its favourite leads."""
+def _gate_statistics(weights: GateWeights) -> Json:
+    """Mean weight of each expert; mean entropy (nats); share of images with the most frequent top-1 expert."""
     entropy = -(weights * weights.clamp_min(1e-12).log()).sum(dim=1)
-    favourite = torch.bincount(weights.argmax(dim=1), minlength=weights.shape[1]).max()
+    most_frequent = torch.bincount(weights.argmax(dim=1), minlength=weights.shape[1]).max()
     return {
         "mean_weights": weights.mean(dim=0).tolist(),
         "entropy": float(entropy.mean()),
-        "favourite_share": int(favourite) / len(weights),
+        "favourite_share": int(most_frequent) / len(weights),
     }

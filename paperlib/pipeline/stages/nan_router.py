@@ -1,4 +1,4 @@
-"""The negative control of training: ADVMoE with the router loss that turns NaN, beside the safe one."""
+"""A negative control of training: ADVMoE with a router loss that becomes NaN, and with the safe loss."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from paperlib.pipeline.stages.train import TrainConfiguration, TrainingRun, conf
 from paperlib.seeds import cpu_generator, hash_seed, uniform
 from paperlib.systems.defences import unsafe_advmoe
 
-REPORTED_GAP = 320.0  # between router scores, when published ADVMoE code turned NaN
+REPORTED_GAP = 320.0  # between router scores, when the loss of published ADVMoE code became NaN
 
 
 @dataclass(frozen=True)
 class NanRouterConfiguration:
-    """Two trainings of one network that differ in the router's loss alone, and what is evaluated after them."""
+    """Two trainings of one network that differ in the router's loss only, and the evaluation after them."""
 
     unsafe: TrainConfiguration
     safe: TrainingRun
@@ -35,10 +35,10 @@ class NanRouterConfiguration:
 
 
 def nan_router(profile: Profile) -> Stage:
-    """``control:advmoe-unsafe``: does training stop, and does evaluation refuse the network, when a router turns NaN?
+    """``control:advmoe-unsafe``: whether training stops, and evaluation refuses the network, if a router becomes NaN.
 
-    Both trainings begin with a router whose scores lie as far apart as was reported of published code (third party:
-    320), so that a probability underflows; one epoch is enough.
+    Both trainings start with the largest gap between router scores that was reported of published code (by a third
+    party: 320), so that a probability underflows to zero. One epoch is enough.
     """
     unsafe, safe = (configuration(recipe, profile) for recipe in unsafe_advmoe(profile))
     settings = profile.evaluation
@@ -56,22 +56,22 @@ def _nan_router(context: Context, config: NanRouterConfiguration) -> Result:
         factor = config.gap / float((scores.amax(dim=1) - scores.amin(dim=1)).max())
         for parameter in router.get_submodule("head").parameters():
             parameter.mul_(factor)
-    mended = copy.deepcopy(model)
+    safe = copy.deepcopy(model)
     stopped = _refusal(lambda: train_network(model, context, config.unsafe))
-    held = _refusal(lambda: train_network(mended, context, replace(config.unsafe, run=config.safe)))
+    safe_stopped = _refusal(lambda: train_network(safe, context, replace(config.unsafe, run=config.safe)))
     split = context.data.test.first(config.images).to(context.device)
     refused = _refusal(lambda: evaluate(model, split, CLEAN, seed=0, label=name))
     generator = cpu_generator(hash_seed(context.seed, name, "naive"))
     noise = 2 * uniform(split.images.shape, generator, split.images) - 1
-    # What a careless evaluation prints: argmax of NaN is pathway 0, and a step along the sign of a NaN gradient
-    # that is taken for zero goes nowhere, so only the attack's random start is left.
-    left = [split.images, (split.images + eps * noise).clamp(0, 1)]
+    # The accuracy that an evaluation without a check for NaN reports. The argmax of NaN scores is pathway 0. If a NaN
+    # gradient is replaced by zero, the steps of an attack change nothing, so only its random start remains.
+    naive_inputs = [split.images, (split.images + eps * noise).clamp(0, 1)]
     with eval_mode(model), torch.no_grad():
-        naive = [int((model(x).argmax(dim=1) == split.labels).sum()) for x in left]
+        naive = [int((model(x).argmax(dim=1) == split.labels).sum()) for x in naive_inputs]
     record: Json = {"system": name, "n": config.images, "eps": budget_text(config.eps)}
-    record |= {"training_stopped": stopped, "evaluation_refused": refused, "safe_training_stopped": held}
+    record |= {"training_stopped": stopped, "evaluation_refused": refused, "safe_training_stopped": safe_stopped}
     record |= {"router_not_finite": _not_finite(router)}
-    record |= {"safe_router_not_finite": _not_finite(mended.get_submodule("router"))}
+    record |= {"safe_router_not_finite": _not_finite(safe.get_submodule("router"))}
     return Result({**record, "naive_clean": naive[0], "naive_attacked": naive[1]})
 
 
@@ -81,7 +81,7 @@ def _not_finite(module: nn.Module) -> float:
 
 
 def _refusal(work: Callable[[], object]) -> str:
-    """What the check that stopped ``work`` said; empty if none did."""
+    """The message of the check that stopped ``work``; empty if no check did."""
     try:
         work()
     except NotFiniteError as error:

@@ -1,4 +1,4 @@
-"""Stages of the stress tests: AutoAttack, and the attacks made for mixtures."""
+"""Stages of the stress tests: AutoAttack, and attacks designed for mixtures."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from paperlib.systems.experts import EXPERTS
 from paperlib.systems.recipe import Recipe
 from paperlib.systems.registry import recipes
 
-# Who faces AutoAttack where it cannot be everyone: DWF, those it is compared with first, and other mixtures.
+# The systems attacked by AutoAttack where it is too expensive for all: DWF, its main baselines, other mixtures.
 AUTOATTACKED = ("plain", "pgd-at", "trades", "pgd-at-ensemble", "dwf", "soe", "advmoe", "best-expert")
-BEST_EXPERT = "best-expert"  # stands for the expert that did best on the validation split, another with each seed
+BEST_EXPERT = "best-expert"  # the expert with the best validation accuracy; it differs between seeds
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class AutoAttackConfiguration:
     candidates: tuple[System, ...]
     attack: AttackSpec
     images: int
-    batch_size: int  # images attacked at once; they share random numbers
+    batch_size: int  # images attacked at once; it changes the random numbers
 
 
 @dataclass(frozen=True)
 class StressConfiguration:
-    """The attack of the main table with every objective a system offers, a longer PGD, and noise."""
+    """The attack of the main table with every objective that applies to a system, a longer PGD, and noise."""
 
     name: str
     candidates: tuple[System, ...]
-    benign: int | None  # which expert was pre-trained on clean images alone
-    surrogate: System  # examples are crafted on it too; none of its weights are the system's
+    benign: int | None  # index of the expert that was pre-trained on clean images only
+    surrogate: System  # for transfer attacks; it shares no weights with the system
     attack: AttackSpec
     longer: AttackSpec
     noise: AttackSpec
@@ -50,7 +50,7 @@ class StressConfiguration:
 
 
 def stress_stages(profile: Profile) -> list[Stage]:
-    """``stress:SYSTEM`` for every system of the main table, ``autoattack:SYSTEM`` for those that face it."""
+    """``stress:SYSTEM`` for every system of the main table, ``autoattack:SYSTEM`` for those of `autoattack_systems`."""
     listed = []
     for name in stress_tested_systems(profile):
         listed.append(_stress_stage(name, profile))
@@ -60,13 +60,13 @@ def stress_stages(profile: Profile) -> list[Stage]:
 
 
 def stress_tested_systems(profile: Profile) -> list[str]:
-    """Every system of the main table, the best single expert under the name `BEST_EXPERT`."""
-    known = recipes(profile).values()
-    return [*(r.system for r in known if r.family in ("single", "mixture", "defence")), BEST_EXPERT]
+    """Every system of the main table, and the best single expert under the name `BEST_EXPERT`."""
+    families = ("single", "mixture", "defence")
+    return [*(recipe.system for recipe in recipes(profile).values() if recipe.family in families), BEST_EXPERT]
 
 
 def autoattack_systems(profile: Profile) -> list[str]:
-    """The systems that face AutoAttack: all, or those the claims turn on and the user's own."""
+    """The systems attacked by AutoAttack: all, or those that the claims need and the user's own."""
     own = [recipe.system for recipe in recipes(profile).values() if recipe.code]
     return [
         name
@@ -76,7 +76,7 @@ def autoattack_systems(profile: Profile) -> list[str]:
 
 
 def best_expert(context: Context) -> str:
-    """The expert with the highest PGD accuracy on the *validation* split; the test split has no say in it."""
+    """The expert with the highest PGD accuracy on the *validation* split; the test split is not used."""
     return max(EXPERTS, key=lambda name: _validation_accuracy(context, f"train:{name}"))
 
 
@@ -87,9 +87,9 @@ def _validation_accuracy(context: Context, stage: str) -> float:
 
 
 def _candidates(name: str, profile: Profile) -> tuple[Recipe, tuple[System, ...]]:
-    known = recipes(profile)
-    chosen = [known[system] for system in (EXPERTS if name == BEST_EXPERT else (name,))]
-    return chosen[0], tuple(system_of(recipe, profile) for recipe in chosen)
+    systems = recipes(profile)
+    candidates = [systems[system] for system in (EXPERTS if name == BEST_EXPERT else (name,))]
+    return candidates[0], tuple(system_of(recipe, profile) for recipe in candidates)
 
 
 def _model(context: Context, candidates: tuple[System, ...]) -> nn.Module:
@@ -103,7 +103,7 @@ def _weights(candidates: tuple[System, ...]) -> tuple[str, ...]:
 
 
 def autoattack_of(profile: Profile) -> AttackSpec:
-    """AutoAttack at the headline eps; cut short only in profiles made for tests."""
+    """AutoAttack at the headline eps, shortened in profiles for tests only."""
     return autoattack_spec(profile.evaluation.eps, profile.stress.iterations, profile.stress.queries)
 
 
@@ -119,8 +119,8 @@ def _autoattack_stage(name: str, profile: Profile) -> Stage:
 def _autoattack(context: Context, config: AutoAttackConfiguration) -> Result:
     spec = config.attack
     if (classes := len(context.data.classes)) < CLASSES:
-        why = f"its targeted losses need {CLASSES} classes or more, the data have {classes}"
-        return Result({"system": config.name, "name": spec.name, "attack": spec.table(), "not_run": why})
+        reason = f"its targeted losses need {CLASSES} classes or more, the data have {classes}"
+        return Result({"system": config.name, "name": spec.name, "attack": spec.table(), "not_run": reason})
     outcome = evaluate(
         _model(context, config.candidates),
         context.data.test.first(config.images).to(context.device),
@@ -138,7 +138,7 @@ def _autoattack(context: Context, config: AutoAttackConfiguration) -> Result:
 def _stress_stage(name: str, profile: Profile) -> Stage:
     recipe, candidates = _candidates(name, profile)
     settings, main = profile.stress, headline(profile.evaluation)
-    surrogate = system_of(recipes(profile)[_held_out(name, profile)], profile)
+    surrogate = system_of(recipes(profile)[_transfer_surrogate(name, profile)], profile)
     config = StressConfiguration(
         name=name,
         candidates=candidates,
@@ -155,15 +155,15 @@ def _stress_stage(name: str, profile: Profile) -> Stage:
     return Stage(f"stress:{name}", 1, config, inputs, _stress, profile.run.threads, cost)
 
 
-def _held_out(name: str, profile: Profile) -> str:
-    """A network none of whose weights the system has."""
+def _transfer_surrogate(name: str, profile: Profile) -> str:
+    """A system that shares no weights with the system ``name``."""
     if name != "pgd-at":
         return "pgd-at"
     return "pgd-at-0" if "pgd-at-0" in recipes(profile) else EXPERTS[-1]
 
 
 def benign_expert_of(recipe: Recipe) -> int | None:
-    """Which expert of a mixture was pre-trained on clean images alone."""
+    """The index of the expert that was pre-trained on clean images only; None if the mixture has no such expert."""
     return recipe.starts_from.index(EXPERTS[0]) if EXPERTS[0] in recipe.starts_from else None
 
 

@@ -1,4 +1,4 @@
-"""Training stages: the weights of one system, and the course of its training."""
+"""Training stages: the weights of one system, and its training history."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from paperlib.training.validation import Validation
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """How a network learns: updates of each batch, schedule, the attack that picks the checkpoint, and arithmetic."""
+    """The training of a network: update steps of each batch, schedule, selection of the checkpoint, arithmetic."""
 
     update_steps: tuple[UpdateStep, ...]
     schedule: TrainConfig
@@ -36,14 +36,14 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class TrainConfiguration:
-    """All that decides the weights of a system, but data, seed and the weights it starts from."""
+    """All that decides the weights of a system, except data, seed and the weights that it starts from."""
 
     system: str
     architecture: Architecture
     seed_group: str  # systems of one group share initial weights, batches and attacks
-    reference_width: int  # of the ResNet-18 in whose operations costs are counted
+    reference_width: int  # width of the ResNet-18 whose operations are the unit of cost
     starts_from: tuple[str, ...] = ()  # training stages of its experts, in order
-    run: TrainingRun | None = None  # None for a network that comes with its weights
+    run: TrainingRun | None = None  # None for a network with given weights
 
 
 def training(recipe: Recipe, profile: Profile) -> Stage:
@@ -56,7 +56,7 @@ def training(recipe: Recipe, profile: Profile) -> Stage:
         * recipe.network.experts
     )
     units *= 6 if recipe.network.member == "wrn28-10" else recipe.network.width**1.5
-    # advmoe: since a folded copy runs all pathways side by side; own: since dropout acts during training
+    # Raised for advmoe when a folded copy computed all pathways at once, for own when dropout became active.
     version = 4 if recipe.network.kind in ("advmoe", "own") else 3
     return Stage(
         f"train:{recipe.system}", version, config, config.starts_from, _train, profile.run.threads, units * 1e6
@@ -64,7 +64,7 @@ def training(recipe: Recipe, profile: Profile) -> Stage:
 
 
 def configuration(recipe: Recipe, profile: Profile) -> TrainConfiguration:
-    """What decides the weights of a recipe's system at the scale of a profile."""
+    """The training configuration of a recipe at the scale of a profile."""
     run = None
     if recipe.update_steps:
         assert recipe.training is not None
@@ -88,8 +88,8 @@ def configuration(recipe: Recipe, profile: Profile) -> TrainConfiguration:
 
 
 def _validation(recipe: Recipe, profile: Profile) -> Validation:
-    # The threat model that picks checkpoints is the one the main table reports, on images the table never uses.
-    # Its step size is a quarter of eps, whatever the table's: another evaluation step must not retrain everything.
+    # Checkpoints are selected under the threat model of the main table, on the validation split. The step size is
+    # eps / 4 and does not depend on the table's, so that another evaluation step does not retrain all systems.
     assert recipe.training is not None
     eps = float(profile.evaluation.eps)
     return Validation(eps, eps / 4, recipe.training.validation_steps, recipe.select)
@@ -107,8 +107,7 @@ def _train(context: Context, config: TrainConfiguration) -> Result:
         "parameters": parameters(model),
         "inference_cost": cost,
         "history": history.table(),
-        # Passes through the training set, in units of one clean epoch of one ResNet-18; unknown of a network that
-        # came with its weights.
+        # Unit: one clean epoch of one ResNet-18. None for a network with given weights.
         "training_units": history.passes * cost / len(context.data.train) if config.run else None,
     }
     return Result(record, weights=model.state_dict())
@@ -124,7 +123,7 @@ def draw_network(context: Context, config: TrainConfiguration) -> nn.Module:
 def train_network(
     model: nn.Module, context: Context, config: TrainConfiguration, checkpoint: Path | None = None
 ) -> History:
-    """Train a network in place by the run of its configuration."""
+    """Train a network in place as its configuration describes."""
     run = config.run
     assert run is not None
     return train(
@@ -144,6 +143,6 @@ def train_network(
 
 
 def relative_cost(model: nn.Module, data: Dataset, width: int) -> float:
-    """Operations of one forward pass, in those of one ResNet-18 of the given width on the same images."""
+    """Operations of one forward pass, relative to one ResNet-18 of the given width on the same images."""
     reference = backbone("resnet18", len(data.classes), width, data.shape[-1], data.mean, data.std)
     return operations(model.eval(), data.shape) / operations(reference.eval(), data.shape)

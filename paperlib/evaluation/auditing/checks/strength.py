@@ -141,7 +141,7 @@ def worst_case(context: AuditContext) -> CheckResult:
     return fail_if(claim > high, value, why)
 
 
-@check(9, "Does the attack beat blind luck?", "no image more to noise than to PGD (Athalye et al.)")
+@check(9, "Is the attack stronger than random noise?", "no image more to noise than to PGD (Athalye et al.)")
 def noise(context: AuditContext) -> CheckResult:
     draws = context.audit_budget.draws
     noisy, pgd = context.accuracy(noise_spec(context.eps, draws)), context.accuracy(context.pgd)

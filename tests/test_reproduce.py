@@ -195,7 +195,7 @@ def test_every_seed_is_computed_and_passed_to_the_notebooks(home: Path, monkeypa
 
 def test_tables_over_seeds_state_that_one_seed_was_computed(reproduced: Reproduction) -> None:
     verdicts = pd.read_csv(reproduced.home / "figures/tiny/verdicts.csv")
-    decided = verdicts[verdicts["numbers"].str.contains(" for, ") & (verdicts["claim"] != "cost")]
+    decided = verdicts[verdicts["comparisons"].str.contains(" supported, ") & (verdicts["claim"] != "cost")]
     assert set(decided["verdict"]) == {"undecided (1 seed)"}
     page = (reproduced.home / "build/tiny/html/index.html").read_text(encoding="utf-8")
     assert page.count("undecided (1 seed)") == len(decided)
@@ -289,7 +289,7 @@ def commands() -> list[str]:
 COMMANDS = commands()
 OF_PAPERLIB = [command for command in COMMANDS if "python -m paperlib" in command]
 # These read published records or nothing, so they run without a change.
-CHEAP = ("--list", " doctor ", " audit ")
+CHEAP = ("--list", " doctor ", " audit ", " schema ")
 
 
 @pytest.mark.parametrize("command", OF_PAPERLIB)
@@ -460,7 +460,7 @@ def check_own_audit(tiny: Reproduction, output: str) -> None:
 
 def check_new_system(tiny: Reproduction, output: str) -> None:
     table = pd.read_csv(tiny.home / "figures" / "smooth" / "main_table.csv", index_col="system")
-    assert table.loc["smooth", "what it is"] == "PGD-AT with smoothed labels"
+    assert table.loc["smooth", "description"] == "PGD-AT with smoothed labels"
     assert table.loc["smooth"].notna().all()  # AutoAttack, the worst case and the cost included
     assert {"pgd-at", "dwf"} <= {*table.index} and any(name.startswith("AutoAttack") for name in table.columns)
     assert re.search(r"worst case of \d+ attacks", output)

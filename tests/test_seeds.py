@@ -79,8 +79,8 @@ ALLOWED = {
     "models/backbones.py: torch.nn.init.kaiming_normal_": WEIGHTS,
     "models/resnet.py: torch.nn.init.kaiming_normal_": WEIGHTS,
     "models/advmoe.py: torch.nn.init.kaiming_normal_": WEIGHTS,
-    "data/dataset.py: numpy.random.default_rng": SPLIT,
-    "data/dataset.py: rng.permutation": SPLIT,
+    "data/splits.py: numpy.random.default_rng": SPLIT,
+    "data/splits.py: rng.permutation": SPLIT,
 }
 
 

@@ -41,7 +41,7 @@ def test_the_contents_page_begins_with_the_verdicts(pages: Path) -> None:
     with (paths.ROOT / "figures" / "digits" / "verdicts.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 12
-    places = [html.unescape(index).index(row["says"]) for row in rows]
+    places = [html.unescape(index).index(row["statement"]) for row in rows]
     assert places == sorted(places) and places[-1] < index.index('class="entry"')
     for verdict in ("supported", "not supported", "undecided"):
         expected = sum(row["verdict"] == verdict for row in rows)

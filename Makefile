@@ -5,7 +5,7 @@ PROFILE ?= digits
 ARGS ?=
 BIN := .venv/bin
 # Files whose tests take less than a minute together.
-FAST := $(patsubst %,tests/test_%.py,data image_files packaging profiles progress)
+FAST := $(patsubst %,tests/test_%.py,architecture data image_files losses multiple_comparisons packaging profiles progress)
 
 .PHONY: help reproduce lab check test style bench clean
 

@@ -46,7 +46,7 @@ def writing_output() -> Iterator[None]:
         closed = OutputClosed(error)
         if threading.current_thread() is threading.main_thread():
             raise closed from error
-        _interrupt_main_thread()
+        _interrupt_main_thread(closed)
         raise SystemExit(closed.code) from error
 
 
@@ -71,7 +71,12 @@ def discard_output() -> None:
         os.close(null)
 
 
-def _interrupt_main_thread() -> None:
+def _interrupt_main_thread(closed: OutputClosed) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a script
+        if not closed.reader_gone:
+            with suppress(OSError):
+                print(f"error: standard output: cannot write ({closed.reason})", file=sys.stderr, flush=True)
+        os._exit(int(closed.code or 1))  # the main thread cannot be interrupted and would wait for ever
     main = threading.main_thread()
     if _main_interrupted.is_set():
         return

@@ -306,6 +306,11 @@ def test_a_command_ends_if_a_thread_cannot_write(closed: str, verb: str) -> None
     assert run_with_output([sys.executable, "-c", THREAD.replace("{verb}", verb)], closed) == EXPECTED[closed]
 
 
+def test_a_command_that_ignores_interrupts_ends_too() -> None:
+    script = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + THREAD.replace("{verb}", "in_a_thread")
+    assert run_with_output([sys.executable, "-c", script], "pipe") == EXPECTED["pipe"]
+
+
 # PAPERLIB_HOME that cannot be created ---------------------------------------------------------------------------------
 
 WRITING = ["run", "reproduce", "refresh"]

@@ -49,4 +49,4 @@ def test_a_dry_run_leaves_records_that_notebooks_replay(
     assert set(listed) <= set(rows.index) and len(rows) == len(listed) + 1  # the best expert
     verdicts = claims.verdicts(study.runs)
     assert claims.SUPPORTED not in {v.verdict for v in verdicts}  # because of the single seed
-    assert any(v.evidence for v in verdicts) and any("left out" in v.why for v in verdicts)
+    assert any(v.comparisons for v in verdicts) and any("left out" in v.reason for v in verdicts)

@@ -582,17 +582,6 @@ def test_the_table_of_verdicts_counts_the_readings(decided: list[Verdict]) -> No
         assert tuple(row) == (v.claim.statement, v.claim.source, v.verdict)
 
 
-def test_the_table_of_comparisons_gives_seeds_and_n(decided: list[Verdict]) -> None:
-    table = claims.comparisons_table(decided)
-    assert len(table) == sum(len(v.comparisons) for v in decided)
-    assert table.index.is_unique
-    row = table.loc[("beats-equal-size", "dwf - pgd-at-wide, PGD worst case")]
-    assert (row["seeds"], row["n"], row["reading"]) == (3, N, REFUTED)
-    assert row["result"].startswith("-10.0 [")
-    counted = table.loc["cost"]
-    assert set(counted["seeds"]) == set(counted["n"]) == {""}
-
-
 def test_a_description_gives_rule_comparisons_and_verdict(decided: list[Verdict]) -> None:
     for v in decided:
         text = claims.describe(v)
@@ -678,9 +667,8 @@ def test_published_profiles_are_those_with_an_index(home: Path) -> None:
     assert claims.published_profiles() == ["digits"]
 
 
-def test_verdicts_without_comparisons_make_empty_tables() -> None:
-    for table in (claims.comparisons_table, claims.differences_frame):
-        assert len(table(claims.verdicts([]))) == 0
+def test_verdicts_without_comparisons_make_an_empty_table() -> None:
+    assert len(claims.differences_frame(claims.verdicts([]))) == 0
 
 
 # -- profiles that leave systems out -----------------------------------------------------------------------------------

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from notebook_hygiene import check_hygiene
 
 from paperlib import Study, paths
 from paperlib.atomic_files import checksum, read_json, write_json
 from paperlib.pipeline.publish import published_configuration
 from paperlib.pipeline.published_format import read_records, write_records
 from paperlib.series.catalogue import discover
-from paperlib.series.hygiene import check_hygiene
 from paperlib.series.notebook_format import tagged
 from paperlib.series.runner import run_series
 

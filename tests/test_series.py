@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import nbformat
+import notebook_hygiene as hygiene
 import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -16,7 +17,7 @@ from toys import logged, micro_table, toml_text
 
 from paperlib import paths
 from paperlib.errors import MissingError, SeriesError
-from paperlib.series import catalogue, hygiene, notebook_format, runner
+from paperlib.series import catalogue, notebook_format, runner
 from paperlib.series import process as process_module
 from paperlib.series.network_loads import network_loads
 from paperlib.series.refresh import refresh

@@ -17,7 +17,6 @@ from paperlib.report.claims.rules import (
     Survives,
 )
 from paperlib.report.claims.tables import (
-    comparisons_table,
     describe,
     differences_frame,
     power_note,
@@ -53,7 +52,6 @@ __all__ = [
     "Grows",
     "Survives",
     "Verdict",
-    "comparisons_table",
     "decide",
     "describe",
     "differences_frame",

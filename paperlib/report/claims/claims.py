@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from paperlib.pipeline.stages import BEST_EXPERT
 from paperlib.report.claims.rules import Beats, Claim, Collapse, Grows, Survives
 from paperlib.report.outcomes import PGD_WORST_CASE
 from paperlib.systems.singles import BACKBONES, STRONGEST
@@ -57,7 +58,7 @@ CLAIMS: tuple[Claim, ...] = (
         "The trained gate beats the uniform average and the best expert",
         "ours",
         system="frozen",
-        others=("uniform", "best-expert"),
+        others=("uniform", BEST_EXPERT),
     ),
     Beats("beats-one-network", "DWF beats one adversarially trained ResNet-18", "ours", others=("pgd-at", "trades")),
     Beats(

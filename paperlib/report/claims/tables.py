@@ -62,24 +62,6 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("claim")
 
 
-def comparisons_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Every comparison behind the verdicts, with its seeds and n."""
-    rows = [
-        {
-            "claim": v.claim.id,
-            "compared": item.label,
-            "result": item.text,
-            "seeds": item.value.seeds if item.value else "",
-            "n": item.value.n if item.value else "",
-            "reading": item.reading,
-        }
-        for v in verdicts
-        for item in v.comparisons
-    ]
-    columns = ["claim", "compared", "result", "seeds", "n", "reading"]
-    return pd.DataFrame(rows, columns=columns).set_index(["claim", "compared"])
-
-
 def power_note(studies: Sequence[Study], others: Sequence[str]) -> str:
     """The differences from DWF that the records can resolve: half-widths of the intervals, and standard errors."""
     ours = outcomes_over_seeds(studies, "dwf", PGD_WORST_CASE)
